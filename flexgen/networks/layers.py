@@ -1,0 +1,153 @@
+"""The parts that generators and critics share, each built from a plain configuration value."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules import activation as torch_activations
+
+Norm = Literal["batch", "layer"] | None
+
+
+def positive(name: str, value: int) -> int:
+    """`value` as an int, refused unless it is a whole number of at least 1.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"`{name}` must be a positive whole number, got {value!r}")
+    return int(value)
+
+
+def positives(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """A sequence of sizes as a tuple of positive ints (it may be empty).
+
+    Raises:
+        ValueError: if it is a single number or a string, or if a size is not positive.
+    """
+    if isinstance(values, int | float | str) or values is None:
+        raise ValueError(
+            f"`{name}` must be a list of sizes, got {values!r}; write it as [{values}]"
+        )
+    return tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def data_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one datum, `(2,)` for a point in the plane, `(1, 28, 28)` for an image.
+
+    Raises:
+        ValueError: if it is empty or has a size below 1.
+    """
+    sizes = positives("shape", shape)
+    if not sizes:
+        raise ValueError("`shape` must have at least one size, got (); a scalar datum is (1,)")
+    return sizes
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of one image, `(channels, height, width)`, at least 2 pixels high and wide.
+
+    Raises:
+        ValueError: if it is no image shape.
+    """
+    sizes = data_shape(shape)
+    if len(sizes) != 3 or min(sizes[1:]) < 2:
+        raise ValueError(
+            f"`shape` must be (channels, height, width) with at least 2 x 2 pixels for a "
+            f"convolutional network, got {sizes}; use `network=mlp` for data that are not images"
+        )
+    channels, height, width = sizes
+    return channels, height, width
+
+
+def activation(name: str, negative_slope: float) -> nn.Module:
+    """The activation that torch.nn calls `name`.
+
+    Args:
+        name: name of a class in torch.nn, such as "ReLU", "LeakyReLU", "Tanh" or "SiLU".
+        negative_slope: slope below zero, for LeakyReLU alone.
+
+    Raises:
+        ValueError: if torch.nn has no activation of that name.
+    """
+    if name not in torch_activations.__all__:
+        lower = {known.lower(): known for known in torch_activations.__all__}
+        near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+        hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+        raise ValueError(
+            f"`activation` must name an activation of torch.nn such as 'ReLU', got {name!r}{hint}"
+        )
+    kind = getattr(nn, name)
+    module: nn.Module = kind(negative_slope) if kind is nn.LeakyReLU else kind()
+    return module
+
+
+def check_norm(norm: Norm) -> None:
+    """Refuse a normalisation that is not null, "batch" or "layer".
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if norm not in (None, "batch", "layer"):
+        raise ValueError(f"`norm` must be null, 'batch' or 'layer', got {norm!r}")
+
+
+def dense(
+    in_features: int, out_features: int, norm: Norm, act: str, slope: float
+) -> list[nn.Module]:
+    """A fully connected layer, its normalisation per unit, its activation."""
+    # Batch norm subtracts the mean over the batch, so a bias before it would never get a gradient.
+    layers: list[nn.Module] = [nn.Linear(in_features, out_features, bias=norm != "batch")]
+    if norm == "batch":
+        layers.append(nn.BatchNorm1d(out_features))
+    elif norm == "layer":
+        layers.append(nn.LayerNorm(out_features))
+    return [*layers, activation(act, slope)]
+
+
+def map_norm(channels: int, norm: Norm) -> list[nn.Module]:
+    """The normalisation of a feature map: batch norm per channel, or layer norm over the map."""
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels)]
+    return [nn.GroupNorm(1, channels)] if norm == "layer" else []
+
+
+def output_map(output_range: Sequence[float] | None) -> nn.Module:
+    """What ends a generator: identity for null, tanh for [-1, 1], sigmoid for [0, 1].
+
+    Raises:
+        ValueError: for another range.
+    """
+    if output_range is None:
+        return nn.Identity()
+    match tuple(output_range):
+        case (-1, 1):
+            return nn.Tanh()
+        case (0, 1):
+            return nn.Sigmoid()
+        case other:
+            raise ValueError(
+                f"`output_range` must be null, [-1, 1] or [0, 1], got {other}; scale the data to "
+                f"one of them (`data.range=[-1,1]`)"
+            )
+
+
+def draw_weights(module: nn.Module, std: float | None) -> None:
+    """Draw all weights of linear and convolutional layers from N(0, std²), biases zero.
+
+    None keeps torch's own initialisation. Normalisations keep scale 1 and shift 0.
+
+    Raises:
+        ValueError: if std is not positive.
+    """
+    if std is None:
+        return
+    if std <= 0:
+        raise ValueError(f"`weight_std` must be null or positive, got {std}")
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
