@@ -1,0 +1,23 @@
+"""Callbacks: schedules, logging and pictures; the work is in reversal, priors and metrics."""
+
+from flexgen.callbacks.checkpoint import Checkpoint
+from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
+from flexgen.callbacks.progress import Progress
+from flexgen.callbacks.quality import SampleQuality
+from flexgen.callbacks.refit import PriorRefit
+from flexgen.callbacks.reversal import ReversalScore
+from flexgen.callbacks.scheduled import Measurement, Scheduled
+
+__all__ = [
+    "Checkpoint",
+    "CodeMap",
+    "Disagreement",
+    "Measurement",
+    "PriorRefit",
+    "Progress",
+    "ReversalScore",
+    "SampleGrid",
+    "SampleQuality",
+    "Scheduled",
+    "Spectrum",
+]

@@ -1,0 +1,174 @@
+"""Pictures of samples and of codes, on a schedule."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexgen.callbacks.drawing import draw_figure, draw_images, draw_samples
+from flexgen.callbacks.reversal import base_space, codes_path, load_codes
+from flexgen.callbacks.scheduled import Measurement
+from flexgen.metrics import ClusterRatio
+from flexgen.models import Adversarial
+
+__all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum"]
+
+
+def _image(run_dir: Path, kind: str, model: Adversarial) -> Path:
+    return run_dir / "images" / kind / f"step={model.counters.generator_steps:08d}.png"
+
+
+class SampleGrid(Measurement):
+    """Draws samples of the same noise each time: a grid of images, or points in the plane.
+
+    Args:
+        n: how many samples; toys draw 20 times as many points.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+    """
+
+    def __init__(self, *, n: int = 64, **schedule: Any) -> None:
+        super().__init__(**schedule)
+        self.n = n
+
+    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+        path = _image(run_dir, "samples", model)
+        if len(data.shape) == 3:
+            draw_samples(model.sample(self.n), data.range, path)
+        elif tuple(data.shape) == (2,):
+            n = 20 * self.n
+            real, _ = data.split("validation", None, self.seed)
+            draw_samples(model.sample(n), None, path, real=real[:n])
+        return {}
+
+
+class _OfCodes(Measurement):
+    """Pictures the codes that a :class:`ReversalScore` before it saved at the same step."""
+
+    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+        path = codes_path(run_dir, model.counters.generator_steps)
+        return self.picture(load_codes(path), model, data, run_dir) if path.is_file() else {}
+
+    def picture(
+        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+    ) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class CodeMap(_OfCodes):
+    """A t-SNE map of the codes, coloured by class.
+
+    Logged: `codes/cluster_ratio` in latent space and `codes/cluster_ratio_tsne` in the plane,
+    the ratio of between-cluster to within-cluster scatter.
+
+    Args:
+        perplexity: of t-SNE.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Source: Kilcher et al., figure 2.
+    """
+
+    def __init__(self, *, perplexity: float = 30.0, **schedule: Any) -> None:
+        super().__init__(**schedule)
+        self.perplexity = perplexity
+
+    def picture(
+        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+    ) -> dict[str, float]:
+        from sklearn.manifold import TSNE
+
+        z, label = codes["z"].double(), codes.get("label")
+        tsne = TSNE(perplexity=min(self.perplexity, (len(z) - 1) / 3), random_state=self.seed)
+        plane = torch.from_numpy(tsne.fit_transform(z.numpy())).double()
+
+        def scatter(figure: Any) -> None:
+            axes = figure.add_subplot()
+            points = axes.scatter(
+                *plane.numpy().T, s=8, c=None if label is None else label.numpy(), cmap="tab10"
+            )
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if label is not None and data.num_classes <= 10:
+                axes.legend(*points.legend_elements(), fontsize=8, loc="upper right")
+
+        draw_figure(scatter, _image(run_dir, "code_map", model), size=(5.5, 5.0))
+        if label is None:
+            return {}
+        values = {}
+        for name, where in (("codes/cluster_ratio", z), ("codes/cluster_ratio_tsne", plane)):
+            ratio = ClusterRatio(num_classes=data.num_classes)
+            ratio.update(where, label)
+            values[name] = float(ratio.compute())
+        return values
+
+
+class Disagreement(_OfCodes):
+    """The samples that the prior finds likely and the data do not.
+
+    Of `draws` codes from the prior it draws the `keep` whose mean squared distance to the codes of
+    data, ‖z − zᵢ‖² averaged over i, is largest. (That mean is ‖z − z̄‖² plus a constant, so these
+    are the draws farthest from the codes' mean.)
+
+    Logged: `disagreement/distance`, the mean distance of those kept over that of all draws.
+
+    Args:
+        draws: codes drawn.
+        keep: how many of them to picture.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Source: Kilcher et al., section 4.2 and figure 3: 20 of 1,000.
+    """
+
+    def __init__(self, *, draws: int = 1000, keep: int = 20, **schedule: Any) -> None:
+        super().__init__(**schedule)
+        if not 1 <= keep <= draws:
+            raise ValueError(f"`keep` must be in [1, draws={draws}], got {keep}")
+        self.draws, self.keep = draws, keep
+
+    def picture(
+        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+    ) -> dict[str, float]:
+        generator, prior = base_space(model)
+        z = codes["z"].to(model.device)
+        drawn = prior().sample((self.draws,))
+        distance = torch.cdist(drawn.double(), z.double()).square().mean(1)
+        worst = distance.topk(self.keep)
+        if len(data.shape) == 3:
+            training = model.training
+            model.eval()
+            with torch.no_grad():
+                x = generator(drawn[worst.indices]).float()
+            model.train(training)
+            draw_images(x, data.range, _image(run_dir, "disagreement", model), columns=10)
+        return {"disagreement/distance": float(worst.values.mean() / distance.mean())}
+
+
+class Spectrum(_OfCodes):
+    """The singular values of the codes over √n, beside those of draws from the prior.
+
+    Source: Kilcher et al., figure 8.
+    """
+
+    def picture(
+        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+    ) -> dict[str, float]:
+        n = len(codes["z"])
+        _, prior = base_space(model)
+        draws = prior().sample((20, n)).double().cpu()
+        of_prior = torch.linalg.svdvals(draws) / n**0.5
+        of_codes = codes["singular_values"] / n**0.5
+        rank = range(1, len(of_codes) + 1)
+
+        def plot(figure: Any) -> None:
+            axes = figure.add_subplot()
+            axes.plot(rank, of_codes, "o-", color="#D55E00", ms=4, label="codes of held-out data")
+            axes.plot(rank, of_prior.mean(0), color="#0072B2", label="draws from the prior")
+            axes.fill_between(
+                rank, of_prior.amin(0), of_prior.amax(0), color="#0072B2", alpha=0.25, lw=0
+            )
+            axes.set_xlabel("index")
+            axes.set_ylabel("singular value / √n")
+            axes.set_ylim(bottom=0)
+            axes.legend()
+
+        draw_figure(plot, _image(run_dir, "spectrum", model))
+        return {}

@@ -1,0 +1,61 @@
+"""A progress bar in generator steps."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich import progress
+
+__all__ = ["Progress"]
+
+
+class Progress(pl.Callback):
+    """Shows steps, speed, time left and the last losses; in a log file, a line now and then.
+
+    Args:
+        label: what stands before the bar.
+        lines: how many lines to print in all where there is no terminal.
+    """
+
+    def __init__(self, *, label: str = "training", lines: int = 5) -> None:
+        self.label, self.lines = label, lines
+        self._bar: progress.Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._started, self._first = time.monotonic(), pl_module.counters.generator_steps
+        self._told = self._first
+        if sys.stderr.isatty():
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("steps {task.fields[speed]:.0f}/s"),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[losses]}"),
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                self.label, total=pl_module.schedule.end, completed=self._first, speed=0, losses=""
+            )
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        step, end = pl_module.counters.generator_steps, pl_module.schedule.end
+        speed = (step - self._first) / (time.monotonic() - self._started)
+        losses = " ".join(f"{k.split('/')[1]} {v:.3g}" for k, v in pl_module.last_losses.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, speed=speed, losses=losses)
+        elif step == end or step - self._told >= max(1, (end - self._first) / self.lines):
+            self._told = step
+            print(f"{self.label}: {step}/{end} steps, {speed:.0f}/s  {losses}", file=sys.stderr)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,99 @@
+"""How far samples are from held-out data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen.callbacks.scheduled import Measurement
+from flexgen.metrics import (
+    ClassifierScore,
+    ModeCoverage,
+    earth_mover_distance,
+    frechet_distance,
+    kernel_distance,
+    load_or_train_classifier,
+)
+from flexgen.models import Adversarial
+
+__all__ = ["SampleQuality"]
+
+
+class SampleQuality(Measurement):
+    """Earth mover's distance of samples to held-out data, and what else the data allow.
+
+    Logged: `emd/samples`, the mean over `draws` sample sets, and `emd/floor`, the same for sets
+    of training data; on toys with modes `modes/captured`, `modes/high_quality` and
+    `modes/total_variation`; with a classifier `fid`, `kid` and `inception` from the features of
+    one that FlexGen trains on the data set itself.
+
+    Args:
+        n: samples and data a set; at most what the split holds.
+        split: which part of the data to compare with.
+        draws: independent sample sets that are averaged.
+        classifier: whether to score with a classifier, where the data have classes.
+        cache_dir: where trained classifiers are kept.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Raises:
+        ValueError: if `n` or `draws` is under 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        n: int = 1000,
+        split: str = "validation",
+        draws: int = 4,
+        classifier: bool = False,
+        cache_dir: str = "data/classifiers",
+        **schedule: Any,
+    ) -> None:
+        super().__init__(**schedule)
+        for name, value in (("n", n), ("draws", draws)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        self.n, self.split, self.draws = n, split, draws
+        self.classifier, self.cache_dir = classifier, Path(cache_dir)
+
+    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+        n = min(self.n, data.size(self.split), data.size("train"))
+        held_out, _ = data.split(self.split, n, self.seed)
+        sets = [model.sample(n).cpu() for _ in range(self.draws)]
+        floors = [data.split("train", n, self.seed + i)[0] for i in range(self.draws)]
+        values = {
+            "emd/samples": _mean_distance(sets, held_out),
+            "emd/floor": _mean_distance(floors, held_out),
+            "prior/stage": float(model.prior.in_use),
+        }
+        samples = torch.cat(sets)
+        if (centres := getattr(data, "centres", None)) is not None:
+            coverage = ModeCoverage(centres, data.std)
+            coverage.update(samples)
+            values |= {f"modes/{name}": float(v) for name, v in coverage.compute().items()}
+        if self.classifier and data.num_classes and held_out.ndim == 4:
+            values |= self._classify(samples, data)
+        return values
+
+    def _classify(self, samples: Tensor, data: Any) -> dict[str, float]:
+        x, y = data.split("train", None, self.seed)
+        x_held_out, y_held_out = data.split(self.split, None, self.seed)
+        classifier = load_or_train_classifier(
+            data.name, x, y, x_held_out, y_held_out, data.num_classes, self.cache_dir
+        )
+        score = ClassifierScore(classifier)
+        score.update(samples)
+        values = {"inception": float(score.compute())}
+        for name, distance in (
+            ("fid", frechet_distance(classifier)),
+            ("kid", kernel_distance(classifier)),
+        ):
+            distance.update(x_held_out, real=True)
+            distance.update(samples, real=False)
+            values[name] = float(distance.compute())
+        return values
+
+
+def _mean_distance(sets: list[Tensor], data: Tensor) -> float:
+    return sum(float(earth_mover_distance(x, data)) for x in sets) / len(sets)

@@ -1,0 +1,165 @@
+"""Learns the data-induced prior in mid-training and swaps it in."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from flexgen.callbacks.checkpoint import save
+from flexgen.callbacks.reversal import reverse_data
+from flexgen.callbacks.scheduled import Scheduled
+from flexgen.metrics import earth_mover_distance
+from flexgen.models import Adversarial
+from flexgen.priors import fit_prior
+from flexgen.training import isolated_rng
+
+__all__ = ["PriorRefit"]
+
+log = logging.getLogger(__name__)
+
+
+class PriorRefit(Scheduled):
+    """Reverses training data, fits a prior to their codes, and goes on from it if it is closer.
+
+    Each step in `at` is one round, with a stage of the model's prior of its own. Before each the
+    whole state is saved as `checkpoints/before_refit_step=….ckpt`, so that another prior, or none,
+    can go on from the same point.
+
+    Closer means: a smaller earth mover's distance from draws to the codes of held-out data than
+    the prior in use has, both at the same n.
+
+    Logged: `refit/distance_before`, `refit/distance_after`, `refit/floor` (the distance of the
+    training codes themselves), `refit/condition` where the fit reports it, `refit/kept` and
+    `prior/stage`.
+
+    Args:
+        prior: the prior to fit, untrained; every round fits a copy of it.
+        at: generator steps of the rounds.
+        n: how many training images to reverse, at most what there are; None: all.
+        n_held_out: how many held-out images to reverse.
+        keep: "closer", "always" or "never".
+        options: passed on to :func:`flexgen.reversal.reverse`.
+        seed: of the draws and the fit; training draws the same numbers with or without a refit.
+        progress: whether to draw progress bars.
+
+    Raises:
+        ValueError: for an unknown `keep`, or no step in `at`.
+
+    Source: Kilcher et al., section 3 and figure 1.
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        *,
+        at: list[int],
+        n: int | None = None,
+        n_held_out: int = 1000,
+        keep: str = "closer",
+        options: dict[str, Any] | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(at=at, at_end=False)
+        if keep not in ("closer", "always", "never"):
+            raise ValueError(f"`keep` must be closer, always or never, got {keep!r}")
+        if not self.at:
+            raise ValueError("`at` must name the generator steps of a refit, got none")
+        self.prior, self.keep, self.n, self.n_held_out = prior, keep, n, n_held_out
+        self.options, self.seed, self.progress = dict(options or {}), seed, progress
+        self._stage_at: dict[int, int] = {}
+        self._done: list[int] = []
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(at=self.at)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done = list(state_dict["done"])
+
+    def add_stages(self, model: Adversarial) -> None:
+        """Give the model's prior a stage for each round, once; before a checkpoint is loaded."""
+        for step in self.at if not self._stage_at else ():
+            fresh = copy.deepcopy(self.prior).requires_grad_(False)
+            self._stage_at[step] = model.prior.append(fresh)
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.add_stages(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        # A run that starts from another's checkpoint refits before its first step.
+        if self._acted_at in self.at and self._acted_at not in self._done:
+            self.act(trainer, pl_module)
+
+    def act(self, trainer: pl.Trainer, model: Adversarial) -> None:
+        step = model.counters.generator_steps
+        run_dir = Path(trainer.default_root_dir)
+        save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
+        self._done.append(step)
+        with isolated_rng(self.seed):
+            values = self.refit(model, trainer.datamodule, self._stage_at[step])  # type: ignore[attr-defined]
+        model.log_values(values)
+
+    def refit(self, model: Adversarial, data: Any, stage: int) -> dict[str, float]:
+        """Fit stage `stage` to the codes of data and use it if `keep` says so."""
+        prior = model.prior.stages[stage]
+        codes = self._codes(model, data, "train", self.n)
+        held_out = self._codes(model, data, "validation", self.n_held_out)
+        fitted = fit_prior(prior, codes, seed=self.seed, progress=self.progress)
+        n = min(len(held_out), len(codes))
+        held_out = held_out[:n]
+        with torch.no_grad():
+            values = {
+                "refit/distance_before": _distance(model.prior().sample((n,)), held_out),
+                "refit/distance_after": _distance(prior().sample((n,)), held_out),
+                "refit/floor": _distance(codes[torch.randperm(len(codes))[:n]], held_out),
+            }
+        values |= {f"refit/{name}": value for name, value in fitted.items()}
+        closer = values["refit/distance_after"] < values["refit/distance_before"]
+        kept = self.keep == "always" or (self.keep == "closer" and closer)
+        if kept:
+            model.prior.use(stage)
+        self._tell(values, kept, closer)
+        return values | {"refit/kept": float(kept), "prior/stage": float(model.prior.in_use)}
+
+    def _codes(self, model: Adversarial, data: Any, split: str, n: int | None) -> Tensor:
+        n = None if n is None else min(n, data.size(split))
+        x, _ = data.split(split, n, self.seed)
+        options = {"seed": self.seed, "progress": self.progress, **self.options}
+        training = model.sampler.training
+        model.sampler.eval()
+        found = reverse_data(
+            model.sampler, x.to(model.device), model.latent_dim, data.range, **options
+        )
+        model.sampler.train(training)
+        return found.z[found.loss.isfinite()]
+
+    def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
+        log.info(
+            "refit: earth mover's distance to held-out codes %.4f -> %.4f (training codes: %.4f); "
+            "the new prior is %s and is %s",
+            values["refit/distance_before"],
+            values["refit/distance_after"],
+            values["refit/floor"],
+            "closer" if closer else "not closer",
+            "in use" if kept else "dropped",
+        )
+        if values.get("refit/condition", 1.0) < 0.01:
+            log.warning(
+                "refit: the fitted prior has nearly lost a dimension (relative condition %.1e); "
+                "keep `skip: true`, or use batch norm in its network",
+                values["refit/condition"],
+            )
+
+
+def _distance(drawn: Tensor, codes: Tensor) -> float:
+    return float(earth_mover_distance(drawn, codes))

@@ -1,0 +1,186 @@
+"""Generator reversal of held-out data, and the prior agreement score of its codes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flexgen.callbacks.drawing import draw_pairs
+from flexgen.callbacks.scheduled import Measurement
+from flexgen.metrics import GaussianKL, PriorAgreement, pag_interval
+from flexgen.models import Adversarial
+from flexgen.priors import Pushforward
+from flexgen.reversal import Reversal, reverse
+from flexgen.training.checkpoint import write_atomically
+
+__all__ = ["ReversalScore", "base_space", "codes_path", "load_codes", "reverse_data"]
+
+
+def codes_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "codes" / f"step={step:08d}.safetensors"
+
+
+def load_codes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a codes file: `z`, `loss`, `label` where there are classes, and more.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no codes at {path}; run `flexgen reverse run=…` first")
+    return load_file(path)
+
+
+def base_space(model: Adversarial) -> tuple[Callable[[Tensor], Tensor], torch.nn.Module]:
+    """The map from the normal or uniform space under the prior to data, and that space's prior.
+
+    With a pushforward prior h#p(z') it is G∘h on Z', else G on Z itself.
+    """
+    prior = model.prior.current
+    if isinstance(prior, Pushforward):
+        transform, sampler = prior.transform, model.sampler
+        return (lambda z: sampler(transform(z))), prior.base
+    return model.sampler, prior
+
+
+def reverse_data(
+    generator: Callable[[Tensor], Tensor],
+    x: Tensor,
+    latent_dim: int,
+    value_range: tuple[float, float] | None,
+    **options: Any,
+) -> Reversal:
+    """:func:`flexgen.reversal.reverse` on images in `value_range`.
+
+    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there.
+    """
+    if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
+        low, high = value_range
+        return reverse(
+            lambda z: (generator(z) - low) / (high - low),
+            (x - low) / (high - low),
+            latent_shape=(latent_dim,),
+            **options,
+        )
+    return reverse(generator, x, latent_shape=(latent_dim,), **options)
+
+
+class ReversalScore(Measurement):
+    """Reverses held-out data and scores the prior with PAG, beside both of its controls.
+
+    After a refit with a pushforward prior h the codes are those of G∘h in Z', against the normal
+    there (`space=base`): the same normal in the same dimension as before the refit. `space=code`
+    takes codes in Z.
+
+    Logged: `pag/unit` with `pag/unit_low` and `pag/unit_high`, `pag/literal`, the full Gaussian
+    KL `pag/kl` and its mean term `pag/kl_mean`; `reversal/error` (the mean per-image loss) and
+    `reversal/converged` (a share); `own/pag_true` and `own/pag_reversed`, the score of codes that
+    generated images and of those images reversed, with `own/error`.
+
+    Args:
+        n: how many images; at most what the split holds.
+        split: which part of the data they come from.
+        space: "base" or "code".
+        sigma: standard deviation of the prior scored against; None: that of the space's prior.
+        num_resamples: of the bootstrap interval.
+        options: passed on to :func:`flexgen.reversal.reverse`, e.g. `loss`, `method`, `steps`.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Raises:
+        ValueError: for an unknown space.
+    """
+
+    def __init__(
+        self,
+        *,
+        n: int = 1024,
+        split: str = "validation",
+        space: str = "base",
+        sigma: float | None = None,
+        num_resamples: int = 1000,
+        options: dict[str, Any] | None = None,
+        **schedule: Any,
+    ) -> None:
+        super().__init__(**schedule)
+        if space not in ("base", "code"):
+            raise ValueError(f"`space` must be base or code, got {space!r}")
+        self.n, self.split, self.space, self.sigma = n, split, space, sigma
+        self.num_resamples, self.options = num_resamples, dict(options or {})
+
+    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+        x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        x = x.to(model.device)
+        if self.space == "base":
+            generator, prior = base_space(model)
+        else:
+            generator, prior = model.sampler, model.prior
+        base = prior()
+        latent_dim = base.event_shape[0]
+        options = {"seed": self.seed, **self.options}
+        if options.get("constraint") == "clip":
+            options.setdefault("bounds", getattr(prior, "support", None))
+        training = model.training
+        model.eval()
+        try:
+            found = reverse_data(generator, x, latent_dim, data.range, **options)
+            true_codes = base.sample((len(x),))
+            with torch.no_grad():
+                own = generator(true_codes)
+            again = reverse_data(
+                generator, own, latent_dim, data.range, **{**options, "progress": False}
+            )
+        finally:
+            model.train(training)
+        sigma = self.sigma or float(base.variance.mean().sqrt())
+        values = self._score(found, sigma)
+        values["own/pag_true"] = _pag(true_codes, sigma)
+        values["own/pag_reversed"] = _pag(again.z, sigma)
+        values["own/error"] = float(again.loss.mean())
+        step = model.counters.generator_steps
+        self._save(codes_path(run_dir, step), found, label, sigma)
+        if x.ndim == 4:
+            path = run_dir / "images" / "reconstructions" / f"step={step:08d}.png"
+            draw_pairs(x[:40], found.x_hat[:40], data.range, path)
+        return values
+
+    def _score(self, found: Reversal, sigma: float) -> dict[str, float]:
+        kl = GaussianKL(sigma=sigma).to(found.z.device)
+        kl.update(found.z)
+        low, high = pag_interval(
+            found.z, sigma=sigma, num_resamples=self.num_resamples, seed=self.seed
+        )
+        return {
+            "pag/unit": _pag(found.z, sigma),
+            "pag/unit_low": float(low),
+            "pag/unit_high": float(high),
+            "pag/literal": _pag(found.z, sigma, "literal"),
+            "pag/kl": float(kl.compute()),
+            "pag/kl_mean": float(kl.mean_term()),
+            "reversal/error": float(found.loss.mean()),
+            "reversal/converged": float(found.converged.float().mean()),
+        }
+
+    def _save(self, path: Path, found: Reversal, label: Tensor | None, sigma: float) -> None:
+        tensors = {
+            "z": found.z.cpu().contiguous(),
+            "loss": found.loss.cpu(),
+            "converged": found.converged.cpu(),
+            "singular_values": torch.linalg.svdvals(found.z.double()).cpu(),
+        }
+        if label is not None:
+            tensors["label"] = label.cpu()
+        about = {
+            "n": self.n, "split": self.split, "seed": self.seed, "space": self.space,
+            "sigma": sigma, **self.options,
+        }  # fmt: skip
+        metadata = {name: str(value) for name, value in about.items()}
+        write_atomically(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def _pag(z: Tensor, sigma: float, convention: str = "unit") -> float:
+    score = PriorAgreement(sigma=sigma, convention=convention).to(z.device)
+    score.update(z)
+    return float(score.compute())

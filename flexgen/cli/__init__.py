@@ -1,0 +1,52 @@
+"""The command line: `flexgen COMMAND …`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a model, measure it, refit its prior on a schedule, write a report",
+    "resume": "go on with a stopped run where it stopped, in the same directory",
+    "evaluate": "measure a trained run again",
+    "reverse": "map data back to codes under a trained generator",
+    "refit": "learn the data-induced prior of a trained run and go on training from it",
+    "sample": "draw samples from a trained run",
+    "table": "mean ± std over seeds of the runs below one or more folders",
+    "report": "one self-contained HTML page for a run",
+}
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+    return (
+        "usage: flexgen COMMAND [key=value …] [-m]\n\n"
+        f"{lines}\n\n"
+        "flexgen COMMAND --help lists the keys of a command; -m runs a grid over a=1,2 b=3,4.\n"
+        'eval "$(flexgen completion bash)" turns on tab completion.\n'
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; on a mistake print one line that names the remedy and exit non-zero."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(usage(), end="")
+        return
+    if command == "--version":
+        from flexgen import __version__
+
+        print(f"flexgen {__version__}")
+        return
+    from flexgen.cli.errors import one_line
+
+    with one_line(command):
+        if command == "completion":
+            from flexgen.cli.completion import completion
+
+            print(completion(*rest))
+            return
+        if command not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(command, COMMANDS, 1) or ["--help"]
+            raise ValueError(f"no command {command!r}; did you mean `flexgen {near[0]}`?")
+        import_module(f"flexgen.cli.{command}").main(rest)

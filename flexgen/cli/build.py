@@ -1,0 +1,123 @@
+"""From plain configuration to objects."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+
+from flexgen.callbacks import Measurement, PriorRefit
+from flexgen.models import Adversarial
+from flexgen.training import latest_checkpoint, load_checkpoint
+
+__all__ = ["Parts", "build", "build_trainer", "load_trained"]
+
+
+@dataclass
+class Parts:
+    """The objects of a run, and the checkpoint that the model holds, if any."""
+
+    model: Adversarial
+    data: Any
+    callbacks: dict[str, pl.Callback]
+    checkpoint: Path | None = None
+
+    @property
+    def measurements(self) -> dict[str, Measurement]:
+        return {k: v for k, v in self.callbacks.items() if isinstance(v, Measurement)}
+
+
+def build(config: dict[str, Any]) -> Parts:
+    """Seed, then build data, model and callbacks; the same seed builds the same weights.
+
+    Raises:
+        ValueError: if the networks, the prior and the data do not fit each other.
+    """
+    pl.seed_everything(config["seed"], verbose=False)
+    data = instantiate(config["data"])
+    model: Adversarial = instantiate(config["model"])
+    callbacks = {name: instantiate(c) for name, c in config["callbacks"].items() if c is not None}
+    for callback in callbacks.values():
+        if isinstance(callback, PriorRefit):
+            callback.add_stages(model)
+    _check_shapes(model, tuple(data.shape))
+    data.prepare_data()
+    data.setup("fit")
+    return Parts(model, data, callbacks)
+
+
+def build_trainer(config: dict[str, Any], callbacks: dict[str, pl.Callback]) -> pl.Trainer:
+    """The trainer with its loggers.
+
+    Raises:
+        ValueError: if it asks for a GPU that is not there.
+    """
+    accelerator = config["trainer"]["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"`trainer.accelerator={accelerator}` but torch sees no GPU; set `trainer=cpu`, or "
+            "install a torch build that matches the driver"
+        )
+    loggers = [instantiate(c) for c in config["logger"].values() if c is not None]
+    trainer: pl.Trainer = instantiate(
+        config["trainer"], logger=loggers or False, callbacks=list(callbacks.values())
+    )
+    return trainer
+
+
+def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None = None) -> Parts:
+    """A trained run's parts, its weights and counters read from its last checkpoint or a named one.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is damaged, or does not fit the configuration.
+    """
+    path = Path(checkpoint) if checkpoint else latest_checkpoint(run_dir)
+    if not path.is_absolute() and not path.is_file():
+        path = run_dir / "checkpoints" / path
+    saved = load_checkpoint(path)
+    parts = build(config)
+    weights = parts.model.match_stages(saved["state_dict"])
+    try:
+        parts.model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} does not fit the run's configuration ({first}); "
+            "leave out overrides that change the networks"
+        ) from error
+    parts.model.counters.load_state_dict(saved["flexgen"]["counters"])
+    parts.checkpoint = path
+    device = config["trainer"]["accelerator"]
+    on_gpu = device in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    parts.model.to("cuda" if on_gpu else "cpu")
+    return parts
+
+
+def _check_shapes(model: Adversarial, shape: tuple[int, ...]) -> None:
+    """Run two codes through both networks: a misfit is found now, not in the first step."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            x = model.generator(model.prior().sample((2,)))
+            if tuple(x.shape[1:]) != shape:
+                raise ValueError(
+                    f"the generator must make data of shape {shape}, got {tuple(x.shape[1:])}; "
+                    "set `network.generator.shape=${data.shape}`"
+                )
+            logits = model.critic(x)
+        except RuntimeError as error:
+            raise ValueError(
+                f"prior, generator, critic and data do not fit: {str(error).splitlines()[0]}; "
+                "give them one `latent_dim` and one `data.shape`"
+            ) from error
+    if tuple(logits.shape) != (2,):
+        raise ValueError(
+            f"the critic must return logits of shape (batch,), got {tuple(logits.shape)} for a "
+            "batch of 2; flatten its output"
+        )
+    for module, training in modes.items():
+        module.training = training

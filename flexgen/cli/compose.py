@@ -1,0 +1,136 @@
+"""Hydra: compose a command's configuration, from the YAML or from a saved run."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from flexgen._conf import conf_dir
+from flexgen.cli.errors import tell
+
+__all__ = ["load_config", "plain", "relocate", "run_hydra", "task_overrides"]
+
+
+def run_hydra(
+    command: str, argv: list[str], task: Callable[[DictConfig], Any], *, on_run: bool = False
+) -> None:
+    """Compose the configuration of `command` from `argv` and call `task` with it.
+
+    Args:
+        command: the name of its root YAML.
+        argv: Hydra's overrides and flags.
+        task: what to do with the configuration; with `-m` it is called for each cell.
+        on_run: whether the command works on a run: then `run=PATH` is taken from `argv` and the
+            configuration starts from the one which that run saved.
+
+    Raises:
+        Exception: whatever `task` raises; with `-m`, after the other cells have run.
+    """
+    if on_run:
+        argv = _take_run(command, argv)
+    # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"flexgen {command}", *argv]
+
+    def cell(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode.name == "MULTIRUN":
+                words = " ".join(HydraConfig.get().overrides.task)
+                print(f"flexgen {command}: cell [{words}] failed: {tell(error)}", file=sys.stderr)
+            raise
+
+    # hydra.main names the job after the module of its function.
+    cell.__module__ = "__main__"
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
+
+
+def load_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration that a run saved, with its paths as they are today.
+
+    A run directory may have been moved since, and `FLEXGEN_DATA` may name another place for data.
+
+    Raises:
+        FileNotFoundError: if `run_dir` is not a run directory.
+        ValueError: if its configuration is damaged.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        below = (
+            sorted(p.parent for p in run_dir.glob("**/config.yaml"))[:1] if run_dir.is_dir() else []
+        )
+        hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
+        raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
+    try:
+        saved = yaml.safe_load(path.read_text())
+        moved = [(saved["paths"]["run_dir"], str(run_dir))]
+        if data_dir := os.environ.get("FLEXGEN_DATA"):
+            moved.append((saved["paths"]["data_dir"], data_dir))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
+    return relocate(saved, moved)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolved plain values; the groups that only feed the model are left out.
+
+    They are part of `model` by then: an override of, say, `network.…` on a saved run would change
+    nothing, and so is an unknown key.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return {
+        key: value
+        for key, value in values.items()
+        if key
+        not in (
+            "network",
+            "prior",
+            "run",
+            "checkpoint",
+            "more",
+            "refit",
+            "reverse",
+            "n",
+            "sample_seed",
+        )
+    }
+
+
+def task_overrides() -> list[str]:
+    """The overrides that the user typed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def _take_run(command: str, argv: list[str]) -> list[str]:
+    runs = [word.partition("=")[2] for word in argv if word.startswith("run=")]
+    rest = [word for word in argv if not word.startswith("run=")]
+    if not runs:
+        if not any(word.startswith("-") for word in argv):
+            raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
+        saved: dict[str, Any] = {}
+    else:
+        run_dir = Path(runs[-1]).resolve()
+        saved = load_config(run_dir) | {"run": str(run_dir)}
+    ConfigStore.instance().store(name="saved", node=OmegaConf.create(saved), package="_global_")
+    return rest
+
+
+def relocate(value: Any, moved: list[tuple[str, str]]) -> Any:
+    if isinstance(value, dict):
+        return {k: relocate(v, moved) for k, v in value.items()}
+    if isinstance(value, list):
+        return [relocate(v, moved) for v in value]
+    if isinstance(value, str):
+        for old, new in moved:
+            if value == old or value.startswith(f"{old}/"):
+                return new + value[len(old) :]
+    return value

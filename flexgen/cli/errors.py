@@ -1,0 +1,86 @@
+"""Mistakes told in one line, with the remedy and a non-zero exit."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from flexgen._conf import conf_dir
+
+__all__ = ["one_line", "tell"]
+
+
+@contextmanager
+def one_line(command: str) -> Iterator[None]:
+    """Turn an exception into one line on standard error and exit status 1.
+
+    `FLEXGEN_DEBUG=1` shows the traceback too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"flexgen {command}: interrupted")
+    except BrokenPipeError:
+        # The reader of a pipe, `head` say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("FLEXGEN_DEBUG"):
+            traceback.print_exc()
+        sys.exit(f"flexgen {command}: {tell(error)}")
+
+
+def tell(error: BaseException) -> str:
+    """What went wrong and what to do, in one line."""
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return tell(error.__cause__)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _configuration(error)
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError)) and message:
+        return message
+    if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
+        return f"{message}{_did_you_mean(found[1])}"
+    return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"
+
+
+def _configuration(error: BaseException) -> str:
+    text = str(error)
+    if found := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = found[1].rpartition("/")
+        options = [line.strip() for line in text.splitlines()[1:] if line.startswith("\t")]
+        near = get_close_matches(name, options, 1)
+        hint = f"did you mean `{group}={near[0]}`? " if near else ""
+        return f"no {group} called {name!r}; {hint}there are {', '.join(options) or 'none'}"
+    if found := re.search(r"Could not (?:override|append to config.*|delete.*) '([^']+)'", text):
+        key = found[1]
+        return f"unknown key `{key}`{_did_you_mean(key.rpartition('.')[2])}"
+    if found := re.search(r"Key '([^']+)' is not in struct", text):
+        return f"unknown key `{found[1]}`{_did_you_mean(found[1])}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"`{found[1]}` has no value; give {found[1]}=… on the command line"
+    if found := re.search(r"Error locating target '([^']+)'", text):
+        return (
+            f"cannot import `{found[1]}`; check its `_target_`, and that its package is installed"
+        )
+    return " ".join(text.split())
+
+
+def _did_you_mean(key: str) -> str:
+    known: set[str] = set()
+    for path in conf_dir().rglob("*.yaml"):
+        known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text(), re.MULTILINE))
+        known.add(_group(path))
+    near = get_close_matches(key.lstrip("+~"), known, 1)
+    return f"; did you mean `{near[0]}`?" if near else "; `--help` lists the keys"
+
+
+def _group(path: Path) -> str:
+    return path.parent.name if path.parent != conf_dir() else path.stem

@@ -1,0 +1,30 @@
+"""`flexgen evaluate run=…`: every measurement of a run once more, on its last checkpoint."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from flexgen.cli.compose import plain, run_hydra
+
+
+def main(argv: list[str]) -> None:
+    run_hydra("evaluate", argv, _evaluate, on_run=True)
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    checkpoint = cfg.checkpoint
+    config = plain(cfg)
+    from flexgen.cli.build import load_trained
+    from flexgen.cli.run_dir import write_json
+    from flexgen.report import print_values
+
+    run_dir = Path(config["paths"]["run_dir"])
+    parts = load_trained(config, run_dir, checkpoint)
+    values: dict[str, float] = {}
+    for measurement in parts.measurements.values():
+        values |= measurement.run(parts.model, parts.data, run_dir)
+    counters = parts.model.counters.axes()
+    print_values(values, f"{parts.checkpoint}")
+    path = run_dir / "evaluation.json"
+    write_json(path, {"checkpoint": str(parts.checkpoint), "counters": counters, "values": values})
+    print(f"values: {path}")

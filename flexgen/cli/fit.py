@@ -1,0 +1,203 @@
+"""Train: from a configuration to a finished run directory."""
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flexgen.cli.build import Parts, build, build_trainer
+from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
+from flexgen.models import Adversarial
+from flexgen.training import CSVLogger, find_checkpoints, latest_checkpoint, load_checkpoint
+
+__all__ = ["fit", "fit_with_control", "resume"]
+
+
+def fit_with_control(
+    config: dict[str, Any], command: str, overrides: list[str], parent: Path | None = None
+) -> Path:
+    """Train; if `control` is set, train a control from just before the refit; write the report.
+
+    The control starts from the checkpoint that the first refit saved beforehand and makes as many
+    steps with the old prior: same weights, optimizers, batches and generators' states.
+
+    Returns:
+        The run directory.
+    """
+    run_dir = fit(config, command, overrides, parent)
+    return _finish(config, run_dir)
+
+
+def fit(
+    config: dict[str, Any], command: str, overrides: list[str], parent: Path | None = None
+) -> Path:
+    """Start a run in `config["paths"]["run_dir"]`, from the checkpoint `parent` if given.
+
+    Raises:
+        FileExistsError: if the directory already holds a run.
+        RuntimeError: if training fails; the message names the last whole checkpoint.
+    """
+    run_dir = Path(config["paths"]["run_dir"])
+    if (run_dir / "config.yaml").exists():
+        raise FileExistsError(
+            f"{run_dir} already holds a run; go on with it by `flexgen resume run={run_dir}`, or "
+            "choose another `paths.run_dir`"
+        )
+    parts = build(config)
+    write_config(run_dir, config)
+    write_provenance(run_dir, command, overrides, config["seed"], parent)
+    if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
+        shutil.copy(history, run_dir / "metrics.csv")
+    return _train(config, parts, parent)
+
+
+def resume(config: dict[str, Any]) -> Path:
+    """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint, or the one the run started from, is damaged or changed.
+    """
+    run_dir = Path(config["paths"]["run_dir"])
+    check_parent(run_dir)
+    if find_checkpoints(run_dir):
+        checkpoint: Path | None = latest_checkpoint(run_dir)
+    else:
+        # Stopped before it saved anything: start again from where it started.
+        parent = json.loads((run_dir / "provenance.json").read_text())["parent"]
+        checkpoint = Path(parent["checkpoint"]) if parent else None
+    done = _train(config, build(config), checkpoint)
+    write_config(run_dir, config)
+    return _finish(config, done)
+
+
+def _finish(config: dict[str, Any], run_dir: Path) -> Path:
+    before = sorted((run_dir / "checkpoints").glob("before_refit_step=*.ckpt"))
+    if config.get("control") and before:
+        control = _control(config, run_dir)
+        if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
+            fit(control, "control", [], before[0])
+        elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
+            started = find_checkpoints(control_dir)
+            _train(control, build(control), started[-1] if started else before[0])
+    if config.get("report"):
+        from flexgen.report import print_comparison, write_report
+
+        if before:
+            print_comparison(run_dir)
+        print(f"report: {write_report(run_dir)}")
+    print(f"run: {run_dir}")
+    return run_dir
+
+
+def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The same run in `control/`, without the refits."""
+    moved = _replace(config, str(run_dir), str(run_dir / "control"))
+    moved["callbacks"] = {
+        name: callback
+        for name, callback in moved["callbacks"].items()
+        if callback is None or callback["_target_"] != "flexgen.callbacks.PriorRefit"
+    }
+    if "progress" in moved["callbacks"]:
+        moved["callbacks"]["progress"]["label"] = "control"
+    return moved | {"control": False, "report": False}
+
+
+def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Path:
+    model, run_dir = parts.model, Path(config["paths"]["run_dir"])
+    model.schedule.end = config["steps"]
+    if config["steps"] < 1:
+        raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
+    trainer = build_trainer(config, parts.callbacks)
+    step = 0
+    if checkpoint is not None:
+        counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
+        parts.data.position, step = counters["batches"], counters["generator_steps"]
+        if step >= config["steps"]:
+            model.counters.load_state_dict(counters)
+            write_final(run_dir, model.counters.axes())
+            print(f"already at step {step}; ask for more with steps={2 * step}")
+            return run_dir
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.rewind(step)
+    try:
+        with _quiet(), _stop_on_signal(model):
+            trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+    except Exception as error:
+        if saved := find_checkpoints(run_dir):
+            hint = (
+                f"the last whole checkpoint is {saved[-1]}; go on with flexgen resume run={run_dir}"
+            )
+            raise type(error)(f"{error}; {hint}") from error
+        raise
+    finally:
+        _close_loggers(config)
+    if model.counters.generator_steps < config["steps"]:
+        print(
+            f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved; "
+            f"go on with: flexgen resume run={run_dir}",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    write_final(run_dir, model.counters.axes())
+    return run_dir
+
+
+@contextlib.contextmanager
+def _stop_on_signal(model: Adversarial) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops before the next step and saves; the second at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if model.stop_requested:
+            raise KeyboardInterrupt
+        model.stop_requested = True
+        print("stopping: saving a checkpoint first; once more to stop at once", file=sys.stderr)
+
+    try:
+        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Not in the main thread, as under some launchers: there the launcher handles signals.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice, which is about its own loop and loaders, off the screen."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", module="lightning_fabric")
+            yield
+    finally:
+        lightning.setLevel(level)
+
+
+def _close_loggers(config: dict[str, Any]) -> None:
+    """Finish this job's W&B run, also after an exception: the next of a sweep has its own."""
+    if any("Wandb" in c["_target_"] for c in config["logger"].values() if c):
+        import wandb
+
+        wandb.finish()
+
+
+def _replace(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _replace(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replace(v, old, new) for v in value]
+    return value.replace(old, new) if isinstance(value, str) else value

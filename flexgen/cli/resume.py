@@ -1,0 +1,16 @@
+"""`flexgen resume run=…`: go on exactly where a run stopped, in its own directory."""
+
+from omegaconf import DictConfig
+
+from flexgen.cli.compose import plain, run_hydra
+
+
+def main(argv: list[str]) -> None:
+    run_hydra("resume", argv, _resume, on_run=True)
+
+
+def _resume(cfg: DictConfig) -> None:
+    config = plain(cfg)
+    from flexgen.cli.fit import resume
+
+    resume(config)

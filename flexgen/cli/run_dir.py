@@ -1,0 +1,119 @@
+"""What a run leaves behind: configuration, provenance, final values."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from flexgen.training import file_sha256
+from flexgen.training.checkpoint import write_atomically
+from flexgen.training.csv_logger import read_metrics
+
+__all__ = ["check_parent", "write_config", "write_final", "write_json", "write_provenance"]
+
+_PACKAGES = ("flexgen", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
+             "numpy", "scikit-learn", "POT")  # fmt: skip
+
+
+def write_config(run_dir: Path, config: dict[str, Any]) -> None:
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomically(run_dir / "config.yaml", lambda beside: beside.write_text(text))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, allow_nan=True) + "\n"
+    write_atomically(path, lambda beside: beside.write_text(text))
+
+
+def write_provenance(
+    run_dir: Path, command: str, overrides: list[str], seed: int, parent: Path | None = None
+) -> None:
+    """Say what started the run: versions, commit, machine, and the checkpoint it came from."""
+    about: dict[str, Any] = {
+        "command": command,
+        "overrides": overrides,
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": _commit(),
+        "parent": None,
+        "started": _now(),
+        "finished": None,
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+    if parent is not None:
+        about["parent"] = {
+            "run": str(parent.parent.parent),
+            "checkpoint": str(parent),
+            "sha256": file_sha256(parent),
+        }
+    write_json(run_dir / "provenance.json", about)
+
+
+def check_parent(run_dir: Path) -> None:
+    """Refuse to go on with a run whose parent's checkpoint has changed since it started.
+
+    A parent that is no longer there cannot be checked and is no reason to stop.
+
+    Raises:
+        ValueError: if the hash differs.
+    """
+    parent = json.loads((run_dir / "provenance.json").read_text())["parent"]
+    if parent is None or not (checkpoint := Path(parent["checkpoint"])).is_file():
+        return
+    if file_sha256(checkpoint) != parent["sha256"]:
+        raise ValueError(
+            f"{checkpoint}, which this run started from, has changed since; "
+            "start again from it with `flexgen refit`"
+        )
+
+
+def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
+    """Write `metrics.json`, the last value of each metric, and mark the run as finished."""
+    _, rows = read_metrics(run_dir / "metrics.csv")
+    values: dict[str, float] = {}
+    for row in rows:
+        values |= row
+    values = {name: value for name, value in values.items() if name not in counters}
+    write_json(run_dir / "metrics.json", {"counters": counters, "values": values})
+    about = json.loads((run_dir / "provenance.json").read_text())
+    about["finished"] = _now()
+    write_json(run_dir / "provenance.json", about)
+    return values
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _commit() -> str | None:
+    if "site-packages" in __file__:
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

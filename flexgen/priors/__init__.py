@@ -1,0 +1,17 @@
+"""Priors p(z): modules that, called, return a `torch.distributions.Distribution` over codes.
+
+`prior().sample((n,))`, `prior().rsample((n,))` and `prior().log_prob(z)` are all that a model
+needs, so any zuko flow is a prior too. Beside the call a prior of ours has
+
+* ``latent_dim``: the size of its event, `event_shape == (latent_dim,)`,
+* ``has_log_prob``: whether `log_prob` exists; one without raises with the remedy,
+* ``support``: the (low, high) box that codes live in, or None,
+* ``fit(codes, …)``: present on priors that learn from codes.
+"""
+
+from flexgen.priors.fitting import fit_prior
+from flexgen.priors.pushforward import Pushforward
+from flexgen.priors.simple import Normal, Uniform
+from flexgen.priors.staged import Staged
+
+__all__ = ["Normal", "Pushforward", "Staged", "Uniform", "fit_prior"]

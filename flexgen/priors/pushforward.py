@@ -1,0 +1,239 @@
+"""PGAN: the data-induced prior as the pushforward h#p(z') of a simple prior, learned by a GAN."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from flexgen.objectives import WGANGP, Objective, gradient_penalty
+from flexgen.priors.staged import event_dim
+
+__all__ = ["Pushforward", "PushforwardDistribution"]
+
+
+class PushforwardDistribution(Distribution):
+    """The distribution of h(z') for z' from a base distribution: it can be drawn from, no more."""
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, base: Distribution, transform: nn.Module, latent_dim: int) -> None:
+        self.base, self.transform = base, transform
+        super().__init__(event_shape=torch.Size((latent_dim,)), validate_args=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+        z = self.transform(self.base.rsample(sample_shape).flatten(0, -2))
+        return z.view(*sample_shape, *self._event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a pushforward prior has no density, its map is not invertible; "
+            "use a flow such as `prior=zuko_nsf` where a log-likelihood is needed"
+        )
+
+
+class Pushforward(nn.Module):
+    r"""h#p(z') with h(z') = μ + L (W z' + f(z')), learned as a GAN on codes ("PGAN").
+
+    μ and L (Cholesky) are the mean and the covariance factor of the codes, W is linear and starts
+    as the identity, f is `network`. With `skip` the map starts near the Gaussian fitted to the
+    codes and learns what that Gaussian misses; it cannot start out with a collapsed rank, which a
+    plain ReLU network does on codes.
+
+    Args:
+        network: f, `(batch, base_dim)` to `(batch, latent_dim)`.
+        base: the prior on z', of dimension base_dim, at least latent_dim (Kilcher et al.: the
+            same or higher).
+        critic: codes `(batch, latent_dim)` to logits `(batch,)`.
+        objective: the game between them.
+        steps: generator steps of the fit.
+        critic_steps: critic steps for each of them.
+        batch_size: codes a step.
+        lr: step size of both Adam optimizers (betas 0.5, 0.9), decayed linearly to 0.
+        ema_decay: decay of the average of f and W that is kept, in [0, 1).
+        skip: whether the linear term W z' is there.
+
+    Raises:
+        ValueError: for sizes out of range or networks whose dimensions do not fit.
+
+    Source: Kilcher et al., "Flexible prior distributions for deep generative models", section 3,
+    figure 1 and appendix E. Departures: whitened codes, the linear term, Adam with a decaying step
+    size and an average of the weights instead of RMSprop, and WGAN-GP as the default game; as
+    printed, h collapses in rank.
+    """
+
+    has_log_prob = False
+    support: tuple[float, float] | None = None
+
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        base: nn.Module,
+        critic: nn.Module,
+        objective: Objective | None = None,
+        *,
+        steps: int = 2000,
+        critic_steps: int = 5,
+        batch_size: int = 100,
+        lr: float = 3e-4,
+        ema_decay: float = 0.995,
+        skip: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("steps", steps), ("critic_steps", critic_steps)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {ema_decay}")
+        base_dim = event_dim(base)
+        with torch.no_grad():
+            shape = copy.deepcopy(network).eval()(torch.zeros(2, base_dim)).shape
+        if len(shape) != 2 or shape[1] > base_dim:
+            raise ValueError(
+                f"`network` must map z' ({base_dim},) to a code of at most as many dimensions, "
+                f"got {tuple(shape[1:])}; raise `latent_dim` of the base prior"
+            )
+        self.latent_dim = int(shape[1])
+        self.network, self.base, self.critic = network, base, critic
+        self.objective = objective if objective is not None else WGANGP()
+        self.steps, self.critic_steps, self.batch_size = steps, critic_steps, batch_size
+        self.lr, self.ema_decay = lr, ema_decay
+        self.linear = nn.Linear(base_dim, self.latent_dim, bias=False) if skip else None
+        if self.linear is not None:
+            nn.init.eye_(self.linear.weight)
+        self.register_buffer("shift", torch.zeros(self.latent_dim))
+        self.register_buffer("factor", torch.eye(self.latent_dim))
+        # A prior is learned by its `fit` alone: the model that draws from it never trains it.
+        self.requires_grad_(False)
+
+    def transform(self, z_base: Tensor) -> Tensor:
+        """h(z'): `(batch, base_dim)` to codes `(batch, latent_dim)`."""
+        return torch.addmm(self.shift, self._whitened(z_base), self.factor.mT)
+
+    def forward(self) -> PushforwardDistribution:
+        return PushforwardDistribution(self.base(), self.transform, self.latent_dim)
+
+    def train(self, mode: bool = True) -> "Pushforward":
+        """Stay in eval mode: a training model must not move the batch norms of its prior."""
+        return super().train(False)
+
+    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+        """Learn h from codes.
+
+        Args:
+            codes: `(n, latent_dim)`.
+            seed: of the initial draw order and of the noise; the global generators are restored.
+            progress: whether to draw a progress bar.
+
+        Returns:
+            `{"condition": …}`: the smallest over the largest eigenvalue of the covariance of
+            h(z'), relative to the codes' own (1: as full a rank as the codes; near 0: collapsed).
+
+        Raises:
+            ValueError: for codes of another shape, too few of them, or non-finite ones.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"`codes` must be (n, {self.latent_dim}), got {tuple(codes.shape)}; "
+                "reverse with the generator that this prior belongs to"
+            )
+        if len(codes) <= self.latent_dim:
+            raise ValueError(
+                f"`codes` must number more than latent_dim {self.latent_dim} to fit a covariance, "
+                f"got {len(codes)}; reverse more images"
+            )
+        if not codes.isfinite().all():
+            raise ValueError("`codes` must be finite; drop those whose reversal did not converge")
+        codes = codes.detach().to(self.shift)
+        with torch.random.fork_rng(devices=[codes.device] if codes.is_cuda else []):
+            torch.manual_seed(seed)
+            self._whiten(codes)
+            self._play(
+                torch.linalg.solve_triangular(
+                    self.factor, (codes - self.shift).mT, upper=False
+                ).mT.contiguous(),
+                progress,
+            )
+            with torch.no_grad():
+                drawn = self().sample((max(4096, 8 * self.latent_dim),))
+        return {"condition": _condition(drawn, codes)}
+
+    def _whitened(self, z_base: Tensor) -> Tensor:
+        u = self.network(z_base)
+        return u if self.linear is None else u + self.linear(z_base)
+
+    def _whiten(self, codes: Tensor) -> None:
+        covariance = torch.cov(codes.mT.double())
+        # A direction in which all codes agree has no variance to whiten by.
+        jitter = 1e-6 * covariance.diagonal().mean() * torch.eye(self.latent_dim).to(covariance)
+        self.shift.copy_(codes.mean(0))
+        self.factor.copy_(torch.linalg.cholesky(covariance + jitter))
+
+    def _play(self, real_codes: Tensor, progress: bool) -> None:
+        """The game on whitened codes; leaves the averaged weights in f and W."""
+        learned = nn.ModuleList([self.network] + ([self.linear] if self.linear else []))
+        players = (learned, self.critic)
+        for player in players:
+            player.requires_grad_(True)
+            nn.Module.train(player, True)
+        generator_opt, critic_opt = (
+            torch.optim.Adam(p.parameters(), lr=self.lr, betas=(0.5, 0.9), fused=True)
+            for p in players
+        )
+        average = [p.detach().clone() for p in learned.parameters()]
+        base, n, batch = self.base(), len(real_codes), min(self.batch_size, len(real_codes))
+        steps = track(range(self.steps), "PGAN", transient=True, disable=not progress)
+        for step in steps:
+            for optimizer in (generator_opt, critic_opt):
+                optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            self.critic.requires_grad_(True)
+            for _ in range(self.critic_steps):
+                real = real_codes[torch.randint(n, (batch,), device=real_codes.device)]
+                with torch.no_grad():
+                    fake = self._whitened(base.sample((batch,)))
+                critic_opt.zero_grad()
+                loss = self.objective.critic(self.critic(real), self.critic(fake))
+                if self.objective.penalty_weight:
+                    loss = loss + self.objective.penalty_weight * gradient_penalty(
+                        self.critic, real, fake
+                    )
+                loss.backward()
+                critic_opt.step()
+                if self.objective.clip is not None:
+                    for weight in self.critic.parameters():
+                        weight.data.clamp_(-self.objective.clip, self.objective.clip)
+            self.critic.requires_grad_(False)
+            generator_opt.zero_grad()
+            fake = self._whitened(base.sample((batch,)))
+            self.objective.generator(self.critic(fake)).backward()
+            generator_opt.step()
+            decay = min(self.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, [p.data for p in learned.parameters()], 1 - decay)
+        for weight, mean in zip(learned.parameters(), average, strict=True):
+            weight.data.copy_(mean)
+        # Batch norm's running statistics belong to the last weights: take the average's own.
+        with torch.no_grad():
+            for norm in self.network.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.reset_running_stats()
+                    norm.momentum = None
+            self.network(base.sample((4096,)))
+        self.requires_grad_(False)
+        self.eval()
+
+
+def _condition(drawn: Tensor, codes: Tensor) -> float:
+    """How near-singular the covariance of `drawn` is, relative to that of `codes`."""
+    smallest, largest = (
+        torch.stack([torch.linalg.eigvalsh(torch.cov(z.mT.double()))[i] for z in (drawn, codes)])
+        for i in (0, -1)
+    )
+    ratio = smallest / largest
+    return float(ratio[0] / ratio[1])

@@ -1,0 +1,30 @@
+"""The training core: step counters, schedules, averages, generators' states, checkpoints, logs."""
+
+from flexgen.training.checkpoint import (
+    checkpoint_step,
+    file_sha256,
+    find_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from flexgen.training.counters import Counters, Schedule
+from flexgen.training.csv_logger import CSVLogger
+from flexgen.training.ema import EMA
+from flexgen.training.rng import isolated_rng, rng_state, set_rng_state
+
+__all__ = [
+    "EMA",
+    "CSVLogger",
+    "Counters",
+    "Schedule",
+    "checkpoint_step",
+    "file_sha256",
+    "find_checkpoints",
+    "isolated_rng",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "rng_state",
+    "save_checkpoint",
+    "set_rng_state",
+]

@@ -1,0 +1,115 @@
+"""Checkpoint files: written whole or not at all, loaded as tensors only."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = [
+    "checkpoint_step",
+    "file_sha256",
+    "find_checkpoints",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_atomically",
+]
+
+_NAME = re.compile(r"step=(\d{8})\.ckpt")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` fill a file beside `path`, then rename it to `path`.
+
+    A process killed in between leaves the old file, if any, whole; a full disk too.
+
+    Raises:
+        OSError: if the file cannot be written; what was half written is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)):
+            # torch reports a full disk as a RuntimeError of its zip writer.
+            raise OSError(
+                f"could not write {path}: {_first_line(error)}; free some disk space or choose "
+                "another `paths.run_dir`"
+            ) from error
+        raise
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write `checkpoint` to `path` by :func:`write_atomically`."""
+    write_atomically(path, lambda beside: torch.save(checkpoint, beside))
+
+
+def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Load a checkpoint with `weights_only=True`: it can hold tensors, never code.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short, damaged, or holds more than plain data.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; name one that is in checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {path} is cut short, damaged or not FlexGen's ({_first_line(error)}); "
+            "resume from an earlier one with `checkpoint=…`"
+        ) from error
+    if not isinstance(checkpoint, dict) or "flexgen" not in checkpoint:
+        raise ValueError(
+            f"checkpoint {path} was not written by FlexGen: it holds no step counters; "
+            "name one that is in the checkpoints/ folder of a run"
+        )
+    return checkpoint
+
+
+def checkpoint_step(path: Path) -> int:
+    """The generator step in a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"a checkpoint is called step=00001000.ckpt, got {path.name}")
+    return int(match[1])
+
+
+def find_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first."""
+    found = (path for path in (run_dir / "checkpoints").glob("step=*.ckpt"))
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def latest_checkpoint(run_dir: Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: if it has none.
+    """
+    found = find_checkpoints(run_dir)
+    if not found:
+        raise FileNotFoundError(
+            f"run {run_dir} has no checkpoint yet; start it again with `flexgen train`"
+        )
+    return found[-1]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]

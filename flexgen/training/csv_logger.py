@@ -1,0 +1,106 @@
+"""Metrics as one CSV file that a resumed run continues."""
+
+import csv
+import io
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from flexgen.training.checkpoint import write_atomically
+from flexgen.training.counters import Counters
+
+__all__ = ["CSVLogger", "read_metrics"]
+
+_AXES = list(Counters().axes())
+
+
+class CSVLogger(Logger):
+    """Writes `metrics.csv`: a row for each generator step at which something was logged.
+
+    The columns are the step counters and then the metrics in the order of their first appearance;
+    a cell is empty where a metric was not logged. Lightning's own CSV logger empties the file of
+    a run that is resumed; this one drops the rows after the checkpoint and goes on.
+
+    Args:
+        save_dir: the run directory.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self._rows: list[dict[str, float]] = []
+        self._columns = list(_AXES)
+        self._unsaved = False
+        self._saved_at = 0.0
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kw: Any) -> None:
+        """Nothing: the run directory holds the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._rows and self._rows[-1]["generator_steps"] == metrics["generator_steps"]:
+            self._rows[-1].update(metrics)
+        else:
+            self._rows.append(dict(metrics))
+        self._columns += [name for name in metrics if name not in self._columns]
+        self._unsaved = True
+        if time.monotonic() - self._saved_at > 5:
+            self.save()
+
+    @rank_zero_only
+    def rewind(self, generator_steps: int) -> None:
+        """Read the rows of an earlier start and keep those up to `generator_steps`."""
+        if self.path.is_file():
+            self._columns, rows = read_metrics(self.path)
+            self._rows = [r for r in rows if r["generator_steps"] <= generator_steps]
+            self._unsaved = True
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._unsaved:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, lambda beside: beside.write_text(text.getvalue()))
+        self._unsaved = False
+        self._saved_at = time.monotonic()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
+    """The columns and rows of a `metrics.csv`; empty cells are left out of a row.
+
+    Raises:
+        ValueError: if a cell is no number or the step columns are missing.
+    """
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        if columns[: len(_AXES)] != _AXES:
+            raise ValueError(f"{path} is not a metrics file: its first columns are not {_AXES}")
+        try:
+            rows = [
+                {k: int(v) if k in _AXES else float(v) for k, v in row.items() if v}
+                for row in reader
+            ]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}; remove its last line") from error
+    return columns, rows
