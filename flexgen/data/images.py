@@ -1,0 +1,177 @@
+"""Image data sets of the table, as a data module."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flexgen.data import specs
+from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, whole
+from flexgen.data.order import Order, Purpose, stratified, subset
+from flexgen.data.sources import Shape, Source, decode
+from flexgen.data.stream import Split, worker_chunks
+
+RESIDENT_BYTES = 2**30
+"""`resident="auto"` keeps a training split on the device up to this size as uint8: 1 GiB."""
+
+
+@dataclass
+class _Images:
+    """A split that is some images of a source, read when asked for."""
+
+    source: Source
+    index: Tensor
+    shape: Shape
+    crop: int | None
+
+    @property
+    def labels(self) -> Tensor | None:
+        return None if self.source.labels is None else self.source.labels[self.index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: Tensor) -> Tensor:
+        return decode(self.source, self.index[index], self.shape, self.crop)
+
+
+class ImageData(DataModule):
+    """A data set of `flexgen.data.SPECS`: images of one shape, with labels where there are any.
+
+    Official parts are kept apart. Validation is cut from the end of a fixed permutation of the
+    training part, unless it has an official part. A set without a test part (digits, a folder) is
+    cut into three along a fixed permutation in which every stretch has each class in proportion.
+    No split depends on the run's seed.
+
+    Args:
+        name: a data set of the table.
+        shape: (channels, height, width) with 1 or 3 channels; the table's if None. Images are cut
+            to this aspect about their centre and resized.
+        range: (low, high) that black and white map to.
+        batch_size: images in a training batch.
+        seed: seed of the order of training batches, and of flips.
+        root: folder of the data; FLEXGEN_DATA, else `data`, if None. For `folder` the images' own.
+        download: fetch what is missing into `root`.
+        num_validation: images for validation; the table's number if None.
+        num_test: images for testing, where there is no official part; the table's number if None.
+        flip: mirror each training image left to right with probability ½.
+        resident: keep the training split on the device as one tensor: True, False, or "auto", up
+            to 1 GiB as uint8. The batches are the same either way.
+        num_workers: processes that read images where they are not resident; 0 reads in this one.
+
+    Raises:
+        ValueError: if an argument is out of bounds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int] | None = None,
+        range: Sequence[float] = (-1.0, 1.0),
+        batch_size: int = 100,
+        seed: int = 0,
+        root: str | Path | None = None,
+        download: bool = False,
+        num_validation: int | None = None,
+        num_test: int | None = None,
+        flip: bool = False,
+        resident: bool | Literal["auto"] = "auto",
+        num_workers: int = 2,
+    ) -> None:
+        self.spec = specs.find(name)
+        shape = self.spec.shape if shape is None else tuple(shape)
+        if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise ValueError(
+                f"`shape` must be (1 or 3 channels, height, width), got {shape}; "
+                "set for example `data.shape=[3,64,64]`"
+            )
+        if range is None:
+            raise ValueError("`range` must be a pair for images, got None; set `data.range=[-1,1]`")
+        if resident not in (True, False, "auto"):
+            raise ValueError(f"`resident` must be auto, true or false, got {resident!r}")
+        whole("num_workers", num_workers, 0)
+        super().__init__(name=name, shape=shape, range=range, batch_size=batch_size, seed=seed)
+        self._image_shape: Shape = (shape[0], shape[1], shape[2])
+        if download and not hasattr(self.spec.origin, "fetch"):
+            raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
+        self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
+        self.download = download
+        self.num_validation, self.num_test = num_validation, num_test
+        self.flip, self.resident, self.num_workers = flip, resident, num_workers
+        for option in ("num_validation", "num_test"):
+            if getattr(self, option) is not None:
+                whole(option, getattr(self, option), 0)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels over all splits, or None where there are none."""
+        if self.spec.num_classes is not None:
+            return self.spec.num_classes
+        labels = [y for y in (self._split(part).labels for part in SPLITS) if y is not None]
+        return max(int(y.max()) for y in labels if len(y)) + 1 if labels else None
+
+    def prepare_data(self) -> None:
+        """Download the data set if that was asked for."""
+        if self.download:
+            specs.fetch(self.name, self.root)
+
+    def _build(self) -> dict[str, Split]:
+        sources = specs.read(self.name, self.root)
+        for part, source in sources.items():
+            if len(source) == 0:
+                raise ValueError(
+                    f"{self.name} has no {part} images below {self.root}; bring some there"
+                )
+        for part, num in (("test", self.num_test), ("validation", self.num_validation)):
+            if part in sources and num is not None:
+                raise ValueError(
+                    f"`num_{part}` must be null for {self.name}, which has an official {part} "
+                    f"part, got {num}"
+                )
+        index = {part: torch.arange(len(source)) for part, source in sources.items()}
+        if "all" in sources:
+            sources = dict.fromkeys(("train", "test"), sources["all"])
+            labels = sources["train"].labels
+            order = stratified(
+                Purpose.SPLIT,
+                torch.zeros(len(index["all"])) if labels is None else labels,
+                SPLIT_SEED,
+            )
+            index["train"], index["test"] = self._cut(order, "num_test")
+        else:
+            size = len(sources["train"])
+            index["train"] = subset(Purpose.SPLIT, size, size, SPLIT_SEED)
+        if "validation" not in sources:
+            sources["validation"] = sources["train"]
+            index["train"], index["validation"] = self._cut(index["train"], "num_validation")
+        return {
+            part: _Images(
+                sources[part], index[part].sort().values, self._image_shape, self.spec.crop
+            )
+            for part in SPLITS
+        }
+
+    def _cut(self, order: Tensor, option: str) -> tuple[Tensor, Tensor]:
+        """What is left of an order, and the part that `option` cuts from its end."""
+        num, default = getattr(self, option), getattr(self.spec, option)
+        if num is None:
+            num = len(order) // 10 if default is None else default
+        if num >= len(order):
+            raise ValueError(
+                f"`{option}` must be less than the {len(order)} images of {self.name} that it is "
+                f"cut from, got {num}; set `data.{option}`"
+            )
+        return order[: len(order) - num], order[len(order) - num :]
+
+    def _chunks(
+        self, train: Split, device: torch.device, order: Order, position: int
+    ) -> Iterator[Tensor]:
+        fits = len(train) * math.prod(self.shape) <= RESIDENT_BYTES
+        if fits if self.resident == "auto" else self.resident:
+            return super()._chunks(train, device, order, position)
+        return worker_chunks(train, order, position, device, self.num_workers)

@@ -1,0 +1,240 @@
+"""The data module: what a run, a callback and a report ask of a data set."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from pytorch_lightning import LightningDataModule
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from flexgen.data.order import Order, Purpose, subset
+from flexgen.data.stream import Range, Split, Stream, resident_chunks, scale
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+SPLIT_SEED = 0
+"""Seed of every split and toy sample: never the run's, so that all seeds of a study share data."""
+
+SCALED_BYTES = 8 * 2**20
+"""A resident split up to this size as float32 is scaled once; above it, uint8 is faster, as a
+quarter of the bytes is gathered from memory for each batch."""
+
+READ_EXAMPLES = 2048
+"""Examples read into a resident tensor between two steps of the progress bar."""
+
+QUIET_EXAMPLES = 10_000
+"""Below this number, reading takes a second or two and shows no bar."""
+
+
+class DataModule(LightningDataModule):
+    """Three splits of examples, and an endless, restorable stream of training batches.
+
+    Subclasses say where the splits come from (`_build`).
+
+    Args:
+        name: name of the data set.
+        shape: shape of an example.
+        range: (low, high) that uint8 is scaled to, or None for float data left as they are.
+        batch_size: examples in a training batch.
+        seed: seed of the order of training batches, ≥ 0. Splits do not depend on it.
+
+    Attributes:
+        position: training batches that this rank has taken before; `train_dataloader` starts there.
+        centres: means of the modes, `(modes, dim)`, where the data are a known mixture, else None.
+        std: standard deviation of the noise about the modes, or None.
+
+    Raises:
+        ValueError: if an argument is out of bounds.
+    """
+
+    centres: Tensor | None = None
+    std: float | None = None
+    flip: bool = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        shape: Sequence[int],
+        range: Sequence[float] | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        whole("batch_size", batch_size, 1)
+        whole("seed", seed, 0)
+        self.name: str = name
+        self.shape = tuple(shape)
+        self.range = None if range is None else _bounds(range)
+        self.batch_size, self.seed = batch_size, seed
+        self.position = 0
+        self._splits: dict[str, Split] | None = None
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels over all splits, or None where there are none."""
+        raise NotImplementedError
+
+    def _build(self) -> dict[str, Split]:
+        """The splits by name; called once."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the splits and check that they can be trained on; a second call does nothing.
+
+        Raises:
+            FileNotFoundError: if files are missing.
+            ValueError: if files are corrupt, or there are fewer examples than a batch.
+        """
+        if self._splits is not None:
+            return
+        splits = self._build()
+        size = len(splits["train"])
+        if size < self.batch_size:
+            raise ValueError(
+                f"`batch_size` must be at most the {size} training examples of {self.name}, "
+                f"got {self.batch_size}; set `data.batch_size={max(size, 1)}` or bring more data"
+            )
+        self._splits = splits
+
+    def _split(self, name: str) -> Split:
+        if name not in SPLITS:
+            raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}")
+        if self._splits is None:
+            self.prepare_data()
+            self.setup()
+        assert self._splits is not None
+        return self._splits[name]
+
+    def size(self, name: SplitName) -> int:
+        """Number of examples in a split."""
+        return len(self._split(name))
+
+    def indices(self, name: SplitName, n: int | None = None, seed: int = 0) -> Tensor:
+        """Which examples of a split `split` gives for the same arguments, `(n,)` long.
+
+        Raises:
+            ValueError: if the split has fewer than `n` examples, or none.
+        """
+        size = len(self._split(name))
+        if size == 0:
+            raise ValueError(
+                f"the {name} split of {self.name} is empty; set `data.num_{name}` above 0"
+            )
+        if n is None:
+            return torch.arange(size)
+        if not 1 <= n <= size:
+            raise ValueError(
+                f"`n` must be in [1, {size}], the {name} examples of {self.name}, got {n}"
+            )
+        return subset(Purpose.SUBSET, size, n, seed, SPLITS.index(name))
+
+    def split(
+        self, name: SplitName, n: int | None = None, seed: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Examples of a split, drawn without replacement; only these are read.
+
+        Args:
+            name: "train", "validation" or "test".
+            n: how many; the whole split, in its own order, if None.
+            seed: which ones; the run's seed plays no part.
+
+        Returns:
+            x, float `(n, *shape)` scaled to the range, and labels `(n,)` long or None; on the CPU.
+
+        Raises:
+            ValueError: if the split has fewer than `n` examples, or none, or one cannot be read.
+        """
+        split, index = self._split(name), self.indices(name, n, seed)
+        y = None if split.labels is None else split.labels[index]
+        return scale(split.read(index), self.range), y
+
+    def stream(
+        self,
+        device: torch.device | str = "cpu",
+        position: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Stream:
+        """Training batches without end, from `position` on.
+
+        The order is a function of (seed, position) alone; see `Order`.
+
+        Args:
+            device: where the batches are wanted.
+            position: batches that this rank has taken before.
+            rank: this process.
+            world_size: number of processes, each of which takes its own batches.
+        """
+        whole("position", position, 0)
+        train, device = self._split("train"), torch.device(device)
+        order = Order(len(train), self.batch_size, self.seed, rank, world_size)
+        chunks = self._chunks(train, device, order, position)
+        return Stream(order, chunks, position, range=self.range, flip=self.flip)
+
+    def _chunks(
+        self, train: Split, device: torch.device, order: Order, position: int
+    ) -> Iterator[Tensor]:
+        return resident_chunks(self._resident(train, device), order, position)
+
+    def _resident(self, train: Split, device: torch.device) -> Tensor:
+        """The training split on the device, read at the first call."""
+        if device not in self._on_device:
+            x = self._read_all(train).to(device)
+            self._on_device[device] = x if x.numel() * 4 > SCALED_BYTES else scale(x, self.range)
+        return self._on_device[device]
+
+    def _read_all(self, train: Split) -> Tensor:
+        console = Console(stderr=True)
+        first = train.read(torch.arange(1))
+        x = torch.empty((len(train), *first.shape[1:]), dtype=first.dtype)
+        for index in track(
+            torch.arange(len(train)).split(READ_EXAMPLES),
+            f"reading {self.name}",
+            console=console,
+            transient=True,
+            disable=len(train) < QUIET_EXAMPLES or not console.is_terminal,
+        ):
+            x[index[0] : index[-1] + 1] = train.read(index)
+        return x
+
+    def train_dataloader(self) -> Iterable[Stream]:
+        """The stream itself, again and again, for Lightning to hand to `training_step`.
+
+        Device and rank are the trainer's, if there is one; the first batch is at `position`.
+        """
+        trainer = self.trainer
+        if trainer is None:
+            return itertools.repeat(self.stream(position=self.position))
+        return itertools.repeat(
+            self.stream(
+                trainer.strategy.root_device,
+                self.position,
+                trainer.global_rank,
+                trainer.world_size,
+            )
+        )
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"`{name}` must be a whole number of at least {least}, got {value!r}; set `data.{name}`"
+        )
+
+
+def _bounds(range: Sequence[float]) -> Range:
+    bounds = tuple(float(bound) for bound in range)
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] >= bounds[1]:
+        raise ValueError(
+            f"`range` must be (low, high) with low < high, got {bounds}; "
+            "set `data.range=[-1,1]` or [0,1]"
+        )
+    return bounds[0], bounds[1]

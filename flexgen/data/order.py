@@ -1,0 +1,111 @@
+"""The order in which a run sees its data, as a pure function of (seed, position)."""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a generator is for: the first part of its key, so that no two uses share a stream."""
+
+    ORDER = 0
+    FLIP = 1
+    SUBSET = 2
+    SPLIT = 3
+    TOY = 4
+
+
+def generator(purpose: Purpose, *key: int) -> torch.Generator:
+    """A CPU generator that is a function of `purpose` and every number in `key`.
+
+    The numbers are mixed, not added: (seed 0, epoch 1) and (seed 1, epoch 0) are unrelated, and
+    the same key gives the same stream whatever the device of the data.
+    """
+    state = np.random.SeedSequence([int(purpose), *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def subset(purpose: Purpose, size: int, n: int, *key: int) -> Tensor:
+    """`n` of `range(size)` without replacement, `(n,)`, in random order."""
+    return torch.randperm(size, generator=generator(purpose, *key))[:n]
+
+
+def stratified(purpose: Purpose, labels: Tensor, *key: int) -> Tensor:
+    """A permutation of `range(len(labels))` any stretch of which has each class in proportion.
+
+    Within its class each example gets a random rank; examples are then sorted by the rank's
+    quantile, ties at random, so that a cut from either end is stratified.
+
+    Args:
+        purpose: what the permutation is for.
+        labels: classes, `(n,)`.
+        key: the rest of the generator's key.
+
+    Returns:
+        Indices, `(n,)`.
+    """
+    shuffled = subset(purpose, len(labels), len(labels), *key)
+    quantile = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels[shuffled] == label).nonzero().squeeze(1)
+        quantile[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return shuffled[quantile.argsort(stable=True)]
+
+
+class Order:
+    """Which examples the batch at each position holds.
+
+    Epoch e is a permutation drawn from a generator seeded by (seed, e), cut into whole batches;
+    what is left over is dropped. Batches are numbered through all epochs, and rank r of W takes
+    numbers `position * W + r`, so that the ranks together see exactly what one process would.
+
+    Args:
+        size: number of examples.
+        batch_size: examples in a batch, at most `size`.
+        seed: seed of the run.
+        rank: this process, in [0, world_size).
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if there are fewer examples than a batch, or the rank is out of range.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size > size:
+            raise ValueError(
+                f"`batch_size` must be at most the {size} training examples, got {batch_size}; "
+                f"set `data.batch_size={size}` or less"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must be in [0, {world_size}), got {rank}")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch = -1
+        self._rows = torch.empty(0)
+
+    def number(self, position: int) -> int:
+        """The number, through all epochs and ranks, of this rank's batch at `position`."""
+        return position * self.world_size + self.rank
+
+    def rest_of_epoch(self, position: int) -> Tensor:
+        """The examples of this rank's batches from `position` to the end of that epoch.
+
+        Returns:
+            int32 indices, `(batches, batch_size)`, at least one batch. They are half the traffic
+            of int64, and the permutation of an epoch is the dearest part of a toy's order.
+        """
+        epoch, first = divmod(self.number(position), self.size // self.batch_size)
+        if epoch != self._epoch:
+            whole = self.size // self.batch_size * self.batch_size
+            shuffled = torch.randperm(
+                self.size,
+                generator=generator(Purpose.ORDER, self.seed, epoch),
+                dtype=torch.int32,
+            )
+            self._rows = shuffled[:whole].view(-1, self.batch_size)
+            self._epoch = epoch
+        return self._rows[first :: self.world_size]

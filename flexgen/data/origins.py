@@ -1,0 +1,269 @@
+"""How each data set is found on disk and read into its official parts.
+
+An origin's `read(root)` returns the parts that the set's authors keep apart, by name: "train" and
+"test", sometimes "validation", or "all" where there is no official split. `fetch(root)`, where an
+origin has it, downloads the set.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flexgen.data.sources import Database, Encoded, Files, Pixels, Source
+
+Parts = dict[str, Source]
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class Origin(Protocol):
+    """A place to read a data set from."""
+
+    def read(self, root: Path) -> Parts:
+        """The official parts; `root` is known to hold the files that the table lists."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's digits, inside its package: 17 grey levels, spread over [0, 255]."""
+
+    def read(self, root: Path) -> Parts:
+        """Everything as one part; `root` is not looked at."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        pixels = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))
+        return {"all": Pixels(pixels.unsqueeze(1), torch.from_numpy(digits.target), "digits")}
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A data set of `torchvision.datasets`.
+
+    Args:
+        dataset: name of the class.
+        parts: for each official part, what else that class takes to build it.
+        folder: folder inside `root` that the class is given as its root.
+    """
+
+    dataset: str
+    parts: dict[str, dict[str, Any]]
+    folder: str = ""
+
+    def _build(self, root: Path, part: str, download: bool) -> Any:
+        from torchvision import datasets
+
+        build = getattr(datasets, self.dataset)
+        return build(root / self.folder, download=download, **self.parts[part])
+
+    def fetch(self, root: Path) -> None:
+        """Download what is not there yet."""
+        for part in self.parts:
+            self._build(root, part, download=True)
+
+    def read(self, root: Path) -> Parts:
+        """The parts, their images in memory where torchvision holds them there."""
+        return {part: self._source(self._build(root, part, download=False)) for part in self.parts}
+
+    def _source(self, dataset: Any) -> Source:
+        if not hasattr(dataset, "data"):
+            return _Items(dataset)
+        pixels = torch.as_tensor(dataset.data)
+        if pixels.ndim == 3:
+            pixels = pixels.unsqueeze(1)
+        elif pixels.shape[-1] == 3:
+            pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
+        return Pixels(pixels, torch.as_tensor(labels), self.dataset)
+
+
+class _Items:
+    """A torchvision data set that opens an image file an item; without labels (CelebA)."""
+
+    labels: Tensor | None = None
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def open(self, i: int) -> Image.Image:
+        return self.dataset[i][0]
+
+    def name(self, i: int) -> str:
+        return f"{self.dataset.filename[i]} under {self.dataset.root}"
+
+
+@dataclass(frozen=True)
+class Omniglot:
+    """Omniglot as torchvision unpacks it; classes are characters of one alphabet.
+
+    The characters of the test part (the evaluation set) are numbered on from the training part's.
+    """
+
+    parts: dict[str, str] = field(
+        default_factory=lambda: {"train": "images_background", "test": "images_evaluation"}
+    )
+
+    def fetch(self, root: Path) -> None:
+        """Download what is not there yet."""
+        from torchvision.datasets import Omniglot as Set
+
+        for background in (True, False):
+            Set(os.fspath(root), background=background, download=True)
+
+    def read(self, root: Path) -> Parts:
+        """The background set as training part, the evaluation set as test part."""
+        listed = {p: _images_in(root / "omniglot-py" / d) for p, d in self.parts.items()}
+        labels = _characters(listed)
+        return {
+            part: Files(
+                [root / "omniglot-py" / self.parts[part] / path for path in paths],
+                labels[part],
+                invert=True,
+            )
+            for part, paths in listed.items()
+        }
+
+
+@dataclass(frozen=True)
+class OmniglotSmall:
+    """The two small background sets of Omniglot, read straight from their zip files.
+
+    Set 1 is the training part. The test part is what set 2 has in alphabets that set 1 lacks
+    (katakana, Sanskrit, Tagalog): characters, and scripts, never seen in training.
+
+    Args:
+        archives: zip files of set 1 and set 2, inside `root`.
+    """
+
+    archives: tuple[str, str]
+
+    def read(self, root: Path) -> Parts:
+        """The two parts; characters of the test part are numbered on from the training part's."""
+        zips = [_unzipped(root / archive) for archive in self.archives]
+        seen = {path.parts[1] for path in zips[0]}
+        blobs = {
+            "train": zips[0],
+            "test": {path: b for path, b in zips[1].items() if path.parts[1] not in seen},
+        }
+        labels = _characters({part: list(files) for part, files in blobs.items()})
+        return {
+            part: Encoded(
+                list(files.values()), [str(path) for path in files], labels[part], invert=True
+            )
+            for part, files in blobs.items()
+        }
+
+
+@dataclass(frozen=True)
+class Lsun:
+    """One category of LSUN: its training database, and its validation database as test part."""
+
+    category: str
+
+    def read(self, root: Path) -> Parts:
+        """Both databases."""
+        try:
+            import lmdb  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                "LSUN is read with the package lmdb, which is not installed; "
+                "install it: pip install lmdb"
+            ) from error
+        return {
+            part: Database(root / "lsun" / f"{self.category}_{name}_lmdb")
+            for part, name in (("train", "train"), ("test", "val"))
+        }
+
+
+@dataclass(frozen=True)
+class Folder:
+    """All images below a folder.
+
+    With subfolders `train` and `test` (and `validation`, `valid` or `val`) these are the parts;
+    otherwise all is one part. If each image of a part lies in a subfolder, the first subfolders
+    are its classes, in alphabetical order over all parts; else there are no labels.
+    """
+
+    def read(self, root: Path) -> Parts:
+        """The parts, in the order of their paths."""
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {root}; set `data.root` to a folder of images"
+            )
+        folders = {"all": root}
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            folders = {"train": root / "train", "test": root / "test"}
+            for name in ("validation", "valid", "val"):
+                if (root / name).is_dir():
+                    folders["validation"] = root / name
+        listed = {part: _images_in(folder) for part, folder in folders.items()}
+        if not any(listed.values()):
+            raise ValueError(
+                f"no images below {root} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                "set `data.root` to a folder that holds some"
+            )
+        grouped = all(len(path.parts) > 1 for paths in listed.values() for path in paths)
+        labels = (
+            _numbered({part: [path.parts[0] for path in paths] for part, paths in listed.items()})
+            if grouped
+            else dict.fromkeys(listed)
+        )
+        return {
+            part: Files([folders[part] / path for path in paths], labels[part])
+            for part, paths in listed.items()
+        }
+
+
+def _images_in(folder: Path) -> list[PurePosixPath]:
+    """Image files below a folder, relative to it, in the same order on every machine."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = PurePosixPath(Path(where).relative_to(folder).as_posix())
+        found += [
+            here / name
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _unzipped(archive: Path) -> dict[PurePosixPath, bytes]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = sorted(name for name in opened.namelist() if name.endswith(".png"))
+            return {PurePosixPath(name): opened.read(name) for name in names}
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(
+            f"{archive} is cut short or corrupt ({error}); replace it with a whole copy"
+        ) from error
+
+
+def _characters(paths: dict[str, list[PurePosixPath]]) -> dict[str, Tensor]:
+    """Labels of drawings `…/alphabet/character/drawing.png`, numbered part after part."""
+    labels, start = {}, 0
+    for part, drawings in paths.items():
+        labels[part] = _numbered({part: [path.parts[-3:-1] for path in drawings]})[part] + start
+        start = int(labels[part].max()) + 1 if drawings else start
+    return labels
+
+
+def _numbered(names: dict[str, list[Any]]) -> dict[str, Tensor]:
+    """Class numbers of class names, in alphabetical order over all parts."""
+    every: Iterable[Any] = sorted({name for part in names.values() for name in part})
+    number = {name: i for i, name in enumerate(every)}
+    return {
+        part: torch.tensor([number[name] for name in mine], dtype=torch.long)
+        for part, mine in names.items()
+    }

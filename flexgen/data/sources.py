@@ -1,0 +1,234 @@
+"""Images by index, wherever they lie: in memory, in files, inside an archive or a database.
+
+A source opens one image at a time, so that a few images out of millions cost a few reads;
+`decode` brings them to one shape as one uint8 tensor.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+class Source(Protocol):
+    """Some images in a fixed order."""
+
+    labels: Tensor | None
+    """Classes, `(n,)` long, or None."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`; reading may fail in any way, `decode` turns that into one clear line."""
+
+    def name(self, i: int) -> str:
+        """What a person would call image `i`, such as its path."""
+
+
+class Pixels:
+    """Images already in memory.
+
+    Args:
+        pixels: uint8, `(n, channels, height, width)`, with 1 or 3 channels.
+        labels: classes, `(n,)`, or None.
+        title: name of the data set, for messages.
+
+    Raises:
+        ValueError: if the type or shape is another, or labels and images differ in number.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor | None, title: str) -> None:
+        if pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"the images of {title} must be uint8 in [0, 255], got {pixels.dtype}; "
+                "scale them to [0, 255], round, and call .to(torch.uint8)"
+            )
+        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+            raise ValueError(
+                f"the images of {title} must have shape (n, 1 or 3, height, width), "
+                f"got {tuple(pixels.shape)}"
+            )
+        if labels is not None and len(labels) != len(pixels):
+            raise ValueError(
+                f"{title} has {len(pixels)} images but {len(labels)} labels; "
+                "one of its files is cut short or from another set: fetch it again"
+            )
+        self.pixels, self.title = pixels, title
+        self.labels = None if labels is None else labels.long()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`."""
+        return Image.fromarray(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy())
+
+    def name(self, i: int) -> str:
+        """Its number in the data set."""
+        return f"{i} of {self.title}"
+
+
+class Files:
+    """Image files, each opened when it is asked for.
+
+    Args:
+        paths: the files.
+        labels: classes, `(n,)`, or None.
+        invert: turn black on white into white on black.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | Path], labels: Tensor | None, invert: bool = False
+    ) -> None:
+        self.paths = [os.fspath(path) for path in paths]
+        self.labels, self.invert = labels, invert
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`, turned upright where its camera says how."""
+        with Image.open(self.paths[i]) as image:
+            return _inverted(image) if self.invert else ImageOps.exif_transpose(image)
+
+    def name(self, i: int) -> str:
+        """Its path."""
+        return self.paths[i]
+
+
+class Encoded:
+    """Image files held in memory undecoded: those of an archive small enough to read whole.
+
+    Args:
+        blobs: contents of the files.
+        names: their paths inside the archive.
+        labels: classes, `(n,)`, or None.
+        invert: turn black on white into white on black.
+    """
+
+    def __init__(
+        self,
+        blobs: Sequence[bytes],
+        names: Sequence[str],
+        labels: Tensor | None,
+        invert: bool = False,
+    ) -> None:
+        self.blobs, self.names = list(blobs), list(names)
+        self.labels, self.invert = labels, invert
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`."""
+        image = Image.open(io.BytesIO(self.blobs[i]))
+        return _inverted(image) if self.invert else image
+
+    def name(self, i: int) -> str:
+        """Its path inside the archive."""
+        return self.names[i]
+
+
+class Database:
+    """The images of an LMDB folder, as LSUN is published; needs the package `lmdb`.
+
+    torchvision's own reader leaves a cache file in the working directory, named by the letters of
+    the path alone, so that two folders can be taken for one another; this one keeps no file.
+
+    Args:
+        folder: folder with `data.mdb`.
+    """
+
+    labels: Tensor | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.fspath(folder)
+        with _environment(self.folder).begin() as transaction:
+            # A fixed-width array holds LSUN's three million keys in a tenth of a list's memory.
+            self.keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def open(self, i: int) -> Image.Image:
+        """Image `i`."""
+        with _environment(self.folder).begin() as transaction:
+            return Image.open(io.BytesIO(transaction.get(bytes(self.keys[i]))))
+
+    def name(self, i: int) -> str:
+        """The folder and the key."""
+        return f"{bytes(self.keys[i]).decode(errors='replace')} in {self.folder}"
+
+
+_environments: dict[str, tuple[int, Any]] = {}
+
+
+def _environment(folder: str) -> Any:
+    """A database, opened: LMDB wants one in a process, and none that a fork inherited."""
+    import lmdb
+
+    process, environment = _environments.get(folder, (None, None))
+    if process != os.getpid():
+        if environment is not None:
+            environment.close()
+        environment = lmdb.open(folder, readonly=True, lock=False, readahead=False)
+        _environments[folder] = os.getpid(), environment
+    return environment
+
+
+def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None) -> Tensor:
+    """Read some images of a source and bring them to one shape.
+
+    An image is cut to the shape's aspect about its centre, resized with antialiasing, and turned
+    to grey or colour as the shape has 1 or 3 channels.
+
+    Args:
+        source: the images.
+        index: which of them, `(n,)`.
+        shape: (channels, height, width) of the result.
+        crop: edge in pixels of a square cut out of the centre first.
+
+    Returns:
+        uint8, `(n, *shape)`.
+
+    Raises:
+        ValueError: if an image cannot be read; the message names it.
+    """
+    if isinstance(source, Pixels) and source.pixels.shape[1:] == shape and crop is None:
+        return source.pixels[index]
+    x = torch.empty((len(index), *shape), dtype=torch.uint8)
+    for row, i in enumerate(index.tolist()):
+        try:
+            x[row] = _fit(source.open(i), shape, crop)
+        except Exception as error:  # Pillow raises a dozen kinds on broken files
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"cannot read the image {source.name(i)} ({reason}); replace it or remove it"
+            ) from error
+    return x
+
+
+def _inverted(image: Image.Image) -> Image.Image:
+    return ImageOps.invert(image.convert("L"))
+
+
+def _fit(image: Image.Image, shape: Shape, crop: int | None) -> Tensor:
+    channels, height, width = shape
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode} is not 8 bits a channel: convert it to 8 bits")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if crop is not None:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        image = image.crop((left, top, left + crop, top + crop))
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
+    # A copy: the array of an image is read-only, which torch warns about.
+    return torch.from_numpy(np.array(image)).view(height, width, channels).permute(2, 0, 1)

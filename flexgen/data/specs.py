@@ -1,0 +1,263 @@
+"""The table of image data sets: one entry each, and the few lines that look an entry up.
+
+To add a data set, add an entry (and an origin, if none of those fits) and a YAML file.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexgen.data.origins import (
+    Digits,
+    Folder,
+    Lsun,
+    Omniglot,
+    OmniglotSmall,
+    Origin,
+    Parts,
+    Torchvision,
+)
+from flexgen.data.sources import Shape
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a data set before it is read.
+
+    Args:
+        shape: native (channels, height, width); None where images differ in size.
+        num_classes: number of labels over all parts, or None (no labels, or known when read).
+        splits: official parts and their sizes.
+        origin: how to read them.
+        num_validation: images cut from the training part for validation; 0 where validation has
+            an official part, None for a tenth.
+        num_test: images cut for testing where there is no official part; None for a tenth.
+        files: paths inside `root` that must be there.
+        crop: edge of a square cut from the centre before resizing, in pixels.
+        licence: terms of use, in a few words.
+        notes: what else to know.
+    """
+
+    shape: Shape | None
+    num_classes: int | None
+    splits: str
+    origin: Origin
+    num_validation: int | None
+    num_test: int | None = None
+    files: tuple[str, ...] = ()
+    crop: int | None = None
+    licence: str = ""
+    notes: str = ""
+
+
+def _idx(dataset: str) -> tuple[str, ...]:
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    return tuple(f"{dataset}/raw/{part}-{kind}" for part in ("train", "t10k") for kind in kinds)
+
+
+def _lsun(category: str) -> Spec:
+    return Spec(
+        shape=None,
+        num_classes=None,
+        splits="train; validation of 300 images, used as test",
+        origin=Lsun(category),
+        num_validation=5_000,
+        files=tuple(f"lsun/{category}_{part}_lmdb/data.mdb" for part in ("train", "val")),
+        licence="research use",
+        notes="unpack the published zip files into lsun/; needs the package lmdb",
+    )
+
+
+_TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
+_SMALL = tuple(f"omniglot/images_background_small{i}.zip" for i in (1, 2))
+
+SPECS: dict[str, Spec] = {
+    "digits": Spec(
+        shape=(1, 8, 8),
+        num_classes=10,
+        splits="none: 1,797 scans in all",
+        origin=Digits(),
+        num_validation=180,
+        num_test=360,
+        licence="CC BY 4.0",
+        notes="inside scikit-learn; the test set of UCI's optical recognition digits",
+    ),
+    "mnist": Spec(
+        shape=(1, 28, 28),
+        num_classes=10,
+        splits="60,000 train, 10,000 test",
+        origin=Torchvision("MNIST", _TRAIN_TEST),
+        num_validation=5_000,
+        files=_idx("MNIST"),
+        licence="CC BY-SA 3.0",
+    ),
+    "fashion_mnist": Spec(
+        shape=(1, 28, 28),
+        num_classes=10,
+        splits="60,000 train, 10,000 test",
+        origin=Torchvision("FashionMNIST", _TRAIN_TEST),
+        num_validation=5_000,
+        files=_idx("FashionMNIST"),
+        licence="MIT",
+    ),
+    "omniglot": Spec(
+        shape=(1, 105, 105),
+        num_classes=1623,
+        splits="background 19,280 (964 characters) train, evaluation 13,180 (659) test",
+        origin=Omniglot(),
+        num_validation=1_000,
+        files=("omniglot-py/images_background", "omniglot-py/images_evaluation"),
+        licence="MIT",
+        notes="inverted to white on black; no character is in both parts",
+    ),
+    "omniglot_small": Spec(
+        shape=(1, 105, 105),
+        num_classes=242,
+        splits="small background set 1, 2,720 (136 characters) train; unseen alphabets of set 2, "
+        "2,120 (106) test",
+        origin=OmniglotSmall((_SMALL[0], _SMALL[1])),
+        num_validation=200,
+        files=_SMALL,
+        licence="MIT",
+        notes="inverted to white on black; github.com/brendenlake/omniglot, folder python",
+    ),
+    "cifar10": Spec(
+        shape=(3, 32, 32),
+        num_classes=10,
+        splits="50,000 train, 10,000 test",
+        origin=Torchvision("CIFAR10", _TRAIN_TEST),
+        num_validation=5_000,
+        files=("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
+        licence="research use",
+    ),
+    "svhn": Spec(
+        shape=(3, 32, 32),
+        num_classes=10,
+        splits="73,257 train, 26,032 test; the extra 531,131 are not read",
+        origin=Torchvision(
+            "SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}, folder="SVHN"
+        ),
+        num_validation=5_000,
+        files=("SVHN/train_32x32.mat", "SVHN/test_32x32.mat"),
+        licence="non-commercial use",
+    ),
+    "celeba": Spec(
+        shape=(3, 218, 178),
+        num_classes=None,
+        splits="162,770 train, 19,867 validation, 19,962 test",
+        origin=Torchvision(
+            "CelebA",
+            {
+                "train": {"split": "train"},
+                "validation": {"split": "valid"},
+                "test": {"split": "test"},
+            },
+        ),
+        num_validation=0,
+        files=("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
+        crop=118,
+        licence="non-commercial research use",
+        notes="the aligned images; the 118 centre crop, then resized to 64, frames the face",
+    ),
+    "folder": Spec(
+        shape=None,
+        num_classes=None,
+        splits="subfolders train and test (and validation) where present, else none",
+        origin=Folder(),
+        num_validation=None,
+        notes="`root` is the folder of images itself",
+    ),
+} | {
+    f"lsun_{category}": _lsun(category)
+    for category in (
+        "bedroom",
+        "bridge",
+        "church_outdoor",
+        "classroom",
+        "conference_room",
+        "dining_room",
+        "kitchen",
+        "living_room",
+        "restaurant",
+        "tower",
+    )
+}
+
+
+def find(name: str) -> Spec:
+    """The entry of a data set.
+
+    Raises:
+        ValueError: if there is none; the message gives the nearest name.
+    """
+    if name in SPECS:
+        return SPECS[name]
+    near = difflib.get_close_matches(str(name), SPECS, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"`name` must be a data set of flexgen.data.SPECS, got {name!r}; nearest: {near!r}"
+    )
+
+
+def fetch(name: str, root: Path) -> None:
+    """Download a data set into `root`, unless it is there.
+
+    Raises:
+        ValueError: if it cannot be had by download.
+        ConnectionError: if the download fails.
+    """
+    origin = find(name).origin
+    if not hasattr(origin, "fetch"):
+        raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
+    try:
+        origin.fetch(root)
+    except Exception as error:  # torchvision and the network raise many kinds
+        raise ConnectionError(
+            f"could not download {name} into {root} ({_line(error)}); check the network and the "
+            "space left, or bring the files there by hand"
+        ) from error
+
+
+def read(name: str, root: Path) -> Parts:
+    """The official parts of a data set.
+
+    Raises:
+        FileNotFoundError: if a file is missing; the message says what to do.
+        ValueError: if a file is corrupt.
+    """
+    spec = find(name)
+    missing = [file for file in spec.files if not (root / file).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{name} is not there: no {root / missing[0]}; {_remedy(name, root)}"
+        )
+    try:
+        return spec.origin.read(root)
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(spec.origin, Torchvision):
+            raise _corrupt(name, root, error) from error
+        raise
+    except Exception as error:  # a file cut short breaks torchvision in many ways
+        raise _corrupt(name, root, error) from error
+
+
+def _remedy(name: str, root: Path) -> str:
+    where = "set `paths.data_dir` or the variable FLEXGEN_DATA to the folder that holds it"
+    if hasattr(SPECS[name].origin, "fetch"):
+        where += ", or `data.download=true` to fetch it"
+    elif SPECS[name].notes:
+        where += f" ({SPECS[name].notes})"
+    if name == "omniglot" and all((root / file).exists() for file in _SMALL):
+        where += "; the two small background sets are here: `data=omniglot_small`"
+    return where
+
+
+def _corrupt(name: str, root: Path, error: Exception) -> ValueError:
+    again = ", `data.download=true`" if hasattr(SPECS[name].origin, "fetch") else ""
+    return ValueError(
+        f"the files of {name} under {root} are cut short or corrupt ({_line(error)}); delete them "
+        f"and fetch them again{again}"
+    )
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
