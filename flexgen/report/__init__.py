@@ -1,0 +1,26 @@
+"""Reports on runs: one self-contained HTML page a run, and tables over many runs.
+
+Everything here reads run directories and nothing else: no model is loaded.
+"""
+
+from flexgen.report.comparison import Comparison, compare
+from flexgen.report.curves import Curve, RunError, Value
+from flexgen.report.index import write_reports
+from flexgen.report.page import write_report
+from flexgen.report.run import Run, find_runs
+from flexgen.report.summary import Table
+from flexgen.report.table import table
+
+__all__ = [
+    "Comparison",
+    "Curve",
+    "Run",
+    "RunError",
+    "Table",
+    "Value",
+    "compare",
+    "find_runs",
+    "table",
+    "write_report",
+    "write_reports",
+]

@@ -1,0 +1,190 @@
+"""What each logged metric is called, which direction is better, and which curves share a panel.
+
+An unknown metric is still shown, under its own name and without a direction, so a new metric needs
+no line here. The order of `METRICS` is the order of tables and pages.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A logged quantity: its name in `metrics.csv`, a label for people and what to know about it.
+
+    Args:
+        name: the column of `metrics.csv`.
+        label: a short label, plain text.
+        better: "lower", "higher", or "" where neither is better in itself.
+        note: one clause that says what is measured and in which unit.
+    """
+
+    name: str
+    label: str
+    better: str = ""
+    note: str = ""
+
+    @property
+    def arrow(self) -> str:
+        """An arrow in the better direction, or nothing."""
+        return {"lower": "↓", "higher": "↑"}.get(self.better, "")
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("pag/unit", "PAG", "lower", "unit convention, bias-corrected, nats"),
+        Metric("emd/samples", "EMD", "lower", "samples to held-out data, Euclidean cost"),
+        Metric("emd/floor", "EMD floor", "", "two data samples of the same size"),
+        Metric("fid", "FID", "lower", "Fréchet distance of features"),
+        Metric("kid", "KID", "lower", "kernel distance of features"),
+        Metric("inception", "Classifier score", "higher", "Inception-style score"),
+        Metric("modes/captured", "Modes captured", "higher", "modes with samples near them"),
+        Metric("modes/high_quality", "High-quality share", "higher", "samples within 3 std"),
+        Metric("modes/total_variation", "Mode imbalance", "lower", "total variation of the shares"),
+        Metric("pag/literal", "PAG, literal", "", "the paper's text read literally, nats"),
+        Metric("pag/kl", "Gaussian KL", "lower", "KL of the codes' moments to the prior, nats"),
+        Metric("pag/kl_mean", "KL, mean term", "lower", "the part of the KL due to the mean, nats"),
+        Metric("reversal/error", "Reversal error", "lower", "reconstruction error of the codes"),
+        Metric("reversal/converged", "Reversal converged", "higher", "share of converged codes"),
+        Metric("own/pag_reversed", "PAG, own samples", "", "reversed samples of the generator"),
+        Metric("own/pag_true", "PAG, true codes", "", "the true codes of those samples"),
+        Metric("own/error", "Own-sample error", "lower", "reversal error on own samples"),
+        Metric("codes/cluster_ratio", "Cluster ratio", "", "between over within classes, codes"),
+        Metric("codes/cluster_ratio_tsne", "Cluster ratio, t-SNE", "", "in the t-SNE plane"),
+        Metric("loss/critic", "Critic loss"),
+        Metric("loss/generator", "Generator loss"),
+        Metric("loss/penalty", "Gradient penalty"),
+        Metric("refit/distance_before", "Old prior to codes", "lower", "held-out codes"),
+        Metric("refit/distance_after", "Learned prior to codes", "lower", "held-out codes"),
+        Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),
+        Metric("prior/stage", "Prior stage", "", "0 is the first prior"),
+        Metric("speed/images_per_second", "Images per second", "higher"),
+    )
+}
+
+HEADLINE: tuple[str, ...] = (
+    "pag/unit",
+    "emd/samples",
+    "fid",
+    "kid",
+    "inception",
+    "modes/captured",
+    "modes/high_quality",
+    "modes/total_variation",
+    "reversal/error",
+    "loss/critic",
+    "loss/generator",
+)
+"""The metrics of a table that was not told which ones to show."""
+
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Prior agreement (PAG)", ("pag/unit",)),
+    ("Earth mover's distance", ("emd/samples", "emd/floor")),
+    ("Losses", ("loss/critic", "loss/generator")),
+    ("Gradient penalty", ("loss/penalty",)),
+    ("FID", ("fid",)),
+    ("KID", ("kid",)),
+    ("Classifier score", ("inception",)),
+    ("Modes captured", ("modes/captured",)),
+    ("Mode quality and imbalance", ("modes/high_quality", "modes/total_variation")),
+    ("Reversal error", ("reversal/error", "own/error")),
+    ("PAG of own samples", ("own/pag_reversed", "own/pag_true")),
+    ("PAG, literal", ("pag/literal",)),
+    ("Gaussian KL of the codes", ("pag/kl", "pag/kl_mean")),
+    ("Reversal converged", ("reversal/converged",)),
+    ("Cluster ratio of the codes", ("codes/cluster_ratio", "codes/cluster_ratio_tsne")),
+    ("Throughput", ("speed/images_per_second",)),
+)
+"""Curves that belong in one panel of the page, in order."""
+
+IN_OTHER_PANELS = {"pag/unit_low", "pag/unit_high", "prior/stage"}
+"""Columns that are drawn as a band or as a line between stages, never as a curve of their own."""
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, told apart under every common colour blindness."""
+
+
+def describe(name: str) -> Metric:
+    """The `Metric` of that name; one with only its name where it is not known."""
+    return METRICS.get(name, Metric(name, name))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The names without repetition, known metrics first in the catalogue's order."""
+    rank = {name: i for i, name in enumerate(METRICS)}
+    return sorted(set(names), key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def choose(patterns: Sequence[str] | None, present: Iterable[str]) -> list[str]:
+    """The present metrics that the patterns name, in the patterns' order.
+
+    Args:
+        patterns: names or globs such as "modes/*"; None for the headline metrics that are present,
+            or every metric where none of those is.
+        present: names of the logged metrics.
+
+    Returns:
+        Names without repetition.
+
+    Raises:
+        ValueError: when a pattern names nothing that was logged.
+    """
+    names = ordered(present)
+    if patterns is None:
+        return [name for name in HEADLINE if name in names] or names
+    chosen: list[str] = []
+    for pattern in patterns:
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            near = get_close_matches(pattern, names, n=1, cutoff=0.3)
+            hint = f"; the nearest is `{near[0]}`" if near else ""
+            raise ValueError(
+                f"`metrics` must name logged metrics, got '{pattern}'{hint}; "
+                f"logged: {', '.join(names) or 'none'}"
+            )
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number for people: significant digits, no exponent between 1e-4 and 1e6, "nan" as it is."""
+    if not np.isfinite(value):
+        return str(float(value))
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+    text = f"{value:.{decimals}f}"
+    if float(value).is_integer() and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text
+
+
+def typeset(text: str) -> str:
+    """The text of a number with a true minus sign in front where it is negative."""
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def mean_and_std(mean: float, std: float) -> tuple[str, str]:
+    """Mean and standard deviation to the same decimals: two significant digits of the deviation.
+
+    Returns:
+        The two texts; the second is empty where the deviation is not known (one run).
+    """
+    if np.isnan(std):
+        return number(mean), ""
+    if not (np.isfinite(mean) and np.isfinite(std)) or std == 0:
+        return number(mean), number(std)
+    largest = max(abs(mean), std)
+    if not 1e-4 <= largest < 1e6:
+        return number(mean, 3), number(std, 2)
+    decimals = max(0, 1 - int(np.floor(np.log10(std))))
+    # A deviation far below the mean would otherwise print ten digits of it.
+    decimals = min(decimals, max(0, 5 - int(np.floor(np.log10(largest)))))
+    return f"{mean:.{decimals}f}", f"{std:.{decimals}f}"

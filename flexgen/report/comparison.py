@@ -1,0 +1,239 @@
+"""Before and after a prior refit, beside the control that kept the old prior."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flexgen.report.catalogue import describe, number, ordered, typeset
+from flexgen.report.curves import Curve
+from flexgen.report.run import Run
+
+WHEN = ("before", "after", "control")
+
+_NOT_COMPARED = ("loss/", "speed/", "refit/", "prior/")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Args:
+        value: the metric's value.
+        low: lower end of its interval, None where no interval was logged.
+        high: upper end of its interval.
+        step: the generator step at which it was measured.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    step: int
+
+    def __str__(self) -> str:
+        """The value, on a second line its interval."""
+        return f"{number(self.value)}\n{self.interval}".rstrip()
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets, empty where none is known."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One attempt to learn the data-induced prior.
+
+    Args:
+        step: the generator step.
+        kept: whether the learned prior replaced the old one.
+        distance_before: distance of the old prior to held-out codes, NaN where not logged.
+        distance_after: the same for the learned prior.
+    """
+
+    step: int
+    kept: bool
+    distance_before: float
+    distance_after: float
+
+    def __str__(self) -> str:
+        verdict = "kept" if self.kept else "not kept, the run went on from the old prior"
+        if np.isfinite([self.distance_before, self.distance_after]).all():
+            verdict += (
+                f" (distance to held-out codes: old prior {number(self.distance_before)}, "
+                f"learned prior {number(self.distance_after)})"
+            )
+        return f"refit at generator step {self.step:,}: {verdict}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measurements of a run before and after its refits, and of its control.
+
+    Args:
+        points: metric to "before", "after" and "control" to the `Point`; what was not measured is
+            left out.
+        refits: every refit of the run, kept or not, in order.
+        notes: what to know about the comparison, one line each.
+    """
+
+    points: dict[str, dict[str, Point]]
+    refits: tuple[Refit, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether any refit was kept."""
+        return any(refit.kept for refit in self.refits)
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of "before", "after", "control" that were measured at all."""
+        return [when for when in WHEN if any(when in at for at in self.points.values())]
+
+    def difference(self, metric: str) -> float | None:
+        """The metric after the refit less the control's, None where either is missing."""
+        at = self.points[metric]
+        if "after" not in at or "control" not in at:
+            return None
+        return at["after"].value - at["control"].value
+
+    def rich(self) -> Group:
+        """The table and its notes, for a terminal."""
+        grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        grid.add_column("", no_wrap=True)
+        for when in self.columns:
+            grid.add_column(when, justify="right", no_wrap=True)
+        if "control" in self.columns:
+            grid.add_column("difference", justify="right", no_wrap=True)
+        for metric, at in self.points.items():
+            difference = self.difference(metric)
+            cells = [str(at[when]) if when in at else "–" for when in self.columns]
+            if "control" in self.columns:
+                cells.append("–" if difference is None else signed(difference))
+            about = describe(metric)
+            grid.add_row(Text(f"{about.label} {about.arrow}".strip()), *map(Text, cells))
+        lines = [*(str(refit) for refit in self.refits), *self.notes]
+        if "control" in self.columns:
+            lines.append("difference: after less control")
+        return Group(grid, *(Text(line) for line in lines))
+
+    def __rich__(self) -> Group:
+        return self.rich()
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, a true minus for negative ones."""
+    return f"{'+' if value > 0 else ''}{typeset(number(value, 3))}"
+
+
+def compare(run: Run) -> Comparison | None:
+    """Compares the run before its prior was replaced with its end and with its control's end.
+
+    `before` is the last measurement under the run's first prior (`prior/stage` at its initial
+    value), `after` the last one under a later prior, `control` the control's last one. Where no
+    refit was kept, `before` is the last measurement up to the last refit and `after` the last one
+    past it. Columns `<metric>_low` and `<metric>_high` give the metric's interval.
+
+    Returns:
+        The comparison, None for a run without a refit.
+    """
+    refits = tuple(_refits(run))
+    if not refits:
+        return None
+    kept = any(refit.kept for refit in refits)
+    points: dict[str, dict[str, Point]] = {}
+    compared = [name for name in run.curves if not name.startswith(_NOT_COMPARED)]
+    intervals = {f"{name}_{end}" for name in compared for end in ("low", "high")}
+    for metric in ordered(set(compared) - intervals):
+        curve = run.curves[metric]
+        if kept:
+            old = _stages(run, curve.rows) <= _stages(run, np.array([0]))[0]
+        else:
+            old = curve.steps <= refits[-1].step
+        at = {"before": _last(run, metric, old), "after": _last(run, metric, ~old)}
+        if run.control is not None and metric in run.control.curves:
+            everything = np.ones(len(run.control.curves[metric]), dtype=bool)
+            at["control"] = _last(run.control, metric, everything)
+        points[metric] = {when: point for when, point in at.items() if point is not None}
+    return Comparison(points, refits, tuple(_notes(run, points, refits)))
+
+
+def _refits(run: Run) -> Iterator[Refit]:
+    kept = run.curves.get("refit/kept")
+    if kept is not None:
+        for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
+            distances = [
+                _at_row(run.curves.get(f"refit/distance_{when}"), row)
+                for when in ("before", "after")
+            ]
+            yield Refit(int(step), bool(value > 0), *distances)
+        return
+    stage = run.curves.get("prior/stage")
+    if stage is not None:
+        for step in stage.steps[1:][np.diff(stage.values) > 0]:
+            yield Refit(int(step), True, float("nan"), float("nan"))
+
+
+def _at_row(curve: Curve | None, row: int) -> float:
+    if curve is None or row not in curve.rows:
+        return float("nan")
+    return float(curve.values[np.flatnonzero(curve.rows == row)[0]])
+
+
+def _stages(run: Run, rows: np.ndarray) -> np.ndarray:
+    """The prior's stage at those rows: the last one logged up to the row."""
+    stage = run.curves.get("prior/stage")
+    kept = run.curves.get("refit/kept")
+    changes = kept.rows[kept.values > 0] if kept is not None else np.array([], dtype=int)
+    if stage is None:
+        return np.searchsorted(changes, rows)
+    # A stage first logged with or after a kept refit says that the rows before had one less.
+    first = max(0.0, stage.values[0] - np.sum(changes <= stage.rows[0]))
+    return np.append(first, stage.values)[np.searchsorted(stage.rows, rows, side="right")]
+
+
+def _last(run: Run, metric: str, keep: np.ndarray) -> Point | None:
+    curve = run.curves[metric].where(keep)
+    if not len(curve):
+        return None
+    low, high = (
+        _at_row(run.curves.get(f"{metric}_{end}"), curve.rows[-1]) for end in ("low", "high")
+    )
+    known = not np.isnan([low, high]).any()
+    return Point(
+        float(curve.values[-1]),
+        low if known else None,
+        high if known else None,
+        int(curve.steps[-1]),
+    )
+
+
+def _notes(
+    run: Run, points: dict[str, dict[str, Point]], refits: tuple[Refit, ...]
+) -> Iterator[str]:
+    steps = {when: [at[when].step for at in points.values() if when in at] for when in WHEN}
+    measured = []
+    for when, found in steps.items():
+        if not found and (when != "control" or run.control is not None):
+            yield f"nothing was measured {'in the control' if when == 'control' else when}"
+        elif found:
+            some = f" (some metrics at {min(found):,})" if min(found) < max(found) else ""
+            measured.append(f"{when} at {max(found):,}{some}")
+    if measured:
+        yield f"generator steps measured: {', '.join(measured)}"
+    if run.control is None:
+        yield (
+            "no control run: whether the gain is due to the prior or to the longer training "
+            "cannot be told"
+        )
+    elif steps["after"] and steps["control"] and max(steps["after"]) != max(steps["control"]):
+        yield "the control was measured at another step than the run: the two are not alike"
+    if not any(refit.kept for refit in refits):
+        yield "no refit was kept: before and after are the same prior"

@@ -1,0 +1,171 @@
+"""The metrics of a run as curves, read from `metrics.csv`, and its other plain files."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
+
+
+class RunError(ValueError):
+    """A directory that cannot be read as a run; its text is one line that says why and what to do.
+
+    Args:
+        path: the directory.
+        problem: what is wrong, and the remedy where there is one.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        self.problem = " ".join(problem.split())
+        super().__init__(f"{path}: {self.problem}")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric at the end of a run.
+
+    Args:
+        mean: mean over the last `count` evaluations.
+        spread: their sample standard deviation (ddof = 1), NaN for one evaluation.
+        count: how many evaluations went in; may be fewer than asked for.
+        step: generator step of the last of them.
+    """
+
+    mean: float
+    spread: float
+    count: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric where it was logged; a logged NaN is kept, a cell left empty is not a point.
+
+    Args:
+        values: the logged values, float, `(n,)`.
+        rows: index of each value's row in `metrics.csv`, int, `(n,)`.
+        counters: for each counter of `COUNTERS`, its value at those rows, int, `(n,)`.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    counters: Mapping[str, np.ndarray]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Generator steps, int, `(n,)`."""
+        return self.counters["generator_steps"]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def where(self, keep: np.ndarray) -> "Curve":
+        """The points at which `keep`, bool `(n,)`, is true."""
+        counters = {name: column[keep] for name, column in self.counters.items()}
+        return Curve(self.values[keep], self.rows[keep], counters)
+
+    def tail(self, last: int = 1) -> Value:
+        """Mean and spread of the last `last` evaluations; NaN among them stays NaN."""
+        values = self.values[-last:]
+        return Value(*mean_std(values), len(values), int(self.steps[-1]))
+
+
+def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean and sample standard deviation (ddof = 1); NaN where there are too few values."""
+    with np.errstate(invalid="ignore"):  # infinite values make a NaN, which is shown as such
+        mean = float(np.mean(values)) if len(values) else float("nan")
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return mean, std
+
+
+def read_text(path: Path) -> str:
+    """The file as text, or a `RunError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(path.parent, f"{path.name} cannot be read: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file as a JSON object, or a `RunError`."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise RunError(path.parent, f"{path.name} is corrupt: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(path.parent, f"{path.name} must hold an object, got {content!r:.40}")
+    return content
+
+
+def read_metrics_json(path: Path) -> tuple[dict[str, int], dict[str, float]]:
+    """Counters and final values of `metrics.json`, null read as NaN."""
+    content = read_json(path)
+    try:
+        counters = {name: int(count) for name, count in content.get("counters", {}).items()}
+        values = {
+            name: float("nan") if value is None else float(value)
+            for name, value in content.get("values", {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunError(path.parent, f"metrics.json is corrupt: {error}") from error
+    return counters, values
+
+
+def read_metrics_csv(path: Path, notes: list[str]) -> tuple[dict[str, Curve], dict[str, int]]:
+    """Curves and last counters; a last line without its end, cut by a kill, is left out."""
+    if not path.is_file():
+        return {}, {}
+    text = read_text(path)
+    whole, _, cut = text.rpartition("\n")
+    if cut:
+        notes.append("metrics.csv: its last line was cut short and is left out")
+    rows = list(csv.reader(whole.splitlines()))
+    if not rows:
+        return {}, {}
+    header, body = rows[0], rows[1:]
+    missing = [name for name in COUNTERS if name not in header]
+    if missing:
+        raise RunError(path.parent, f"metrics.csv is corrupt: no column {', '.join(missing)}")
+    if len(set(header)) < len(header):
+        raise RunError(path.parent, "metrics.csv is corrupt: a column appears twice")
+    logged: dict[str, list[tuple[int, float]]] = {name: [] for name in header}
+    for line, row in enumerate(body, start=2):
+        if len(row) > len(header):
+            raise RunError(
+                path.parent,
+                f"metrics.csv is corrupt: line {line} has {len(row)} cells for "
+                f"{len(header)} columns",
+            )
+        # A row older than a later column is shorter than the header: the cells are empty.
+        for name, cell in zip(header, row, strict=False):
+            if cell == "":
+                continue
+            try:
+                value = float(cell)
+                if name in COUNTERS:
+                    int(value)
+                logged[name].append((line - 2, value))
+            except (ValueError, OverflowError):
+                raise RunError(
+                    path.parent,
+                    f"metrics.csv is corrupt: line {line}, column {name} is not a number: "
+                    f"{cell!r:.40}",
+                ) from None
+    columns = {name: np.zeros(len(body), dtype=np.int64) for name in COUNTERS}
+    for name, column in columns.items():
+        if len(logged[name]) < len(body):
+            raise RunError(path.parent, f"metrics.csv is corrupt: {name} is empty in some row")
+        column[:] = [int(value) for _, value in logged.pop(name)]
+    curves = {name: _curve(points, columns) for name, points in logged.items() if points}
+    return curves, {name: int(column[-1]) for name, column in columns.items() if len(column)}
+
+
+def _curve(points: Iterable[tuple[int, float]], columns: Mapping[str, np.ndarray]) -> Curve:
+    rows, values = (np.array(part) for part in zip(*points, strict=True))
+    return Curve(values, rows, {name: column[rows] for name, column in columns.items()})

@@ -1,0 +1,253 @@
+"""A run directory, read back: configuration, provenance, curves, final values, images and codes."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flexgen.report.curves import (
+    Curve,
+    RunError,
+    Value,
+    read_json,
+    read_metrics_csv,
+    read_metrics_json,
+    read_text,
+)
+
+_MARKERS = ("config.yaml", "provenance.json", "metrics.csv", "metrics.json")
+_STEP = re.compile(r"step=(\d+)\.(png|safetensors|ckpt)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory says; `Run.load` reads one.
+
+    Args:
+        path: the directory.
+        config: the resolved configuration, plain nested dictionaries.
+        config_text: `config.yaml` as it was written.
+        provenance: command, overrides, seed, versions, commit, parent, times and machine.
+        curves: metric name to its `Curve`; empty where the run logged no `metrics.csv`.
+        final: metric name to its final value, from `metrics.json`, else the last one of the curve.
+        counters: step counters at the end, names of `COUNTERS`.
+        images: kind ("samples", "code_map", …) to generator step to PNG file, in order of step.
+        codes: generator step to safetensors file, in order of step.
+        checkpoints: generator step to checkpoint file, in order of step.
+        control: the run that trained as long from the old prior, where there is one.
+        notes: what was left out on reading, one line each.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    config_text: str
+    provenance: dict[str, Any]
+    curves: dict[str, Curve]
+    final: dict[str, float]
+    counters: dict[str, int]
+    images: dict[str, dict[int, Path]]
+    codes: dict[int, Path]
+    checkpoints: dict[int, Path]
+    control: "Run | None"
+    notes: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """Reads a run directory; the control in it as well.
+
+        Raises:
+            RunError: when it is not a run directory, a file of it is corrupt, or it has no metrics.
+        """
+        path = Path(path)
+        _must_be_run(path)
+        notes: list[str] = []
+        config, config_text = _config(path)
+        provenance = read_json(path / "provenance.json")
+        curves, counters = read_metrics_csv(path / "metrics.csv", notes)
+        final = {name: float(curve.values[-1]) for name, curve in curves.items()}
+        if (path / "metrics.json").is_file():
+            saved_counters, saved = read_metrics_json(path / "metrics.json")
+            final.update(saved)
+            counters.update(saved_counters)
+        if not final:
+            raise RunError(
+                path,
+                "has no metrics: metrics.csv and metrics.json are missing or empty; the run "
+                "stopped before it logged any, or logs to another logger than CSV",
+            )
+        control = None
+        if (path / "control").is_dir():
+            try:
+                control = cls.load(path / "control")
+            except RunError as error:
+                notes.append(f"control left out: {error.problem}")
+        images = {
+            kind.name: _by_step(kind, "png", notes)
+            for kind in sorted(_children(path / "images"))
+            if kind.is_dir()
+        }
+        return cls(
+            path=path,
+            config=config,
+            config_text=config_text,
+            provenance=provenance,
+            curves=curves,
+            final=final,
+            counters=counters,
+            images={kind: files for kind, files in images.items() if files},
+            codes=_by_step(path / "codes", "safetensors", notes),
+            checkpoints=_by_step(path / "checkpoints", "ckpt", notes),
+            control=control,
+            notes=tuple(notes),
+        )
+
+    @property
+    def name(self) -> str:
+        """The configured name, else the directory's."""
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides of the command that made the run, such as "model=gan"."""
+        return [str(text) for text in self.provenance.get("overrides") or []]
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed, where it is known."""
+        for source in (self.provenance, self.config):
+            if isinstance(source.get("seed"), int):
+                return int(source["seed"])
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.provenance.get("finished") is not None
+
+    @property
+    def step(self) -> int:
+        """The last known generator step."""
+        return self.counters.get("generator_steps", 0)
+
+    @property
+    def status(self) -> str:
+        """ "finished", or how far the run had come."""
+        if self.finished:
+            return "finished"
+        goal = self.config.get("steps")
+        of = f" of {goal:,}" if isinstance(goal, int) else ""
+        return f"unfinished at generator step {self.step:,}{of}"
+
+    def value(self, metric: str, last: int = 1) -> Value | None:
+        """The metric at the end of the run, None where it was never logged.
+
+        Args:
+            metric: its name.
+            last: over how many of the last evaluations to take the mean.
+        """
+        if metric in self.curves:
+            return self.curves[metric].tail(last)
+        if metric in self.final:
+            return Value(self.final[metric], float("nan"), 1, self.step)
+        return None
+
+
+def find_runs(path: str | Path) -> list[Path]:
+    """The run directory itself, or all run directories below, in natural order (2 before 10).
+
+    A job that failed before it wrote anything but Hydra's own folder is found too, so that it can
+    be listed. Nothing inside a run (its control, for one) is a run of its own here.
+
+    Raises:
+        RunError: when there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        _must_be_run(path)
+    found = sorted(_walk(path), key=_natural)
+    if not found:
+        raise RunError(path, "has no run directory in it (a folder with config.yaml); name one")
+    return found
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if any((path / marker).is_file() for marker in _MARKERS):
+        yield path
+        return
+    children = [child for child in _children(path) if child.is_dir() and not child.is_symlink()]
+    nested = [run for child in children if child.name[0] != "." for run in _walk(child)]
+    if not nested and (path / ".hydra").is_dir():
+        nested = [path]
+    yield from nested
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def _children(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
+
+
+def _missing(path: Path) -> list[str]:
+    return [name for name in ("config.yaml", "provenance.json") if not (path / name).is_file()]
+
+
+def _must_be_run(path: Path) -> None:
+    if not path.exists():
+        siblings = [child.name for child in _children(path.parent)]
+        near = get_close_matches(path.name, siblings, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise RunError(path, f"does not exist{hint}")
+    missing = _missing(path)
+    if not missing:
+        return
+    problem = f"is not a run directory ({' and '.join(missing)} missing)"
+    above = next((folder for folder in path.resolve().parents if not _missing(folder)), None)
+    below = sorted(_walk(path), key=_natural) if path.is_dir() else []
+    below = [run for run in below if run != path]
+    if above:
+        problem += f"; it lies in the run {above}"
+    elif below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        problem += f"; runs below it: {', '.join(map(str, below[:3]))}{more}"
+    raise RunError(path, problem)
+
+
+def _config(path: Path) -> tuple[dict[str, Any], str]:
+    text = read_text(path / "config.yaml")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RunError(path, f"config.yaml is corrupt: {error}") from error
+    if not isinstance(config, dict):
+        raise RunError(path, f"config.yaml must hold keys, got {type(config).__name__}")
+    return config, text
+
+
+def _by_step(folder: Path, ending: str, notes: list[str]) -> dict[int, Path]:
+    files = {}
+    for file in _children(folder):
+        match = _STEP.fullmatch(file.name)
+        if match is None or match[2] != ending:
+            continue
+        if ending == "png" and not _is_png(file):
+            notes.append(f"images/{folder.name}/{file.name} is not a whole PNG and is left out")
+            continue
+        files[int(match[1])] = file
+    return dict(sorted(files.items()))
+
+
+def _is_png(file: Path) -> bool:
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        stream.seek(0, os.SEEK_END)
+        size = stream.tell()
+        stream.seek(max(0, size - 12))
+        return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in stream.read()

@@ -1,0 +1,269 @@
+"""A table of groups of runs: as text, CSV, LaTeX and a plot."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flexgen.report.catalogue import PALETTE, describe, mean_and_std
+from flexgen.report.curves import mean_std
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric over the runs of a group.
+
+    Args:
+        values: each run's value, float, `(n,)`; runs that never logged the metric have none.
+        spread: mean over the runs of the spread of each run's last evaluations, NaN for one.
+    """
+
+    values: tuple[float, ...]
+    spread: float
+
+    @property
+    def count(self) -> int:
+        """Number of runs with a value."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the runs, NaN without any."""
+        return mean_std(self.values)[0]
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the runs (ddof = 1), NaN for fewer than two."""
+        return mean_std(self.values)[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but the seed.
+
+    Args:
+        settings: override key to value, the same keys in every row of a table.
+        runs: directories of the finished runs.
+        seeds: their seeds.
+        cells: metric to `Cell`.
+    """
+
+    settings: dict[str, str]
+    runs: tuple[Path, ...]
+    seeds: tuple[int | None, ...]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Groups of runs with mean ± sample standard deviation over seeds.
+
+    Args:
+        rows: one for each group, in the order of the runs.
+        metrics: the columns.
+        last: over how many of a run's last evaluations its value is the mean.
+        left_out: the runs that are not in the means and why, one line each.
+        notes: what else to know, one line each.
+    """
+
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    last: int
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """The settings that tell the rows apart; all of them where there is one row."""
+        keys = list(self.rows[0].settings)
+        varied = [key for key in keys if len({row.settings[key] for row in self.rows}) > 1]
+        return varied or keys
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are, and the settings that all rows share."""
+        value = (
+            "its last evaluation"
+            if self.last == 1
+            else f"the mean of its last {self.last} evaluations"
+        )
+        text = f"Mean ± sample standard deviation over n runs; the value of a run is {value}."
+        if self.last > 1:
+            text += " In brackets: the standard deviation of those evaluations within a run."
+        same = {key: self.rows[0].settings[key] for key in self.rows[0].settings}
+        shared = ", ".join(f"{key}={text}" for key, text in same.items() if key not in self.keys)
+        return f"{text} All runs: {shared}." if shared else text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        for metrics in self._fitting(options.max_width):
+            grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+            for key in self.keys:
+                grid.add_column(Text(key), no_wrap=True)
+            grid.add_column("n", justify="right")
+            for metric in metrics:
+                grid.add_column(Text(_heading(metric)), justify="right", no_wrap=True)
+            for row in self.rows:
+                cells = [row.settings[key] for key in self.keys] + [str(len(row.runs))]
+                cells += [self._text_cell(row, metric) for metric in metrics]
+                grid.add_row(*map(Text, cells))
+            yield grid
+        yield Text(self.caption, style="dim")
+        for line in self.notes:
+            yield Text(f"Note: {line}")
+        for line in self.left_out:
+            yield Text(f"Not in the means: {line}", style="yellow")
+
+    def text(self, width: int = 120) -> str:
+        """The table as plain text; metrics that do not fit into `width` columns go below."""
+        stream = io.StringIO()
+        Console(file=stream, width=width, color_system=None).print(self)
+        return stream.getvalue()
+
+    def csv(self) -> str:
+        """Full precision, one line a group: settings, n, seeds, unfinished runs, and four columns
+        a metric (mean, std, number of runs, spread within a run)."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        keys = list(self.rows[0].settings)
+        parts = ("mean", "std", "n", "spread")
+        names = [f"{metric} {part}" for metric in self.metrics for part in parts]
+        writer.writerow([*keys, "n", "seeds", *names])
+        for row in self.rows:
+            line: list[object] = [row.settings[key] for key in keys]
+            line += [len(row.runs), " ".join(str(seed) for seed in row.seeds)]
+            for cell in (row.cells[metric] for metric in self.metrics):
+                std = "" if cell.count < 2 else cell.std
+                spread = "" if self.last == 1 or np.isnan(cell.spread) else cell.spread
+                line += [cell.mean if cell.count else "", std, cell.count, spread]
+            writer.writerow(line)
+        return stream.getvalue()
+
+    def latex(self) -> str:
+        """A booktabs `tabular`; caption and runs left out stand above it as comments."""
+        lines = [f"% {_one_line(text)}" for text in (self.caption, *self.notes)]
+        lines += [f"% not in the means: {_one_line(text)}" for text in self.left_out]
+        lines += [f"\\begin{{tabular}}{{{'l' * len(self.keys)}r{'c' * len(self.metrics)}}}"]
+        heads = [*map(latex_escape, self.keys), "$n$"]
+        heads += [latex_escape(_heading(metric)) for metric in self.metrics]
+        lines += ["\\toprule", " & ".join(heads) + r" \\", "\\midrule"]
+        for row in self.rows:
+            cells = [latex_escape(row.settings[key]) for key in self.keys] + [str(len(row.runs))]
+            cells += [_latex_cell(row.cells[metric]) for metric in self.metrics]
+            lines.append(" & ".join(cells) + r" \\")
+        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws one panel a metric: mean, standard deviation and every run; writes a PNG."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        across = min(4, len(self.metrics))
+        down = -(-len(self.metrics) // across)
+        height = 0.9 + 0.34 * len(self.rows)
+        figure = Figure(
+            figsize=(1.2 + 2.9 * across, 0.3 + height * down), layout="constrained", dpi=150
+        )
+        panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        places = np.arange(len(self.rows))
+        for panel, metric in zip(panels, self.metrics, strict=False):
+            for place, row in zip(places, self.rows, strict=True):
+                cell, colour = row.cells[metric], PALETTE[place % len(PALETTE)]
+                panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
+                std = None if np.isnan(cell.std) else cell.std
+                panel.errorbar(cell.mean, place, xerr=std, fmt="D", color=colour, ms=6, capsize=3)
+            panel.set_title(_heading(metric), fontsize=10)
+            panel.grid(axis="x", alpha=0.25)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(axis="y", length=0)
+            panel.margins(x=0.12)
+        for panel in panels[len(self.metrics) :]:
+            panel.set_visible(False)
+        first = figure.axes[0]
+        first.set_yticks(
+            places, [" · ".join(row.settings[k] for k in self.keys) for row in self.rows]
+        )
+        first.set_ylim(len(self.rows) - 0.5, -0.5)
+        FigureCanvasAgg(figure).print_png(str(path))
+        return Path(path)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes `table.txt`, `table.csv`, `table.tex` and `table.png` into the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, text in (("txt", self.text()), ("csv", self.csv()), ("tex", self.latex())):
+            (folder / f"table.{ending}").write_text(text, encoding="utf-8")
+        files = [folder / f"table.{ending}" for ending in ("txt", "csv", "tex")]
+        return [*files, self.plot(folder / "table.png")]
+
+    def _text_cell(self, row: Row, metric: str) -> str:
+        cell = row.cells[metric]
+        if not cell.count:
+            return "–"
+        text = " ± ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+        if not np.isnan(cell.spread):
+            text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
+        return text if cell.count == len(row.runs) else f"{text} (n={cell.count})"
+
+    def _fitting(self, width: int) -> Iterator[list[str]]:
+        """The metrics in blocks that fit into the width beside the settings."""
+        fixed = 6 + sum(
+            2 + max(len(key), *(len(row.settings[key]) for row in self.rows)) for key in self.keys
+        )
+        block: list[str] = []
+        used = fixed
+        for metric in self.metrics:
+            cells = [len(self._text_cell(row, metric)) for row in self.rows]
+            needed = 2 + max(len(_heading(metric)), *cells)
+            if block and used + needed > width:
+                yield block
+                block, used = [], fixed
+            block.append(metric)
+            used += needed
+        yield block
+
+
+def _heading(metric: str) -> str:
+    about = describe(metric)
+    return f"{about.label} {about.arrow}".strip()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+} | {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def latex_escape(text: str) -> str:
+    """The text with LaTeX's special characters made plain, on one line."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _latex_cell(cell: Cell) -> str:
+    if not cell.count:
+        return "--"
+    if not np.isfinite(cell.mean):
+        return str(cell.mean)
+    text = r" \pm ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+    return "$" + re.sub(r"e([+-])0*(\d+)", _power, text) + "$"
+
+
+def _power(match: re.Match[str]) -> str:
+    return rf" \times 10^{{{'-' if match[1] == '-' else ''}{match[2]}}}"

@@ -1,0 +1,152 @@
+"""Runs side by side: grouped by their settings, mean and standard deviation over seeds."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexgen.report.catalogue import choose
+from flexgen.report.comparison import WHEN, compare
+from flexgen.report.curves import RunError, Value
+from flexgen.report.run import Run, find_runs
+from flexgen.report.summary import Cell, Row, Table
+
+
+def table(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    last: int = 1,
+    comparison: bool = False,
+) -> Table:
+    """Groups runs by their overrides less the seed and summarises their metrics over the seeds.
+
+    An override that a run does not have takes the value of the run's configuration, or "default"
+    where the key chose a group and the configuration does not tell which. Runs without overrides
+    are told apart by their name. Unfinished and unreadable runs are listed, and are in no mean.
+
+    Args:
+        paths: run directories, or folders of them such as a multirun's.
+        metrics: names or globs ("modes/*"); None for the headline metrics that are present.
+        last: a run's value is the mean over its last so many evaluations, at least 1. Adversarial
+            runs swing, so one final value says little.
+        comparison: one row each for before, after and control of the runs with a prior refit
+            (`flexgen.report.compare`), instead of the end of every run; `last` must be 1.
+
+    Raises:
+        ValueError: for an unknown metric or `last` out of range.
+        RunError: when a path holds no run, or no run can be read.
+    """
+    if last < 1 or (comparison and last != 1):
+        raise ValueError(
+            f"`last` must be {'1 with `comparison`' if comparison else 'at least 1'}, got {last}"
+        )
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given:
+        raise ValueError("`paths` must name at least one run directory, got none")
+    found = dict.fromkeys(run for path in given for run in find_runs(path))
+    runs, left_out = [], []
+    for path in found:
+        try:
+            runs.append(Run.load(path))
+        except RunError as error:
+            left_out.append(str(error))
+    if not runs:
+        raise RunError(Path(given[0]), f"no run can be read; {'; '.join(left_out)}")
+    left_out += [
+        f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
+        for run in runs
+        if not run.finished
+    ]
+    chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
+    notes: list[str] = []
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[Run, dict[str, Value]]]] = {}
+    for run, settings in zip(runs, _settings(runs), strict=True):
+        for extra, values in _measured(run, chosen, last, comparison, notes):
+            group = groups.setdefault(tuple({**settings, **extra}.items()), [])
+            if run.finished:
+                group.append((run, values))
+    if not groups:
+        raise RunError(Path(given[0]), "no run here has a prior refit to compare")
+    rows = tuple(_row(dict(key), members, chosen, last, notes) for key, members in groups.items())
+    return Table(rows, tuple(chosen), last, tuple(left_out), tuple(dict.fromkeys(notes)))
+
+
+def _measured(
+    run: Run, metrics: Sequence[str], last: int, comparison: bool, notes: list[str]
+) -> Iterator[tuple[dict[str, str], dict[str, Value]]]:
+    if not comparison:
+        found = {metric: run.value(metric, last) for metric in metrics}
+        yield {}, {metric: value for metric, value in found.items() if value is not None}
+        return
+    compared = compare(run)
+    if compared is None:
+        notes.append(f"{run.path} has no prior refit")
+        return
+    if not compared.kept:
+        notes.append(f"{run.path}: no refit was kept, its after is the old prior")
+    for when in WHEN if run.control is not None else WHEN[:2]:
+        points = {m: at[when] for m, at in compared.points.items() if m in metrics and when in at}
+        yield (
+            {"when": when},
+            {m: Value(at.value, float("nan"), 1, at.step) for m, at in points.items()},
+        )
+
+
+def _row(
+    settings: dict[str, str],
+    members: list[tuple[Run, dict[str, Value]]],
+    metrics: Sequence[str],
+    last: int,
+    notes: list[str],
+) -> Row:
+    label = ", ".join(settings.values())
+    seeds = tuple(run.seed for run, _ in members)
+    if len(set(seeds)) < len(seeds):
+        notes.append(f"{label}: a seed appears twice, so the runs are not independent")
+    cells = {}
+    for metric in metrics:
+        values = [(run, found[metric]) for run, found in members if metric in found]
+        for run, value in values:
+            if not np.isfinite(value.mean):
+                notes.append(f"{run.path}: {metric} is {value.mean}")
+            if value.count < last and metric in run.curves:
+                notes.append(f"{run.path}: {metric} has {value.count} of {last} evaluations")
+        spreads = [value.spread for _, value in values]
+        spread = float(np.mean(spreads)) if last > 1 and spreads else float("nan")
+        cells[metric] = Cell(tuple(value.mean for _, value in values), spread)
+    return Row(settings, tuple(run.path for run, _ in members), seeds, cells)
+
+
+def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Each run's value of every key that any run overrides, the seed left out."""
+    parsed = [_parse(run.overrides) for run in runs]
+    keys = list(dict.fromkeys(key for overrides in parsed for key in overrides))
+    settings = [
+        {key: _setting(run, key, overrides.get(key)) for key in keys}
+        for run, overrides in zip(runs, parsed, strict=True)
+    ]
+    if "name" not in keys and not all(parsed):
+        names = ["" if overrides else run.name for run, overrides in zip(runs, parsed, strict=True)]
+        settings = [{"name": name} | own for name, own in zip(names, settings, strict=True)]
+    return settings
+
+
+def _parse(overrides: Sequence[str]) -> dict[str, str]:
+    parsed = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        parsed[key.lstrip("+~")] = "removed" if key.startswith("~") else value
+    return {key: value for key, value in parsed.items() if key != "seed"}
+
+
+def _setting(run: Run, key: str, override: str | None) -> str:
+    """The configuration's value rather than the text typed, so that 1e-3 and 0.001 are one."""
+    value: Any = run.config
+    for part in key.split("."):
+        value = value.get(part, {}) if isinstance(value, dict) else {}
+    if isinstance(value, dict) or (override is not None and ("${" in override)):
+        return "default" if override is None else override
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,94 @@
+"""A real browser reads the figures of a report, draws it, and asks for nothing."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+from report_runs import write_refit_run
+
+from flexgen.report import Run, compare, write_report
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="needs the `chromium` browser, which is not installed"
+)
+
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_refit_run(
+        tmp_path_factory.mktemp("browser") / "run", config={"evil": "</pre><script>evil()</script>"}
+    )
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def dom(report: Path) -> str:
+    return _chromium(report, "--dump-dom")
+
+
+def _chromium(page: Path, *options: str) -> str:
+    profile = page.parent.parent / "profile"
+    done = subprocess.run(
+        ["chromium", *QUIET, f"--user-data-dir={profile}", *options, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("when", ["before", "after", "control"])
+def test_browser_shows_the_figures_of_the_run(report: Path, dom: str, when: str) -> None:
+    compared = compare(Run.load(report.parent))
+    assert compared is not None
+    for metric in ("pag/unit", "emd/samples"):
+        found = re.findall(rf'<span data-metric="{metric}"[^>]*data-when="{when}"[^>]*>', dom)
+        values = [re.search(r'data-value="([^"]+)"', element) for element in found]
+        expected = compared.points[metric][when].value
+        assert [float(value[1]) for value in values if value] == [expected]
+
+
+def test_browser_ran_the_script_and_found_the_data(dom: str) -> None:
+    assert "<dialog>" in dom  # made by the page's script alone
+    content = re.search(r'id="flexgen-data">(.*?)</script>', dom, re.S)
+    assert content is not None
+    data = json.loads(html.unescape(content[1]))
+    assert data["refits"][0]["kept"] is True
+    assert len(re.findall(r'<svg[^>]*class="chart"', dom)) >= 8
+    assert len(re.findall(r'<div class="tip">', dom)) >= 8
+
+
+def test_browser_runs_no_script_but_the_pages_own(dom: str) -> None:
+    assert len(re.findall(r"<script", dom)) == 2
+    assert not re.search(r"""\s(?:src|href|action|srcset|poster)=["'](?!data:image/png|#)""", dom)
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_browser_draws_the_page(report: Path, tmp_path: Path, width: int) -> None:
+    picture = tmp_path / "page.png"
+    _chromium(report, f"--screenshot={picture}", f"--window-size={width},1600")
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert int.from_bytes(content[16:20], "big") == width
+    assert len(content) > 50_000  # an empty page of that size has some 10 kB

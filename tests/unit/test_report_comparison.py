@@ -1,0 +1,151 @@
+"""Before, after and control are the right rows of the run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import refit_rows, write_refit_run, write_run
+from rich.console import Console
+
+from flexgen.report import Comparison, Run, compare
+
+
+def _row(step: int, **values: Any) -> dict[str, Any]:
+    names = {
+        "pag": "pag/unit",
+        "low": "pag/unit_low",
+        "high": "pag/unit_high",
+        "emd": "emd/samples",
+    }
+    names |= {"stage": "prior/stage", "kept": "refit/kept"}
+    return {"generator_steps": step} | {names[key]: value for key, value in values.items()}
+
+
+ROWS = [
+    _row(10, pag=5.0, low=4.0, high=6.0, emd=3.0, stage=0),
+    _row(20, pag=4.0, low=3.5, high=4.5, stage=0),
+    _row(20, kept=1, stage=1),
+    _row(20, pag=3.0, low=2.0, high=3.5, stage=1),
+    _row(30, pag=1.0, low=0.5, high=1.5, emd=2.0, stage=1),
+]
+
+
+def _compare(path: Path, rows: list[dict[str, Any]], control: Any = None) -> Comparison:
+    run = write_run(path / "run", rows)
+    if control is not None:
+        write_run(run / "control", control)
+    compared = compare(Run.load(run))
+    assert compared is not None
+    return compared
+
+
+def test_before_is_the_last_row_of_the_first_stage_and_after_the_last_row(tmp_path: Path) -> None:
+    at = _compare(tmp_path, ROWS).points["pag/unit"]
+    assert (at["before"].value, at["before"].step) == (4.0, 20)
+    assert (at["after"].value, at["after"].step) == (1.0, 30)
+    assert "control" not in at
+
+
+def test_interval_is_that_of_the_same_row(tmp_path: Path) -> None:
+    compared = _compare(tmp_path, ROWS)
+    before = compared.points["pag/unit"]["before"]
+    assert (before.low, before.high) == (3.5, 4.5)
+    assert "pag/unit_low" not in compared.points
+
+
+def test_metric_measured_earlier_than_others_keeps_its_own_step(tmp_path: Path) -> None:
+    compared = _compare(tmp_path, ROWS)
+    assert compared.points["emd/samples"]["before"].step == 10
+    assert "before at 20 (some metrics at 10)" in " ".join(compared.notes)
+
+
+def test_control_is_its_last_row_and_the_difference_is_after_less_control(tmp_path: Path) -> None:
+    control = [_row(25, pag=9.0, stage=0), _row(30, pag=3.5, stage=0)]
+    compared = _compare(tmp_path, ROWS, control)
+    assert compared.points["pag/unit"]["control"].value == 3.5
+    assert compared.difference("pag/unit") == -2.5
+    assert compared.difference("emd/samples") is None
+    assert not any("no control" in note for note in compared.notes)
+
+
+def test_control_of_other_length_is_said(tmp_path: Path) -> None:
+    compared = _compare(tmp_path, ROWS, [_row(25, pag=9.0, stage=0)])
+    assert any("not alike" in note for note in compared.notes)
+
+
+def test_missing_control_is_said(tmp_path: Path) -> None:
+    assert any("no control run" in note for note in _compare(tmp_path, ROWS).notes)
+
+
+def test_stage_that_is_logged_with_the_refit_alone_is_understood(tmp_path: Path) -> None:
+    rows = [_row(10, pag=4.0), _row(20, kept=1, stage=1), _row(30, pag=1.0)]
+    at = _compare(tmp_path, rows).points["pag/unit"]
+    assert (at["before"].value, at["after"].value) == (4.0, 1.0)
+
+
+def test_stage_of_a_continued_run_need_not_start_at_zero(tmp_path: Path) -> None:
+    rows = [_row(5, emd=7.0), _row(10, pag=4.0, stage=2), _row(20, kept=1, stage=3)]
+    at = _compare(tmp_path, [*rows, _row(30, pag=1.0, emd=6.0, stage=3)]).points
+    assert (at["pag/unit"]["before"].value, at["pag/unit"]["after"].value) == (4.0, 1.0)
+    assert at["emd/samples"]["before"].value == 7.0
+
+
+def test_before_of_several_rounds_is_before_the_first_that_was_kept(tmp_path: Path) -> None:
+    rows = [
+        _row(10, pag=5.0, stage=0),
+        _row(10, kept=0, stage=0),
+        _row(20, pag=4.0, stage=0),
+        _row(20, kept=1, stage=1),
+        _row(30, pag=3.0, stage=1),
+        _row(30, kept=1, stage=2),
+        _row(40, pag=2.0, stage=2),
+    ]
+    compared = _compare(tmp_path, rows)
+    at = compared.points["pag/unit"]
+    assert (at["before"].value, at["after"].value) == (4.0, 2.0)
+    assert [(refit.step, refit.kept) for refit in compared.refits] == [
+        (10, False),
+        (20, True),
+        (30, True),
+    ]
+
+
+def test_refit_that_was_not_kept_is_said(tmp_path: Path) -> None:
+    run = Run.load(write_refit_run(tmp_path / "run", kept=False))
+    compared = compare(run)
+    assert compared is not None
+    assert not compared.kept
+    at = compared.points["pag/unit"]
+    assert (at["before"].step, at["after"].step) == (2000, 4000)
+    assert "not kept" in str(compared.refits[0])
+    assert any("same prior" in note for note in compared.notes)
+
+
+def test_run_that_stopped_at_the_refit_has_no_after(tmp_path: Path) -> None:
+    compared = _compare(tmp_path, ROWS[:3])
+    assert "after" not in compared.points["pag/unit"]
+    assert any(note == "nothing was measured after" for note in compared.notes)
+
+
+def test_run_without_refit_has_no_comparison(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [_row(10, pag=1.0, stage=0), _row(20, pag=1.0, stage=0)])
+    assert compare(Run.load(run)) is None
+
+
+def test_losses_and_bookkeeping_are_not_compared(tmp_path: Path) -> None:
+    compared = _compare(tmp_path, refit_rows())
+    assert {name.partition("/")[0] for name in compared.points} == {"pag", "reversal", "own", "emd"}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminal_shows_every_number_whole(tmp_path: Path, width: int) -> None:
+    compared = compare(Run.load(write_refit_run(tmp_path / "run")))
+    console = Console(width=width, record=True, file=(tmp_path / "out").open("w"))
+    console.print(compared)
+    console.file.close()
+    text = console.export_text()
+    assert "…" not in text
+    at = compared.points["pag/unit"] if compared else {}
+    for point in at.values():
+        assert point.interval in text
+    assert "kept" in text

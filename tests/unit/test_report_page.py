@@ -1,0 +1,281 @@
+"""The page holds its figures, needs nothing from outside, and lets nothing in a run act in it."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_runs import write_metrics, write_png, write_refit_run, write_run
+
+from flexgen.report import Run, RunError, write_report, write_reports
+from flexgen.report.chart import Line, chart, ticks
+from flexgen.report.curves import COUNTERS, Curve
+from flexgen.report.markup import tag
+
+
+class Page(HTMLParser):
+    """The elements of a page: (name, attributes) in order, and the text inside scripts."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._in: str = ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in = tag
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "script":
+            self.scripts.append(data)
+        elif self._in != "style":
+            self.text += data
+
+    def figures(self, metric: str) -> list[dict[str, str | None]]:
+        return [attrs for _, attrs in self.elements if attrs.get("data-metric") == metric]
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for found, attrs in self.elements if found == name]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.scripts[0])
+        return content
+
+
+def _page(run: Path) -> Page:
+    return Page(write_report(run))
+
+
+def test_figures_carry_before_after_and_control_with_their_interval(tmp_path: Path) -> None:
+    page = _page(write_refit_run(tmp_path / "run"))
+    data = page.data["comparison"]["pag/unit"]
+    for when in ("before", "after", "control"):
+        (found,) = [f for f in page.figures("pag/unit") if f.get("data-when") == when]
+        assert float(found["data-value"] or "") == data[when]["value"]
+        assert float(found["data-low"] or "") == data[when]["low"]
+        assert int(found["data-step"] or "") == data[when]["step"]
+
+
+def test_final_values_stand_in_a_page_without_refit(tmp_path: Path) -> None:
+    rows = [{"generator_steps": t, "fid": 20.0 - t, "loss/critic": 0.1 * t} for t in (1, 2, 3)]
+    page = _page(write_run(tmp_path / "run", rows))
+    assert {f["data-value"] for f in page.figures("fid")} == {"17.0"}
+    assert page.data["final"]["fid"] == 17.0
+    assert page.data["comparison"] == {}
+    assert page.data["curves"]["run"]["fid"]["values"] == [19.0, 18.0, 17.0]
+
+
+def test_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
+    page = _page(write_refit_run(tmp_path / "run"))
+    for name, attrs in page.elements:
+        for key in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            value = attrs.get(key) or "#"
+            assert value.startswith(("data:image/png;base64,", "#")), (name, key, value[:60])
+    style = (tmp_path / "run/report.html").read_text()
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run",
+        [{"generator_steps": t, HOSTILE: float(t)} for t in (1, 2)],
+        overrides=[f"model={HOSTILE}"],
+        config={"name": HOSTILE, "evil": HOSTILE, "steps": HOSTILE},
+    )
+    provenance = json.loads((run / "provenance.json").read_text())
+    provenance |= {"commit": HOSTILE, "machine": {HOSTILE: HOSTILE}, "started": HOSTILE}
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    write_png(run / f"images/{HOSTILE.replace('/', '')}/step=00000001.png")
+    page = _page(run)
+    assert len(page.all("script")) == 2
+    assert len(page.all("img")) == 1
+    assert all("onerror" not in attrs for _, attrs in page.elements)
+    assert HOSTILE in page.text
+    assert page.data["name"] == HOSTILE
+    assert page.data["final"] == {HOSTILE: 2.0}
+
+
+def test_nan_and_infinity_are_shown_and_are_null_in_the_data(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"generator_steps": 1, "pag/unit": 2.0, "fid": 1.0},
+        {"generator_steps": 2, "pag/unit": "nan", "fid": "inf"},
+    ]
+    run = write_run(tmp_path / "run", rows, finished=False)
+    page = _page(run)
+    assert page.data["curves"]["run"]["pag/unit"]["values"] == [2.0, None]
+    assert page.data["final"]["fid"] is None
+    assert {f["data-value"] for f in page.figures("fid")} == {"inf"}
+    assert "×" in page.text
+
+
+def test_page_without_images_codes_or_control_leaves_their_sections_out(tmp_path: Path) -> None:
+    page = _page(write_run(tmp_path / "run"))
+    sections = [attrs["id"] for attrs in page.all("section")]
+    assert sections == ["result", "configuration", "provenance"]
+    links = [attrs["href"] for attrs in page.all("a")]
+    assert links == [f"#{name}" for name in sections]
+
+
+def test_refit_without_control_and_not_kept_are_said(tmp_path: Path) -> None:
+    page = _page(write_refit_run(tmp_path / "run", kept=False, control=False))
+    assert "was not kept" in page.text
+    assert "No control run" in page.text
+    assert not [f for f in page.figures("pag/unit") if f.get("data-when") == "control"]
+
+
+def test_unfinished_run_is_said(tmp_path: Path) -> None:
+    page = _page(write_run(tmp_path / "run", finished=False))
+    assert "This run is unfinished at generator step 10 of 100." in page.text
+
+
+def test_configuration_command_provenance_and_codes_are_there(tmp_path: Path) -> None:
+    run = write_refit_run(tmp_path / "run", overrides=["experiment=demo", "x=[1, 2]"])
+    page = _page(run)
+    assert "flexgen train experiment=demo 'x=[1, 2]'" in page.text
+    assert (run / "config.yaml").read_text() in page.text
+    assert "3 min 20 s" in page.text
+    assert "torch 2.15.0" in page.text
+    assert "n 3, optimiser adam, sigma 1.0, space base, steps 300" in page.text
+
+
+def test_images_over_time_keep_first_last_refit_and_control(tmp_path: Path) -> None:
+    run = write_refit_run(tmp_path / "run")
+    for step in range(600, 4000, 100):
+        write_png(run / f"images/samples/step={step:08}.png")
+    page = _page(run)
+    shown = [
+        img["alt"] or "" for img in page.all("img") if (img["alt"] or "").startswith("Samples")
+    ]
+    assert len(shown) == 9
+    assert shown[0] == "Samples, step 500"
+    assert "Samples, step 2000" in shown
+    assert shown[-2:] == ["Samples, step 4000", "Samples, control, step 4000"]
+    assert "8 of 36 steps shown" in page.text
+
+
+def test_broken_codes_do_not_break_the_page(tmp_path: Path) -> None:
+    run = write_refit_run(tmp_path / "run")
+    (run / "codes/step=00004000.safetensors").write_bytes(b"cut")
+    assert "cannot be read" in _page(run).text
+
+
+def test_report_is_replaced_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("old")
+    before = set(run.iterdir())
+    assert write_report(run) == run / "report.html"
+    assert set(run.iterdir()) == before
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_several_runs_get_a_page_each_though_one_is_broken(tmp_path: Path) -> None:
+    good = [write_run(tmp_path / "a"), write_run(tmp_path / "c")]
+    broken = write_run(tmp_path / "b")
+    (broken / "config.yaml").write_text("a: [1")
+    with pytest.raises(RunError, match=r"b: config\.yaml is corrupt"):
+        write_reports([good[0], broken, good[1]])
+    assert all((run / "report.html").is_file() for run in good)
+    assert write_reports(good) == [run / "report.html" for run in good]
+
+
+def test_folder_of_runs_gets_an_index_that_links_and_lists(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        rows = [{"generator_steps": 1, "fid": 1.0 + seed}]
+        write_run(tmp_path / f"m/{seed}", rows, overrides=["model=gan", f"seed={seed}"], seed=seed)
+    write_metrics(write_run(tmp_path / "m/2", finished=False), [])
+    pages = write_reports(tmp_path / "m")
+    assert pages == [tmp_path / "m" / name / "report.html" for name in ("", "0", "1")]
+    page = Page(pages[0])
+    assert [a["href"] for a in page.all("a")] == ["0/report.html", "1/report.html"]
+    assert [f["data-value"] for f in page.figures("fid")] == ["1.5"]
+    assert page.data["rows"][0]["fid"]["std"] == pytest.approx(math.sqrt(0.5))
+    assert "has no metrics" in page.text
+
+
+def _curve(values: Any) -> Curve:
+    values = np.asarray(values, dtype=float)
+    steps = 10 * np.arange(1, len(values) + 1)
+    return Curve(values, np.arange(len(values)), dict.fromkeys(COUNTERS, steps))
+
+
+def _svg(*curves: Any) -> ElementTree.Element:
+    lines = [Line.of("a", _curve(values), "series-0") for values in curves]
+    return ElementTree.fromstring(chart(lines, label="x", metrics=["a"]))
+
+
+def test_line_passes_through_its_values() -> None:
+    (path,) = _svg([1.0, 3.0, 2.0]).iter("path")
+    points = np.array([p.split(",") for p in path.attrib["d"][1:].split()], dtype=float)
+    np.testing.assert_allclose(np.diff(points[:, 0]), points[1, 0] - points[0, 0])
+    heights = points[:, 1]
+    assert (heights[0] - heights[2]) / (heights[0] - heights[1]) == pytest.approx(0.5, abs=0.01)
+    assert heights[1] < heights[0]  # larger is higher on the screen
+
+
+def test_line_is_broken_at_nan_and_the_loss_is_marked() -> None:
+    svg = _svg([1.0, 2.0, math.nan, 2.0, math.inf])
+    assert len(list(svg.iter("path"))) == 2
+    assert [t.text for t in svg.iter("text")].count("×") == 2
+    assert "nan" not in ElementTree.tostring(svg, encoding="unicode")
+
+
+def test_long_curve_is_binned_with_its_extremes_as_band() -> None:
+    values = np.sin(np.arange(1000.0))
+    values[500] = 50.0
+    line = Line.of("a", _curve(values), "")
+    assert line.binned
+    assert len(line.values) == 150
+    assert line.high is not None
+    assert line.high.max() == 50.0
+    assert line.values.mean() == pytest.approx(values.mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1e-5, 1e-5], [-3.0, -3.0], [1.0, 1e6], [5.0]])
+def test_flat_and_wide_ranges_can_be_drawn(values: list[float]) -> None:
+    assert re.search(r'd="M[\d., ]+"', ElementTree.tostring(_svg(values), encoding="unicode"))
+
+
+def test_curve_of_nan_alone_says_so() -> None:
+    line = Line.of("a", _curve([math.nan]), "")
+    assert "No finite value" in chart([line], label="x", metrics=["a"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 5000, [0, 1000, 2000, 3000, 4000, 5000]), (-0.1, 0.1, [-0.1, -0.05, 0, 0.05, 0.1])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    np.testing.assert_allclose(ticks(low, high), expected, atol=1e-12)
+
+
+def test_tag_escapes_all_but_markup() -> None:
+    inner = tag("b", "<&>", title='"x"')
+    assert inner == '<b title="&quot;x&quot;">&lt;&amp;&gt;</b>'
+    assert tag("p", inner, None, False, 0) == f"<p>{inner}0</p>"
+    assert tag("line", x1=0, data_a=None) == '<line x1="0"/>'
+
+
+def test_run_reports_after_a_control_that_has_nothing_yet(tmp_path: Path) -> None:
+    run = write_refit_run(tmp_path / "run", control=False)
+    (run / "control").mkdir()
+    assert Run.load(run).control is None
+    assert "control left out" in _page(run).text
