@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import rich
+
 from flexgen.cli.build import Parts, build, build_trainer
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
 from flexgen.models import Adversarial
@@ -86,10 +88,10 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
             started = find_checkpoints(control_dir)
             _train(control, build(control), started[-1] if started else before[0])
     if config.get("report"):
-        from flexgen.report import print_comparison, write_report
+        from flexgen.report import Run, compare, write_report
 
-        if before:
-            print_comparison(run_dir)
+        if (comparison := compare(Run.load(run_dir))) is not None:
+            rich.print(comparison.rich())
         print(f"report: {write_report(run_dir)}")
     print(f"run: {run_dir}")
     return run_dir
@@ -113,7 +115,8 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     model.schedule.end = config["steps"]
     if config["steps"] < 1:
         raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
-    trainer = build_trainer(config, parts.callbacks)
+    with _quiet():
+        trainer = build_trainer(config, parts.callbacks)
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
