@@ -10,6 +10,7 @@ from flexgen.report.page import write_report
 from flexgen.report.run import Run, find_runs
 from flexgen.report.summary import Table
 from flexgen.report.table import table
+from flexgen.report.terminal import print_comparison, print_values, write_table
 
 __all__ = [
     "Comparison",
@@ -20,7 +21,10 @@ __all__ = [
     "Value",
     "compare",
     "find_runs",
+    "print_comparison",
+    "print_values",
     "table",
     "write_report",
     "write_reports",
+    "write_table",
 ]

@@ -188,15 +188,17 @@ def _at_row(curve: Curve | None, row: int) -> float:
 
 
 def _stages(run: Run, rows: np.ndarray) -> np.ndarray:
-    """The prior's stage at those rows: the last one logged up to the row."""
+    """The prior's stage under which those rows were measured."""
     stage = run.curves.get("prior/stage")
     kept = run.curves.get("refit/kept")
     changes = kept.rows[kept.values > 0] if kept is not None else np.array([], dtype=int)
+    # The row that reports a kept refit also holds what was measured at its step just before.
     if stage is None:
         return np.searchsorted(changes, rows)
-    # A stage first logged with or after a kept refit says that the rows before had one less.
-    first = max(0.0, stage.values[0] - np.sum(changes <= stage.rows[0]))
-    return np.append(first, stage.values)[np.searchsorted(stage.rows, rows, side="right")]
+    logged = stage.values - np.isin(stage.rows, changes)
+    after = np.append(max(0.0, logged[0]), stage.values)
+    stages = after[np.searchsorted(stage.rows, rows, side="right")]
+    return stages - np.isin(rows, changes)
 
 
 def _last(run: Run, metric: str, keep: np.ndarray) -> Point | None:

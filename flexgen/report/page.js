@@ -45,7 +45,7 @@
       const frame = svg.parentElement.getBoundingClientRect();
       const place = box.left - frame.left + x * scale;
       tip.style.left = `${Math.max(0, Math.min(frame.width - tip.offsetWidth, place + 12))}px`;
-      tip.style.top = `${box.top - frame.top - 8}px`;
+      tip.style.top = `${box.top - frame.top + 192 * scale}px`;  // below the axis, off the lines
     });
   }
 

@@ -209,7 +209,7 @@ def _compared_table(comparison: Comparison) -> Html:
     rows = []
     for metric, at in comparison.points.items():
         about = describe(metric)
-        cells = [tag("th", f"{about.label} {about.arrow}", tag("small", about.note))]
+        cells = [tag("th", f"{about.label}\u00a0{about.arrow}", tag("small", about.note))]
         cells += [tag("td", *_cell(metric, at.get(when), when)) for when in columns]
         if with_delta:
             difference = comparison.difference(metric)
@@ -241,7 +241,7 @@ def _final_table(run: Run) -> Html:
         swing = " ± ".join(filter(None, mean_and_std(tail.mean, tail.spread)))
         about = describe(metric)
         cells = [
-            tag("th", f"{about.label} {about.arrow}", tag("small", about.note or metric)),
+            tag("th", f"{about.label}\u00a0{about.arrow}", tag("small", about.note or metric)),
             tag(
                 "td",
                 figure(metric, point),

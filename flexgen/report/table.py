@@ -1,6 +1,7 @@
 """Runs side by side: grouped by their settings, mean and standard deviation over seeds."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import numpy as np
 
 from flexgen.report.catalogue import choose
 from flexgen.report.comparison import WHEN, compare
-from flexgen.report.curves import RunError, Value
+from flexgen.report.curves import RunError, Value, read_json
 from flexgen.report.run import Run, find_runs
 from flexgen.report.summary import Cell, Row, Table
+
+# The seed is what a table averages over; where a run writes changes nothing in it.
+_NO_SETTING = re.compile(r"seed$|paths\.|hydra[./]")
 
 
 def table(
@@ -26,6 +30,8 @@ def table(
     An override that a run does not have takes the value of the run's configuration, or "default"
     where the key chose a group and the configuration does not tell which. Runs without overrides
     are told apart by their name. Unfinished and unreadable runs are listed, and are in no mean.
+
+    A refit's settings are its parent's, and its own with the prefix "refit:".
 
     Args:
         paths: run directories, or folders of them such as a multirun's.
@@ -121,8 +127,12 @@ def _row(
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Each run's value of every key that any run overrides, the seed left out."""
-    parsed = [_parse(run.overrides) for run in runs]
+    """Each run's value of every key that any run overrides."""
+    parsed = []
+    for run in runs:
+        parent = (run.provenance.get("parent") or {}).get("run")
+        command = str(run.provenance.get("command"))
+        parsed.append(_told(command, run.overrides, parent and Path(parent)))
     keys = list(dict.fromkeys(key for overrides in parsed for key in overrides))
     settings = [
         {key: _setting(run, key, overrides.get(key)) for key in keys}
@@ -134,12 +144,26 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     return settings
 
 
+def _told(command: str, overrides: Sequence[str], parent: Path | None) -> dict[str, str]:
+    """What a run was told to do; a refit was told what its parent was, and its own on top."""
+    own = _parse(overrides)
+    if command != "refit" or parent is None:
+        return own
+    try:
+        about = read_json(parent / "provenance.json")
+    except RunError:
+        return own
+    above = (about.get("parent") or {}).get("run")
+    told = _told(about.get("command", ""), about.get("overrides", []), above and Path(above))
+    return told | {f"refit:{key}": value for key, value in own.items() if key != "run"}
+
+
 def _parse(overrides: Sequence[str]) -> dict[str, str]:
     parsed = {}
     for override in overrides:
         key, _, value = override.partition("=")
         parsed[key.lstrip("+~")] = "removed" if key.startswith("~") else value
-    return {key: value for key, value in parsed.items() if key != "seed"}
+    return {key: value for key, value in parsed.items() if not _NO_SETTING.match(key)}
 
 
 def _setting(run: Run, key: str, override: str | None) -> str:

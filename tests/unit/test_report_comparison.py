@@ -7,7 +7,7 @@ import pytest
 from report_runs import refit_rows, write_refit_run, write_run
 from rich.console import Console
 
-from flexgen.report import Comparison, Run, compare
+from flexgen.report import Comparison, Run, compare, print_comparison
 
 
 def _row(step: int, **values: Any) -> dict[str, Any]:
@@ -44,6 +44,22 @@ def test_before_is_the_last_row_of_the_first_stage_and_after_the_last_row(tmp_pa
     assert (at["before"].value, at["before"].step) == (4.0, 20)
     assert (at["after"].value, at["after"].step) == (1.0, 30)
     assert "control" not in at
+
+
+def test_row_that_reports_the_refit_and_the_measurements_of_its_step_is_before(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        _row(10, pag=5.0, stage=0),
+        _row(20, pag=4.0, low=3.5, high=4.5, kept=1, stage=1),
+        _row(25, emd=2.0),
+        _row(30, pag=1.0, kept=1, stage=2),
+        _row(40, pag=0.5, stage=2),
+    ]
+    for start in (0, 1):  # with an earlier stage logged, and without
+        at = _compare(tmp_path / str(start), rows[start:]).points
+        assert (at["pag/unit"]["before"].value, at["pag/unit"]["after"].value) == (4.0, 0.5)
+        assert at["emd/samples"]["after"].value == 2.0
 
 
 def test_interval_is_that_of_the_same_row(tmp_path: Path) -> None:
@@ -149,3 +165,12 @@ def test_terminal_shows_every_number_whole(tmp_path: Path, width: int) -> None:
     for point in at.values():
         assert point.interval in text
     assert "kept" in text
+
+
+def test_print_comparison_prints_it_for_a_refit_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_comparison(write_run(tmp_path / "plain"))
+    assert capsys.readouterr().out == ""
+    print_comparison(write_refit_run(tmp_path / "refit"))
+    assert "PAG, literal" in capsys.readouterr().out

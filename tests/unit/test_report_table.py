@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from report_runs import write_metrics, write_refit_run, write_run
 
-from flexgen.report import RunError, table
+from flexgen.report import RunError, print_values, table, write_table
 from flexgen.report.catalogue import mean_and_std, number
 from flexgen.report.summary import latex_escape
 
@@ -119,6 +120,29 @@ def test_override_that_a_run_lacks_comes_from_its_configuration(tmp_path: Path) 
 def test_prefixes_of_overrides_are_no_part_of_the_key(tmp_path: Path) -> None:
     _run(tmp_path, "0", "+extra=1 ~logger seed=0", [1.0])
     assert table(tmp_path).rows[0].settings == {"extra": "1", "logger": "removed"}
+
+
+def test_where_a_run_writes_is_no_setting(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        overrides = f"model=gan seed={seed} paths.run_dir=x{seed} hydra.job.num={seed}"
+        _run(tmp_path, str(seed), overrides, [1.0])
+    (row,) = table(tmp_path).rows
+    assert row.settings == {"model": "gan"}
+
+
+def test_refits_of_two_seeds_are_one_row_with_the_settings_of_their_parents(tmp_path: Path) -> None:
+    for model in ("gan", "wgan"):
+        for seed in (0, 1):
+            parent = _run(tmp_path, f"{model}{seed}", f"model={model} seed={seed}", [2.0])
+            child = _run(tmp_path / "refits", f"{model}{seed}", f"run={parent} prior=nsf", [1.0])
+            about = json.loads((child / "provenance.json").read_text())
+            about |= {"command": "refit", "seed": seed, "parent": {"run": str(parent)}}
+            (child / "provenance.json").write_text(json.dumps(about))
+    result = table(tmp_path / "refits")
+    assert [(row.settings, row.seeds) for row in result.rows] == [
+        ({"model": "gan", "refit:prior": "nsf"}, (0, 1)),
+        ({"model": "wgan", "refit:prior": "nsf"}, (0, 1)),
+    ]
 
 
 def test_same_seed_twice_is_said(tmp_path: Path) -> None:
@@ -272,3 +296,23 @@ def test_mean_and_deviation_share_their_decimals(
     mean: float, std: float, text: tuple[str, str]
 ) -> None:
     assert mean_and_std(mean, std) == text
+
+
+def test_write_table_prints_and_saves_beside_the_first_path(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write_table([sweep])
+    assert files[0] == sweep / "table.txt"
+    out = capsys.readouterr().out
+    assert "wgan_gp" in out
+    assert f"table: {sweep}" in out.replace("\n", "")
+
+
+def test_print_values_puts_an_interval_beside_its_metric(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_values({"pag/unit": 0.5, "pag/unit_low": 0.25, "pag/unit_high": 1.0, "fid": 3.0}, "step")
+    out = capsys.readouterr().out
+    assert "[0.250, 1]" in out
+    assert "unit_low" not in out
+    assert "FID" in out

@@ -1,0 +1,73 @@
+"""What the commands print: a comparison, a table, a list of values."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from flexgen.report.catalogue import describe, number, ordered
+from flexgen.report.comparison import compare
+from flexgen.report.run import Run
+from flexgen.report.table import table
+
+
+def print_comparison(run_dir: str | Path) -> None:
+    """Prints before, after and control of a run with a prior refit, nothing for other runs.
+
+    Raises:
+        RunError: when the directory cannot be read as a run.
+    """
+    comparison = compare(Run.load(run_dir))
+    if comparison is not None:
+        Console().print(comparison)
+
+
+def print_values(values: Mapping[str, float], title: str = "") -> None:
+    """Prints metrics with their labels under a title, intervals beside their metric."""
+    ends = {f"{name}_{end}" for name in values for end in ("low", "high")}
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, title_justify="left")
+    grid.add_column(Text(title), overflow="fold")
+    grid.add_column("", justify="right", no_wrap=True)
+    for name in ordered(set(values) - ends):
+        low, high = (values.get(f"{name}_{end}") for end in ("low", "high"))
+        text = number(values[name])
+        if low is not None and high is not None:
+            text += f"\n[{number(low, 3)}, {number(high, 3)}]"
+        grid.add_row(Text(f"{describe(name).label} {describe(name).arrow}"), Text(text))
+    Console().print(grid)
+
+
+def write_table(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    last: int = 1,
+    comparison: bool = False,
+    out: str | Path | None = None,
+) -> list[Path]:
+    """Prints :func:`flexgen.report.table` and saves it as text, CSV, LaTeX and a plot.
+
+    Args:
+        paths: run directories, or folders of them.
+        metrics: names or globs; None for the headline metrics that are present.
+        last: a run's value is the mean over its last so many evaluations.
+        comparison: whether to compare before, after and control of the runs with a refit.
+        out: folder of the files; None for the first path.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: for an unknown metric or `last` out of range.
+        RunError: when a path holds no run, or no run can be read.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    result = table(given, metrics=metrics, last=last, comparison=comparison)
+    console = Console()
+    console.print(result)
+    files = result.save(out if out is not None else given[0])
+    console.print(Text(f"table: {files[0].parent}/{{{','.join(f.name for f in files)}}}"))
+    return files
