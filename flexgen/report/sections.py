@@ -16,7 +16,7 @@ CODES = ("code_map", "spectrum", "disagreement", "reconstructions")
 _TITLES = {
     "samples": ("Samples", "Drawn from the prior that was in use."),
     "code_map": ("Map of the codes", "t-SNE of the codes of data, coloured by class."),
-    "spectrum": ("Singular values of the codes", "A flat line at σ is the prior’s own spectrum."),
+    "spectrum": ("Singular values of the codes", "Codes of data beside draws from the prior."),
     "disagreement": (
         "Where prior and codes disagree",
         "Samples of the prior draws that lie farthest from the codes of data.",
