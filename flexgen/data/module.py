@@ -133,7 +133,7 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 f"`n` must be in [1, {size}], the {name} examples of {self.name}, got {n}"
             )
-        return subset(Purpose.SUBSET, size, n, seed, SPLITS.index(name))
+        return subset(Purpose.SUBSET, size, n, seed)
 
     def split(
         self, name: SplitName, n: int | None = None, seed: int = 0

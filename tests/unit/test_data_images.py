@@ -118,7 +118,6 @@ def test_split_draws_without_replacement_by_its_own_seed() -> None:
     assert torch.equal(y, whole_y[index])
     assert torch.equal(x, ImageData("digits", seed=9).split("test", n=100, seed=1)[0])
     assert not torch.equal(index, data.indices("test", n=100, seed=2))
-    assert not torch.equal(index[:50] % 180, data.indices("validation", n=100, seed=1)[:50])
 
 
 # --- torchvision's sets, from tiny files of the same form -----------------------------------------
@@ -129,6 +128,7 @@ def test_official_parts_stay_apart_and_validation_is_cut_from_training(tmp_path:
     train, validation, test = (levels(data, part).tolist() for part in PARTS)
     assert test == list(range(40, 60))
     assert len(train) == 30
+    assert train == sorted(train)
     assert len(validation) == 10
     assert sorted(train + validation) == list(range(40))
     assert validation != list(range(30, 40))
@@ -552,11 +552,14 @@ def test_pixels_of_another_kind_are_refused(x: Tensor, message: str) -> None:
 
 
 def test_pixels_are_resized_like_files() -> None:
-    x = torch.randint(256, (2, 3, 20, 20), dtype=torch.uint8)
+    ramp = torch.arange(0, 200, 10, dtype=torch.uint8)
+    x = torch.stack((ramp.expand(3, 20, 20), ramp.view(20, 1).expand(3, 20, 20)))
     small = decode(Pixels(x, None, "mine"), torch.arange(2), (3, 10, 10))
     mean = torch.nn.functional.avg_pool2d(x.float(), 2)
     assert small.shape == (2, 3, 10, 10)
-    assert torch.corrcoef(torch.stack((small.float().ravel(), mean.ravel())))[0, 1] > 0.9
+    assert (small - mean)[
+        :, :, 1:-1, 1:-1
+    ].abs().max() <= 1  # but for the edges, where the filter is cut
 
 
 def test_lsun_without_lmdb_says_what_to_install(
