@@ -1,0 +1,47 @@
+"""What reversal minimises: the reconstruction losses, per element, and the moment regulariser."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def half_squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """½ (x̂ − x)² of each element, so that its sum is ½‖G(z) − x‖².
+
+    Source: Kilcher et al., 2017, eq. 4.
+    """
+    return (x_hat - x).square() / 2
+
+
+def cross_entropy(x_hat: Tensor, x: Tensor) -> Tensor:
+    """−x log x̂ − (1 − x) log(1 − x̂) of each element, in nats; both in [0, 1].
+
+    Source: Creswell & Bharath, 2016, Algorithm 1, line 4 (eq. 1 and 5 there lack the second term).
+    """
+    # A saturated sigmoid gives exactly 0 or 1: the floor keeps log and its gradient finite, and it
+    # is the smallest normal number so that a nearly saturated pixel still has its true gradient.
+    floor = torch.finfo(x_hat.dtype).tiny
+    return -(x * x_hat.clamp_min(floor).log() + (1 - x) * (1 - x_hat).clamp_min(floor).log())
+
+
+LOSSES: dict[str, Loss] = {"mse": half_squared_error, "bce": cross_entropy}
+
+
+def moment_penalty(z: Tensor, loc: float, scale: float) -> Tensor:
+    """(μ − μ̂)² + (σ − σ̂)², with μ̂ and σ̂ the mean and standard deviation of all elements of z.
+
+    Args:
+        z: codes of one batch, `(batch, *latent_shape)`.
+        loc: mean μ of the prior.
+        scale: standard deviation σ of the prior.
+
+    Returns:
+        The penalty, a scalar.
+
+    Source: Creswell & Bharath, 2016, eq. 5.
+    """
+    std, mean = torch.std_mean(z, correction=0)
+    return (mean - loc).square() + (std - scale).square()

@@ -1,0 +1,105 @@
+"""The state of a generator while it is reversed, and its batch-norm statistics before."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Generator = nn.Module | Callable[[Tensor], Tensor]
+
+
+def _batch_norms(generator: nn.Module) -> list[_BatchNorm]:
+    return [module for module in generator.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def frozen(generator: Generator, norm: str) -> Iterator[None]:
+    """Hold a generator still: parameters without gradients, eval mode, all restored on leaving.
+
+    Args:
+        generator: a module; any other callable is left as it is.
+        norm: "eval" for batch norm by its running statistics, "batch" for the statistics of each
+            batch, in which case the running ones stay as they are. All else (dropout, spectral
+            norm) is in eval mode either way.
+
+    Raises:
+        ValueError: for "eval" if a batch norm keeps no running statistics, and for "batch" if the
+            generator is no module.
+    """
+    if not isinstance(generator, nn.Module):
+        if norm == "batch":
+            raise ValueError(
+                "`norm='batch'` needs the generator as a torch.nn.Module, got "
+                f"{type(generator).__name__}; pass the module itself"
+            )
+        yield
+        return
+    norms = _batch_norms(generator)
+    if norm == "eval" and any(layer.running_mean is None for layer in norms):
+        raise ValueError(
+            "`norm='eval'` needs batch norms with running statistics, got one without, which "
+            "ties a code to its batch; use norm='batch'"
+        )
+    training = [(module, module.training) for module in generator.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in generator.parameters()]
+    tracking = [(layer, layer.track_running_stats) for layer in norms]
+    try:
+        generator.eval()
+        for parameter, _ in gradients:
+            parameter.requires_grad_(False)
+        if norm == "batch":
+            for layer in norms:
+                layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
+        for layer, tracked in tracking:
+            layer.track_running_stats = tracked
+
+
+@torch.no_grad()
+def calibrate_batch_norm(
+    generator: nn.Module, latents: Tensor, batch_size: int | None = None
+) -> None:
+    """Set the running statistics of every batch norm to those of given codes.
+
+    An untrained generator's statistics are 0 and 1, whatever its activations are, so that in eval
+    mode it is another function than in training. Call this before reversing one. A generator
+    without batch norm is left as it is.
+
+    Args:
+        generator: changed in place, its running statistics alone; modes are restored.
+        latents: codes from the prior, `(n, *latent_shape)`, at least a few hundred.
+        batch_size: codes a pass; the statistics are the mean of those of the passes (the last
+            incomplete one is left out). All at once by default.
+
+    Raises:
+        ValueError: if there are fewer than 2 codes, or fewer than `batch_size`.
+    """
+    size = len(latents) if batch_size is None else batch_size
+    if size < 2 or len(latents) < size:
+        raise ValueError(
+            f"`latents` must hold at least 2 codes and a whole batch, got {len(latents)} for "
+            f"batch_size={batch_size}; draw more from the prior"
+        )
+    norms = [layer for layer in _batch_norms(generator) if layer.running_mean is not None]
+    training = [(module, module.training) for module in generator.modules()]
+    momenta = [layer.momentum for layer in norms]
+    try:
+        generator.eval()
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.training, layer.momentum = True, None  # None: the mean over all passes
+        for chunk in latents.split(size):
+            if norms and len(chunk) == size:
+                generator(chunk)
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
