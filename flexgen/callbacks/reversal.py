@@ -90,7 +90,7 @@ class ReversalScore(Measurement):
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
 
     Raises:
-        ValueError: for an unknown space.
+        ValueError: for an unknown space, or too few resamples.
     """
 
     def __init__(
@@ -107,6 +107,11 @@ class ReversalScore(Measurement):
         super().__init__(**schedule)
         if space not in ("base", "code"):
             raise ValueError(f"`space` must be base or code, got {space!r}")
+        if num_resamples < 40:
+            raise ValueError(
+                f"`num_resamples` must be at least 40 for an interval, got {num_resamples}; "
+                "1000 is usual"
+            )
         self.n, self.split, self.space, self.sigma = n, split, space, sigma
         self.num_resamples, self.options = num_resamples, dict(options or {})
 

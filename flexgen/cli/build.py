@@ -12,7 +12,7 @@ from flexgen.callbacks import Measurement, PriorRefit
 from flexgen.models import Adversarial
 from flexgen.training import latest_checkpoint, load_checkpoint
 
-__all__ = ["Parts", "build", "build_trainer", "load_trained"]
+__all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained"]
 
 
 @dataclass
@@ -67,6 +67,14 @@ def build_trainer(config: dict[str, Any], callbacks: dict[str, pl.Callback]) -> 
     return trainer
 
 
+def find_checkpoint(run_dir: Path, name: str | None) -> Path:
+    """A run's last checkpoint, or the one called `name` in its checkpoints/, or at that path."""
+    if name is None:
+        return latest_checkpoint(run_dir)
+    inside = run_dir / "checkpoints" / name
+    return inside if inside.is_file() else Path(name)
+
+
 def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None = None) -> Parts:
     """A trained run's parts, its weights and counters read from its last checkpoint or a named one.
 
@@ -74,9 +82,7 @@ def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None =
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it is damaged, or does not fit the configuration.
     """
-    path = Path(checkpoint) if checkpoint else latest_checkpoint(run_dir)
-    if not path.is_absolute() and not path.is_file():
-        path = run_dir / "checkpoints" / path
+    path = find_checkpoint(run_dir, checkpoint)
     saved = load_checkpoint(path)
     parts = build(config)
     weights = parts.model.match_stages(saved["state_dict"])

@@ -10,6 +10,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen._conf import conf_dir
@@ -39,18 +40,24 @@ def run_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"flexgen {command}", *argv]
 
-    def cell(cfg: DictConfig) -> Any:
+    failed: list[tuple[str, Exception]] = []
+
+    def cell(cfg: DictConfig) -> None:
         try:
-            return task(cfg)
+            task(cfg)
         except Exception as error:
-            if HydraConfig.get().mode.name == "MULTIRUN":
-                words = " ".join(HydraConfig.get().overrides.task)
-                print(f"flexgen {command}: cell [{words}] failed: {tell(error)}", file=sys.stderr)
-            raise
+            # Kept until all cells have run: one bad cell does not stop the others.
+            failed.append((" ".join(task_overrides()), error))
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                print(f"cell [{failed[-1][0]}] failed: {tell(error)}", file=sys.stderr)
 
     # hydra.main names the job after the module of its function.
     cell.__module__ = "__main__"
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
+    if len(failed) == 1:
+        raise failed[0][1]
+    if failed:
+        raise RuntimeError(f"{len(failed)} cells failed: {'; '.join(words for words, _ in failed)}")
 
 
 def load_config(run_dir: Path) -> dict[str, Any]:
@@ -111,15 +118,22 @@ def task_overrides() -> list[str]:
 
 
 def _take_run(command: str, argv: list[str]) -> list[str]:
-    runs = [word.partition("=")[2] for word in argv if word.startswith("run=")]
-    rest = [word for word in argv if not word.startswith("run=")]
-    if not runs:
-        if not any(word.startswith("-") for word in argv):
-            raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
-        saved: dict[str, Any] = {}
-    else:
-        run_dir = Path(runs[-1]).resolve()
+    """Take `run=` and `checkpoint=` out of `argv`: Hydra's grammar has no room for `=` in a path."""
+    paths = {"run": "", "checkpoint": ""}
+    rest = []
+    for word in argv:
+        key, _, value = word.partition("=")
+        if key in paths:
+            paths[key] = value
+        else:
+            rest.append(word)
+    saved: dict[str, Any] = {}
+    if paths["run"]:
+        run_dir = Path(paths["run"]).resolve()
         saved = load_config(run_dir) | {"run": str(run_dir)}
+    elif not any(word.startswith("-") for word in argv):
+        raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
+    saved["checkpoint"] = paths["checkpoint"] or None
     ConfigStore.instance().store(name="saved", node=OmegaConf.create(saved), package="_global_")
     return rest
 

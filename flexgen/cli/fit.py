@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import rich
-
 from flexgen.cli.build import Parts, build, build_trainer
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
 from flexgen.models import Adversarial
@@ -88,10 +86,10 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
             started = find_checkpoints(control_dir)
             _train(control, build(control), started[-1] if started else before[0])
     if config.get("report"):
-        from flexgen.report import Run, compare, write_report
+        from flexgen.report import print_comparison, write_report
 
-        if (comparison := compare(Run.load(run_dir))) is not None:
-            rich.print(comparison.rich())
+        if before:
+            print_comparison(run_dir)
         print(f"report: {write_report(run_dir)}")
     print(f"run: {run_dir}")
     return run_dir

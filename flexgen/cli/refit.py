@@ -5,7 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, run_hydra, task_overrides
+from flexgen.cli.compose import plain, relocate, run_hydra, task_overrides
+
+_REFIT = "flexgen.callbacks.PriorRefit"
 
 
 def main(argv: list[str]) -> None:
@@ -17,17 +19,25 @@ def _refit(cfg: DictConfig) -> None:
     refit: Any = OmegaConf.to_container(cfg.refit, resolve=True)
     run_dir = str(cfg.paths.run_dir)
     config = plain(cfg)
-    from flexgen.cli.compose import relocate
+    from flexgen.cli.build import find_checkpoint
     from flexgen.cli.fit import fit_with_control
-    from flexgen.training import latest_checkpoint, load_checkpoint
+    from flexgen.training import load_checkpoint
 
     parent = (
         parent_dir / "checkpoints" / checkpoint if checkpoint else latest_checkpoint(parent_dir)
     )
-    step = load_checkpoint(parent)["flexgen"]["counters"]["generator_steps"]
+    saved = load_checkpoint(parent)
+    step = saved["flexgen"]["counters"]["generator_steps"]
+    done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}
     config = relocate(config, [(str(parent_dir), run_dir)])
+    # The parent's own refits stay as far as they are part of the checkpoint: as its stages.
+    for name, callback in list(config["callbacks"].items()):
+        if callback and callback["_target_"] == _REFIT:
+            callback["at"] = sorted(done.intersection(callback["at"]))
+            if not callback["at"]:
+                del config["callbacks"][name]
     config["callbacks"][f"refit_{step}"] = refit | {
-        "_target_": "flexgen.callbacks.PriorRefit",
+        "_target_": _REFIT,
         "at": [step],
     }
     config["steps"] = step + more

@@ -7,10 +7,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "flexgen report",
         description="Write report.html into each run: curves, samples, codes, PAG with its "
-        "interval, configuration and provenance, in one file.",
+        "interval, configuration and provenance, in one file; for a folder of runs an index too.",
     )
-    parser.add_argument("runs", nargs="+", help="run directories")
-    from flexgen.report import write_report
+    parser.add_argument("runs", nargs="+", help="run directories, or folders of them")
+    asked = parser.parse_args(argv)
+    from flexgen.report import write_reports
 
-    for run in parser.parse_args(argv).runs:
-        print(f"report: {write_report(run)}")
+    for page in write_reports(asked.runs):
+        print(f"report: {page}")

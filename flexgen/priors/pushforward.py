@@ -112,6 +112,7 @@ class Pushforward(nn.Module):
         self.register_buffer("factor", torch.eye(self.latent_dim))
         # A prior is learned by its `fit` alone: the model that draws from it never trains it.
         self.requires_grad_(False)
+        self.eval()
 
     def transform(self, z_base: Tensor) -> Tensor:
         """h(z'): `(batch, base_dim)` to codes `(batch, latent_dim)`."""

@@ -70,7 +70,7 @@ class Descent:
 
         for step in range(self.steps):
             with torch.enable_grad():
-                loss = self.losses(generate(z), x)
+                loss = self.loss(generate(z), x)
                 objective = self.objective(loss, z, x[0].numel())
                 (z.grad,) = torch.autograd.grad(objective.sum(), z)
             loss, objective, previous = loss.detach(), objective.detach(), z.detach().clone()
@@ -104,21 +104,17 @@ class Descent:
         # A sample that ran away is given back where it was best, not where it burst.
         z = torch.where(diverged.view(rows), best_z, z.detach())
         x_hat = generate(z)
-        burst = ~self.losses(x_hat, x).isfinite()
+        burst = ~self.loss(x_hat, x).isfinite()
         if burst.any():
             converged &= ~burst
             z = torch.where(burst.view(rows), best_z, z)
             x_hat = generate(z)
-        loss = self.losses(x_hat, x)
+        loss = self.loss(x_hat, x)
         result = {"z": z, "x_hat": x_hat, "loss": loss, "steps": taken, "converged": converged}
         if self.history:
             history += [loss] * (self.steps - len(history))
             result["history"] = torch.stack(history, 1) if history else loss.new_empty(len(z), 0)
         return result
-
-    def losses(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction loss of each sample, summed over its elements, `(batch,)`."""
-        return self.loss(x_hat, x).flatten(1).sum(1)
 
     def objective(self, loss: Tensor, z: Tensor, num_elements: int) -> Tensor:
         """What is minimised for each sample: its loss, or eq. 5 under the moment constraint."""

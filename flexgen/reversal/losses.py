@@ -1,4 +1,4 @@
-"""What reversal minimises: the reconstruction losses, per element, and the moment regulariser."""
+"""What reversal minimises: the reconstruction losses, summed per sample, and the moment regulariser."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def half_squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """½ (x̂ − x)² of each element, so that its sum is ½‖G(z) − x‖².
+    """½‖x̂ − x‖² of each sample, `(batch,)`.
 
     Source: Kilcher et al., 2017, eq. 4.
     """
-    return (x_hat - x).square() / 2
+    return (x_hat - x).square().flatten(1).sum(1) / 2
 
 
 def cross_entropy(x_hat: Tensor, x: Tensor) -> Tensor:
-    """−x log x̂ − (1 − x) log(1 − x̂) of each element, in nats; both in [0, 1].
+    """−Σ [x log x̂ + (1 − x) log(1 − x̂)] of each sample, `(batch,)`, in nats; both in [0, 1].
 
     Source: Creswell & Bharath, 2016, Algorithm 1, line 4 (eq. 1 and 5 there lack the second term).
     """
     # A saturated sigmoid gives exactly 0 or 1: the floor keeps log and its gradient finite, and it
     # is the smallest normal number so that a nearly saturated pixel still has its true gradient.
     floor = torch.finfo(x_hat.dtype).tiny
-    return -(x * x_hat.clamp_min(floor).log() + (1 - x) * (1 - x_hat).clamp_min(floor).log())
+    log_p, log_q = x_hat.clamp_min(floor).log(), (1 - x_hat).clamp_min(floor).log()
+    return -(x * log_p + (1 - x) * log_q).flatten(1).sum(1)
 
 
 LOSSES: dict[str, Loss] = {"mse": half_squared_error, "bce": cross_entropy}

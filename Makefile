@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11 or newer and the package index, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## create .venv and install FlexGen with its development tools
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "FlexGen needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: install  ## the whole idea on real digits, in a few minutes: before, after, control, report
+	$(BIN)/flexgen train experiment=demo
+
+test: install  ## the whole test suite
+	$(BIN)/pytest
+
+lint: install  ## formatting, lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: install  ## build the wheel, install it in a clean environment, run a command outside
+	rm -rf dist build/wheel-env
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/flexgen-*.whl
+	cd / && $(CURDIR)/build/wheel-env/bin/flexgen train data=ring8 latent_dim=2 steps=20 \
+		paths.run_dir=$(CURDIR)/build/wheel-run/$$(date +%s%N) trainer=cpu
+
+clean:  ## remove what was built, not the runs
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

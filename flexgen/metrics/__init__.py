@@ -1,0 +1,38 @@
+"""Scores of codes and of samples, as torchmetrics whose states add up or concatenate.
+
+Codes against a prior: `PriorAgreement`, `GaussianKL`, `EnergyDistance`; classes among codes:
+`ClusterRatio`. Samples against data: `EarthMoverDistance`, `frechet_distance`, `kernel_distance`;
+samples alone: `ModeCoverage`, `ClassifierScore`. Several processes give what one gives, and
+`compute` draws no random numbers.
+"""
+
+from flexgen.metrics.agreement import PriorAgreement, pag_bias, pag_interval
+from flexgen.metrics.classifier import Classifier, train_classifier
+from flexgen.metrics.classifier_scores import (
+    ClassifierScore,
+    frechet_distance,
+    kernel_distance,
+)
+from flexgen.metrics.classifier_store import load_or_train_classifier
+from flexgen.metrics.clusters import ClusterRatio
+from flexgen.metrics.gaussian_kl import GaussianKL
+from flexgen.metrics.modes import ModeCoverage
+from flexgen.metrics.two_sample import EarthMoverDistance, EnergyDistance, earth_mover_distance
+
+__all__ = [
+    "Classifier",
+    "ClassifierScore",
+    "ClusterRatio",
+    "EarthMoverDistance",
+    "EnergyDistance",
+    "GaussianKL",
+    "ModeCoverage",
+    "PriorAgreement",
+    "earth_mover_distance",
+    "frechet_distance",
+    "kernel_distance",
+    "load_or_train_classifier",
+    "pag_bias",
+    "pag_interval",
+    "train_classifier",
+]

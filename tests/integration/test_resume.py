@@ -1,0 +1,120 @@
+"""A run stopped anywhere and resumed ends with the same bits as one never stopped."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexgen.models import Adversarial
+from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
+from tests.conftest import REFIT, SMALL
+
+
+def same(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two nested structures of tensors and plain values differ."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        return [d for k in a for d in same(a[k], b[k], f"{path}.{k}")]
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in same(x, y, f"{path}{i}")]
+    return [] if a == b else [path]
+
+
+def state(run_dir: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(latest_checkpoint(run_dir))
+    return {k: checkpoint[k] for k in ("state_dict", "optimizer_states", "flexgen")}
+
+
+@pytest.mark.parametrize(
+    ("extra", "critic_step"),
+    [((), 64), ((), 61), (REFIT, 113)],
+    ids=["mid-epoch", "critic-phase", "after-refit"],
+)
+def test_stopped_and_resumed_equals_undisturbed(
+    flexgen: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    extra: tuple[str, ...],
+    critic_step: int,
+) -> None:
+    undisturbed = flexgen("train", *SMALL, *extra, run_dir="undisturbed")
+    taken = Adversarial._critic_step
+
+    def stop_here(self: Adversarial, *args: Any) -> None:
+        taken(self, *args)
+        self.stop_requested |= self.counters.critic_steps == critic_step
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adversarial, "_critic_step", stop_here)
+        with pytest.raises(SystemExit) as stopped:
+            flexgen("train", *SMALL, *extra, run_dir="stopped")
+    assert stopped.value.code == 130
+    counters = state(undisturbed.parent / "stopped")["flexgen"]["counters"]
+    assert counters["critic_steps"] == critic_step
+    assert counters["critic_phase"] == critic_step % 5
+    flexgen("resume", f"run={undisturbed.parent / 'stopped'}")
+
+    assert same(state(undisturbed), state(undisturbed.parent / "stopped")) == []
+    metrics = [(undisturbed.parent / d / "metrics.csv").read_text() for d in ("undisturbed", "stopped")]
+    assert metrics[0] == metrics[1]
+
+
+def test_more_steps_than_before(flexgen: Callable[..., Path]) -> None:
+    long = flexgen("train", *SMALL, "steps=40", run_dir="long")
+    short = flexgen("train", *SMALL, "steps=30", run_dir="short")
+    flexgen("resume", f"run={short}", "steps=40")
+    assert same(state(long), state(short)) == []
+
+
+def test_measuring_does_not_change_training(flexgen: Callable[..., Path]) -> None:
+    plain = flexgen("train", *SMALL, run_dir="plain")
+    measured = flexgen(
+        "train", *SMALL, "callbacks.reversal.every=7", "callbacks.quality.every=11",
+        "callbacks.samples.every=3", run_dir="measured",
+    )  # fmt: skip
+    assert same(state(plain)["state_dict"], state(measured)["state_dict"]) == []
+
+
+def test_saved_steps(flexgen: Callable[..., Path]) -> None:
+    run = flexgen("train", *SMALL, "steps=35")
+    assert [p.name for p in find_checkpoints(run)] == [
+        f"step={step:08d}.ckpt" for step in (10, 20, 30, 35)
+    ]
+    run = flexgen("train", *SMALL, "steps=35", "callbacks.checkpoint.keep=2", run_dir="kept")
+    assert [p.name for p in find_checkpoints(run)] == ["step=00000030.ckpt", "step=00000035.ckpt"]
+
+
+def test_killed_run_resumes_with_the_same_bits(flexgen: Callable[..., Path]) -> None:
+    undisturbed = flexgen("train", *SMALL, "steps=400", run_dir="undisturbed")
+    killed = undisturbed.parent / "killed"
+    words = [*SMALL, "steps=400", f"paths.run_dir={killed}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flexgen", "train", *words], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not find_checkpoints(killed) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((killed / "checkpoints").glob("step=00000400.ckpt"))
+    for checkpoint in find_checkpoints(killed):
+        load_checkpoint(checkpoint)  # each one that is there is whole
+    flexgen("resume", f"run={killed}")
+    assert same(state(undisturbed), state(killed)) == []
+
+
+def test_control_starts_from_the_same_state(flexgen: Callable[..., Path]) -> None:
+    """The control of a refit is the run that never had one."""
+    refitted = flexgen("train", *SMALL, *REFIT, "control=true", run_dir="refitted")
+    never = flexgen("train", *SMALL, run_dir="never")
+    control, plain = state(refitted / "control"), state(never)
+    assert same(control["state_dict"], plain["state_dict"]) == []
+    assert state(refitted)["state_dict"]["prior.stage"] == 1
