@@ -78,10 +78,11 @@ def pag_interval(
 
     Returns:
         Lower and upper end, in nats; the lower one may be negative, as may the corrected score.
+        Both are infinite if the score is.
 
     Raises:
         ValueError: an argument is out of range, `z` is not finite or not `(n, d)`, or the codes
-            are too few (or too alike) for a resample to have full rank.
+            are too few for every resample to have full rank.
     """
     _check_prior(sigma, convention)
     if not 0 < confidence < 1:
@@ -96,6 +97,9 @@ def pag_interval(
     z = as_rows(z, "z").cpu()
     n, d = z.shape
     check_rank(n, d)
+    score = _agreement(z.T @ z, n, sigma, convention)
+    if score.isinf():
+        return math.inf, math.inf
     generator = torch.Generator().manual_seed(seed)
     gram = torch.empty(num_resamples, d, d, dtype=torch.float64)
     for b in range(num_resamples):
@@ -105,9 +109,8 @@ def pag_interval(
     if not scores.isfinite().all():
         raise ValueError(
             f"`z` must hold codes enough for every resample to have rank {d}, got {n} codes whose "
-            "resamples are singular; use at least 3 codes a dimension, and no constant dimension"
+            "resamples are singular; use at least 3 codes a dimension"
         )
-    score = _agreement(z.T @ z, n, sigma, convention)
     if convention == "unit":
         score = score - pag_bias(n, d)
     ends = torch.quantile(scores, torch.tensor([tail, 1 - tail], dtype=torch.float64))

@@ -80,7 +80,7 @@ def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # without any update
     store = dist.FileStore(str(folder / "store"), 2)
-    # A process that waits for the other for ever is a failure to see; by default it takes 30 minutes.
+    # A process that waits for the other in vain fails: by default after half an hour.
     patience = timedelta(seconds=40)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=patience)
     try:

@@ -95,6 +95,7 @@ def test_a_constant_dimension_scores_infinity():
     z[:, 2] = z[:, 0]
     assert score(z) == math.inf
     assert score(torch.zeros(30, 4)) == math.inf
+    assert pag_interval(z) == (math.inf, math.inf)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
