@@ -70,6 +70,14 @@ def test_logits_are_the_head_of_the_features_in_either_mode():
     assert torch.equal(classifier.train()(X), logits)
 
 
+def test_many_images_go_through_in_parts(monkeypatch):
+    classifier = train_classifier(X, Y, 2, epochs=1)
+    whole = classifier(X)
+    monkeypatch.setattr("flexgen.metrics.classifier._AT_ONCE", 7)
+    torch.testing.assert_close(classifier(X), whole)
+    assert classifier(X[:0]).shape == (0, 2)
+
+
 def test_the_range_of_the_images_does_not_matter():
     a = train_classifier(X, Y, 2, epochs=2)
     b = train_classifier(255 * X + 1000, Y, 2, epochs=2)
