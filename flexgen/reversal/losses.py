@@ -1,4 +1,4 @@
-"""What reversal minimises: the reconstruction losses, summed per sample, and the moment regulariser."""
+"""What reversal minimises: the reconstruction loss of each sample, and the moment regulariser."""
 
 from collections.abc import Callable
 

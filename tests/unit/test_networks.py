@@ -136,6 +136,17 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_batch_norm_replaces_the_bias_of_hidden_layers_alone(kind):
+    generator, _ = NETWORKS[kind]("batch")
+    weighted = [
+        m
+        for name, m in generator.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and name != "skip"
+    ]
+    assert [m.bias is not None for m in weighted] == [False] * (len(weighted) - 1) + [True]
+
+
 @pytest.mark.parametrize("norm", [None, "batch", "layer"])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_parameter_gets_a_gradient(kind, norm):
@@ -195,6 +206,7 @@ def test_creswell_bharath_table_1():
     dense = [(m.in_features, m.out_features) for m in critic.modules() if type(m) is nn.Linear]
     assert dense == [(6272, 1024), (1024, 1)]
     assert [m.num_features for m in critic.modules() if type(m) is nn.BatchNorm2d] == [64, 128]
+    assert sum(type(m) is nn.ReLU for m in generator.modules()) == 3
     slopes = {m.negative_slope for m in critic.modules() if type(m) is nn.LeakyReLU}
     assert slopes == {0.2}
 
@@ -207,6 +219,7 @@ def test_kilcher_appendix_e():
     assert {kernel for *_, kernel, _ in layers} == {4}
     assert [stride for *_, stride in layers] == [1, 2, 2, 2, 2]
     assert isinstance(generator.net[-1], nn.Tanh)
+    assert sum(type(m) is nn.ReLU for m in generator.modules()) == 5
     layers = convolutions(critic)
     assert [(cout, kernel, stride) for _, _, cout, kernel, stride in layers] == [
         (512, 4, 2),

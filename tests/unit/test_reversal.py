@@ -354,6 +354,8 @@ def test_converged_samples_are_frozen_where_they_were_best():
     found = reverse(generator, x, steps=400, tolerance=1e-3, history=True, **options)
     assert found.converged.all()
     assert found.steps.unique().numel() > 1
+    assert found.history.shape == (400, 16)
+    assert found.steps.max() < 400
     free = reverse(generator, x, steps=400, tolerance=0, history=True, **options)
     for i, steps in enumerate(found.steps.tolist()):
         assert steps % WINDOW == 0
@@ -423,6 +425,19 @@ def test_a_sample_that_bursts_with_its_last_step_is_given_back_at_its_best():
     assert found.loss.item() == 2
 
 
+def test_a_gradient_that_is_not_finite_ends_a_sample_at_its_best():
+    def generator(z):  # above 1 the value is z still, but the gradient is 0 / NaN
+        return torch.where(z > 1, z, z + 0 * (1 - z).sqrt())
+
+    found = reverse(
+        generator, torch.tensor([[0.9]]), latent_shape=1, init=torch.tensor([[0.5]]),
+        method="gd", lr=2.2, steps=5,
+    )  # fmt: skip
+    assert found.steps.item() == 1
+    assert not found.converged.item()
+    torch.testing.assert_close(found.z, torch.tensor([[0.5]]))
+
+
 def test_a_sample_without_any_finite_loss_says_so():
     found = reverse(lambda z: z / 0, torch.ones(2, 1), latent_shape=1, steps=5)
     assert not found.loss.isfinite().any()
@@ -480,6 +495,8 @@ def test_the_generators_precision_is_used():
     generator = linear()
     found = reverse(generator, data(3, shape=(9,)), latent_shape=4, steps=2)
     assert found.z.dtype == torch.float64
+    x = data(3, dtype=torch.float64, shape=(9,))
+    assert reverse(linear().float(), x, latent_shape=4, steps=2).loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -551,8 +568,15 @@ def test_calibration_in_batches_is_the_mean_over_the_batches():
     torch.testing.assert_close(layer.running_var, expected)
 
 
+def test_calibration_forgets_what_it_replaces():
+    layer = nn.BatchNorm1d(3).train()
+    layer(50 + codes(100, 3))
+    calibrate_batch_norm(layer, codes(100, 3))
+    torch.testing.assert_close(layer.running_mean, codes(100, 3).mean(0))
+
+
 def test_calibration_changes_nothing_else():
-    generator = network("dcgan").train()
+    generator = DCGANGenerator(8, (1, 8, 8), channels=[8, 4]).train()
     generator.net[0].eval()
     before = state(generator)
     calibrate_batch_norm(generator, codes(64, seed=5))
