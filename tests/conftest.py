@@ -4,6 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+# Small tensors: a second thread costs more in waiting than it computes.
+torch.set_num_threads(1)
 
 SMALL = (
     "data=ring8",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributions import Distribution
 
 from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import Measurement
@@ -73,7 +74,8 @@ class ReversalScore(Measurement):
 
     After a refit with a pushforward prior h the codes are those of G∘h in Z', against the normal
     there (`space=base`): the same normal in the same dimension as before the refit. `space=code`
-    takes codes in Z.
+    takes codes in Z, and so do priors without such a map; they are scored against a normal with
+    the prior's own spread.
 
     Logged: `pag/unit` with `pag/unit_low` and `pag/unit_high`, `pag/literal`, the full Gaussian
     KL `pag/kl` and its mean term `pag/kl_mean`; `reversal/error` (the mean per-image loss) and
@@ -139,7 +141,7 @@ class ReversalScore(Measurement):
             )
         finally:
             model.train(training)
-        sigma = self.sigma or float(base.variance.mean().sqrt())
+        sigma = self.sigma or _spread(base)
         values = self._score(found, sigma)
         values["own/pag_true"] = _pag(true_codes, sigma)
         values["own/pag_reversed"] = _pag(again.z, sigma)
@@ -183,6 +185,15 @@ class ReversalScore(Measurement):
         }  # fmt: skip
         metadata = {name: str(value) for name, value in about.items()}
         write_atomically(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def _spread(prior: Distribution) -> float:
+    """Root mean variance per coordinate; of draws, where the distribution does not state it."""
+    try:
+        variance = prior.variance
+    except NotImplementedError:
+        variance = prior.sample(torch.Size((10_000,))).var(0)
+    return float(variance.mean().sqrt())
 
 
 def _pag(z: Tensor, sigma: float, convention: str = "unit") -> float:

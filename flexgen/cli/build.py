@@ -48,7 +48,7 @@ def build(config: dict[str, Any]) -> Parts:
     return Parts(model, data, callbacks)
 
 
-def build_trainer(config: dict[str, Any], callbacks: dict[str, pl.Callback]) -> pl.Trainer:
+def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
     """The trainer with its loggers.
 
     Raises:
@@ -62,7 +62,7 @@ def build_trainer(config: dict[str, Any], callbacks: dict[str, pl.Callback]) -> 
         )
     loggers = [instantiate(c) for c in config["logger"].values() if c is not None]
     trainer: pl.Trainer = instantiate(
-        config["trainer"], logger=loggers or False, callbacks=list(callbacks.values())
+        config["trainer"], logger=loggers or False, callbacks=callbacks
     )
     return trainer
 

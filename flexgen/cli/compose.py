@@ -34,6 +34,9 @@ def run_hydra(
     Raises:
         Exception: whatever `task` raises; with `-m`, after the other cells have run.
     """
+    if {"--help", "-h"} & set(argv):
+        comment = (conf_dir() / f"{command}.yaml").read_text().splitlines()[0]
+        print(f"{comment.removeprefix('# ')}\n")
     if on_run:
         argv = _take_run(command, argv)
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.

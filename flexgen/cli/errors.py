@@ -64,8 +64,13 @@ def _configuration(error: BaseException) -> str:
         return f"unknown key `{key}`{_did_you_mean(key.rpartition('.')[2])}"
     if found := re.search(r"Key '([^']+)' is not in struct", text):
         return f"unknown key `{found[1]}`{_did_you_mean(found[1])}"
+    if found := re.search(r"Interpolation key '([^']+)' not found", text):
+        return (
+            f"the configuration refers to `{found[1]}`, which is not there; add what it belongs to"
+        )
     if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"`{found[1]}` has no value; give {found[1]}=… on the command line"
+        key = getattr(error, "full_key", None) or found[1]
+        return f"`{key}` has no value; give {key}=… on the command line"
     if found := re.search(r"Error locating target '([^']+)'", text):
         return (
             f"cannot import `{found[1]}`; check its `_target_`, and that its package is installed"

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
 from flexgen.cli.build import Parts, build, build_trainer
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
-from flexgen.models import Adversarial
 from flexgen.training import CSVLogger, find_checkpoints, latest_checkpoint, load_checkpoint
 
 __all__ = ["fit", "fit_with_control", "resume"]
@@ -114,7 +115,8 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     if config["steps"] < 1:
         raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
     with _quiet():
-        trainer = build_trainer(config, parts.callbacks)
+        signals = _StopOnSignal()
+        trainer = build_trainer(config, [*parts.callbacks.values(), signals])
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
@@ -128,7 +130,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
         if isinstance(logger, CSVLogger):
             logger.rewind(step)
     try:
-        with _quiet(), _stop_on_signal(model):
+        with _quiet():
             trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     except Exception as error:
         if saved := find_checkpoints(run_dir):
@@ -138,6 +140,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             raise type(error)(f"{error}; {hint}") from error
         raise
     finally:
+        signals.restore()
         _close_loggers(config)
     if model.counters.generator_steps < config["steps"]:
         print(
@@ -150,26 +153,29 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     return run_dir
 
 
-@contextlib.contextmanager
-def _stop_on_signal(model: Adversarial) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops before the next step and saves; the second at once."""
+class _StopOnSignal(pl.Callback):
+    """The first Ctrl-C or SIGTERM stops before the next step and saves; the second stops at once.
 
-    def stop(number: int, frame: Any) -> None:
-        if model.stop_requested:
-            raise KeyboardInterrupt
-        model.stop_requested = True
-        print("stopping: saving a checkpoint first; once more to stop at once", file=sys.stderr)
+    Lightning installs handlers of its own when a fit begins, so these go in after them.
+    """
 
-    try:
-        old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        # Not in the main thread, as under some launchers: there the launcher handles signals.
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
+    def __init__(self) -> None:
+        self._old: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        def stop(number: int, frame: Any) -> None:
+            if pl_module.stop_requested:
+                raise KeyboardInterrupt
+            pl_module.stop_requested = True
+            print("stopping: saving first; once more to stop at once", file=sys.stderr)
+
+        # Outside the main thread, as under some launchers, the launcher handles signals.
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, stop)
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
             signal.signal(number, handler)
 
 

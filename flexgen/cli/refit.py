@@ -23,9 +23,7 @@ def _refit(cfg: DictConfig) -> None:
     from flexgen.cli.fit import fit_with_control
     from flexgen.training import load_checkpoint
 
-    parent = (
-        parent_dir / "checkpoints" / checkpoint if checkpoint else latest_checkpoint(parent_dir)
-    )
+    parent = find_checkpoint(parent_dir, checkpoint)
     saved = load_checkpoint(parent)
     step = saved["flexgen"]["counters"]["generator_steps"]
     done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}

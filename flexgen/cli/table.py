@@ -21,4 +21,10 @@ def main(argv: list[str]) -> None:
     asked = parser.parse_args(argv)
     from flexgen.report import write_table
 
-    write_table(asked.paths, metrics=asked.metrics, last=asked.last, comparison=asked.comparison, out=asked.out)
+    write_table(
+        asked.paths,
+        metrics=asked.metrics,
+        last=asked.last,
+        comparison=asked.comparison,
+        out=asked.out,
+    )

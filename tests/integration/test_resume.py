@@ -25,7 +25,9 @@ def same(a: Any, b: Any, path: str = "") -> list[str]:
         return [d for k in a for d in same(a[k], b[k], f"{path}.{k}")]
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in same(x, y, f"{path}{i}")]
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in same(x, y, f"{path}{i}")
+        ]
     return [] if a == b else [path]
 
 
@@ -63,7 +65,9 @@ def test_stopped_and_resumed_equals_undisturbed(
     flexgen("resume", f"run={undisturbed.parent / 'stopped'}")
 
     assert same(state(undisturbed), state(undisturbed.parent / "stopped")) == []
-    metrics = [(undisturbed.parent / d / "metrics.csv").read_text() for d in ("undisturbed", "stopped")]
+    metrics = [
+        (undisturbed.parent / d / "metrics.csv").read_text() for d in ("undisturbed", "stopped")
+    ]
     assert metrics[0] == metrics[1]
 
 

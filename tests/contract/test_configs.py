@@ -1,0 +1,161 @@
+"""Every YAML file composes, instantiates and does its work once; found by glob, so none is missed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from flexgen._conf import conf_dir
+from flexgen.priors.staged import event_dim
+
+
+def names(group: str) -> list[str]:
+    return sorted(
+        str(path.relative_to(conf_dir() / group).with_suffix(""))
+        for path in (conf_dir() / group).rglob("*.yaml")
+    )
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", [*overrides, "paths.run_dir=nowhere"])
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def with_gradients(modules: list[nn.Module]) -> list[str]:
+    """The trainable parameters that have no finite, non-zero gradient."""
+    return [
+        name
+        for module in modules
+        for name, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all() or not p.grad.any())
+    ]
+
+
+@pytest.mark.parametrize("name", [n for n in names("model") if n != "adversarial"])
+@pytest.mark.parametrize("network", ["mlp", "dcgan_small"])
+def test_every_model_trains_every_parameter(name: str, network: str) -> None:
+    torch.manual_seed(0)
+    model = instantiate(config(f"model={name}", f"network={network}")["model"])
+    generator_opt, critic_opt = model.configure_optimizers()[0]
+    model._scaler = None
+    model._trainer = type("Alone", (), {"world_size": 1})()
+    model.manual_backward = lambda loss: loss.backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    stream = iter(lambda: torch.randn(8, 1, 8, 8).tanh(), None)
+    model._critic_step(stream, critic_opt)
+    missing = with_gradients([model.critic])
+    # The critic's last bias moves real and fake alike: a game of differences cannot see it.
+    blind = name.startswith(("wgan", "hinge"))
+    assert missing == [list(model.critic.state_dict())[-1]] * blind or missing == []
+    model._generator_step(generator_opt)
+    assert with_gradients([model.generator]) == []
+    changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert any(changed)
+    assert model.counters.critic_steps == model.counters.generator_steps == 1
+
+
+@pytest.mark.parametrize("name", names("network"))
+def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
+    data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
+    cfg = config(f"network={name}", f"data={data}")
+    generator, critic = (instantiate(cfg["network"][k]) for k in ("generator", "critic"))
+    x = generator(torch.randn(2, cfg["latent_dim"]))
+    assert list(x.shape[1:]) == cfg["data"]["shape"]
+    assert critic(x).shape == (2,)
+
+
+@pytest.mark.parametrize("name", names("prior"))
+def test_every_prior_keeps_the_contract(name: str) -> None:
+    if name.startswith("zuko"):
+        pytest.importorskip("zuko")
+    torch.manual_seed(0)
+    prior = instantiate(config(f"prior={name}", "latent_dim=3")["prior"])
+    assert event_dim(prior) == 3
+    p = prior()
+    assert p.event_shape == (3,)
+    assert p.sample((5,)).shape == p.rsample((5,)).shape == (5, 3)
+    assert not p.sample((5,)).requires_grad
+    torch.manual_seed(1)
+    first = p.sample((4,))
+    torch.manual_seed(1)
+    torch.testing.assert_close(p.sample((4,)), first)
+    if getattr(prior, "has_log_prob", True):
+        assert p.log_prob(first).shape == (4,)
+        assert p.log_prob(first).isfinite().all()
+    else:
+        with pytest.raises(NotImplementedError, match="no density"):
+            p.log_prob(first)
+    restored = instantiate(config(f"prior={name}", "latent_dim=3")["prior"])
+    restored.load_state_dict(prior.state_dict())
+    torch.manual_seed(1)
+    torch.testing.assert_close(restored().sample((4,)), first)
+    if (support := getattr(prior, "support", None)) is not None:
+        assert first.min() >= support[0]
+        assert first.max() <= support[1]
+
+
+@pytest.mark.parametrize("name", [n for n in names("objective")])
+def test_every_objective_has_both_sides(name: str) -> None:
+    objective = instantiate(OmegaConf.load(conf_dir() / "objective" / f"{name}.yaml"))
+    real, fake = torch.randn(2, 6)
+    for value in (objective.critic(real, fake), objective.generator(fake)):
+        assert value.shape == ()
+        assert value.isfinite()
+    assert (objective.score(real).argsort() == real.argsort()).all()
+
+
+@pytest.mark.parametrize("name", names("callbacks"))
+def test_every_callback_builds(name: str) -> None:
+    extra = ["callbacks.refit.at=[3]"] if name == "refit" else []
+    wanted = f"[reversal,{name}]" if name == "refit" else f"[{name}]"
+    for callback in config(f"callbacks={wanted}", *extra)["callbacks"].values():
+        instantiate(callback)
+
+
+@pytest.mark.parametrize("name", names("logger"))
+def test_every_logger_composes(name: str) -> None:
+    assert "csv" in config(f"logger={name}")["logger"]  # the report reads it
+
+
+@pytest.mark.parametrize("name", names("trainer"))
+def test_every_trainer_composes(name: str) -> None:
+    assert config(f"trainer={name}")["trainer"]["inference_mode"] is False
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_composes_and_is_pinned(name: str) -> None:
+    cfg = config(f"experiment={name}")
+    assert cfg["name"]
+    assert cfg["steps"] >= 1
+    assert cfg["data"]["batch_size"] >= 1
+    text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+    pinned = yaml.safe_load(text)
+    assert "steps" in pinned, "an experiment pins its steps"
+    assert "name" in pinned
+    assert text.startswith("# @package _global_\n#"), "an experiment says what it reproduces"
+
+
+def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:
+    tested = {
+        "callbacks", "data", "experiment", "hydra", "logger", "model", "network", "objective",
+        "optimizer", "prior", "trainer",
+    }  # fmt: skip
+    assert {p.name for p in conf_dir().iterdir() if p.is_dir() and any(p.rglob("*.yaml"))} <= tested
+
+
+@pytest.mark.parametrize("optimizer", names("optimizer"))
+def test_every_optimizer_builds(optimizer: str) -> None:
+    make = instantiate(OmegaConf.load(conf_dir() / "optimizer" / f"{optimizer}.yaml"))
+    weights: list[Tensor] = [nn.Parameter(torch.zeros(2))]
+    assert isinstance(make(weights), torch.optim.Optimizer)
+
+
+def test_conf_is_found_beside_the_package() -> None:
+    assert (Path(conf_dir()) / "train.yaml").is_file()

@@ -1,0 +1,201 @@
+"""Each mistake gets one line that names the remedy, a non-zero exit, and loses nothing."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexgen.models import Adversarial
+from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
+from tests.conftest import SMALL
+
+Run = Callable[..., Path]
+
+
+def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        flexgen(command, *words, **options)
+    told = stopped.value.code
+    assert isinstance(told, str), "exit status 1 with a message"
+    assert told.startswith(f"flexgen {command}: ")
+    assert "\n" not in told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("trian", [], "did you mean `flexgen train`"),
+        (
+            "train",
+            ["model.critc_steps=3"],
+            "unknown key `model.critc_steps`; did you mean `critic_steps`",
+        ),
+        ("train", ["stepz=3"], "did you mean `steps`"),
+        ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
+        ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
+        ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),
+        ("train", ["model.critic_steps=0"], "`critic_steps` must be at least 1, got 0"),
+        ("train", ["model.objective.penalty_weight=-1"], "`penalty_weight` must be at least 0"),
+        ("train", ["model.ema_decay=2"], "`ema_decay` must be in [0, 1)"),
+        ("train", ["model.compile=both"], "double backward; set `model.compile=generator`"),
+        ("train", ["steps=0"], "`steps` must be at least 1"),
+        ("train", ["data.batch_size=0"], "`batch_size` must be a whole number of at least 1"),
+        ("train", ["+model.typo=1"], "unexpected keyword argument 'typo'"),
+        (
+            "train",
+            ["prior.latent_dim=3"],
+            "`latent_dim` must equal the prior's event shape (3,), got 2",
+        ),
+        ("train", ["network.generator.shape=[3]"], "must make data of shape (2,), got (3,)"),
+        ("train", ["network.critic.shape=[3]"], "do not fit"),
+        ("train", ["callbacks.quality.n=0"], "`n` must be at least 1"),
+        ("train", ["callbacks.checkpoint.every=0"], "`every` must be at least 1"),
+        ("train", ["+callbacks=refit"], "callbacks.refit.at"),
+        (
+            "train",
+            ["network.generator._target_=flexgen.networks.Nothing"],
+            "flexgen.networks.Nothing",
+        ),
+        ("evaluate", [], "which run? give run=PATH"),
+        ("evaluate", ["run=nowhere"], "not a run directory"),
+        ("table", ["nowhere"], "nowhere"),
+        ("report", ["nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    flexgen: Run, command: str, words: list[str], expected: str
+) -> None:
+    told = message(flexgen, command, *(SMALL if command == "train" else ()), *words)
+    assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data=mnist", "data.root=nowhere"], "FLEXGEN_DATA"),
+        (["data=folder", "data.root=nowhere"], "nowhere"),
+        (["callbacks=[refit]", "callbacks.refit.at=[3]"], "`callbacks.reversal"),
+    ],
+)
+def test_missing_parts(flexgen: Run, words: list[str], expected: str) -> None:
+    assert expected in message(flexgen, "train", *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(flexgen: Run) -> None:
+    assert "set `trainer=cpu`" in message(flexgen, "train", *SMALL, "trainer=gpu")
+
+
+def test_a_second_run_in_the_same_directory_is_refused(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    before = latest_checkpoint(run).read_bytes()
+    assert f"flexgen resume run={run}" in message(flexgen, "train", *SMALL)
+    assert latest_checkpoint(run).read_bytes() == before
+
+
+def test_a_parent_folder_of_runs_names_the_run(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    assert f"did you mean {run}" in message(flexgen, "evaluate", f"run={run.parent}")
+
+
+@pytest.mark.parametrize("term", ["loss/critic", "loss/generator"])
+def test_nan_names_the_term_the_step_and_the_last_good_checkpoint(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    record = Adversarial._record
+
+    def poison(self: Adversarial, name: str, loss: torch.Tensor) -> None:
+        bad = name == term and self.counters.generator_steps == 16
+        record(self, name, loss * float("nan") if bad else loss)
+
+    monkeypatch.setattr(Adversarial, "_record", poison)
+    told = message(flexgen, "train", *SMALL)
+    assert f"{term} is nan" in told
+    assert "step=00000010.ckpt" in told
+    # Steps are counted when done: the poison falls in what becomes the 17th.
+    assert "at generator step 17" in told
+
+
+def test_a_damaged_checkpoint_names_another(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    path = latest_checkpoint(run)
+    path.write_bytes(path.read_bytes()[:1000])
+    for command in ("evaluate", "sample"):
+        assert "cut short" in message(flexgen, command, f"run={run}")
+    assert "cut short" in message(flexgen, "resume", f"run={run}", "steps=40")
+    flexgen("sample", f"run={run}", "checkpoint=step=00000020.ckpt")
+
+
+def test_a_foreign_checkpoint_is_refused(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    checkpoint = load_checkpoint(latest_checkpoint(run))
+    weight = next(k for k in checkpoint["state_dict"] if k.endswith("output.weight"))
+    checkpoint["state_dict"][weight] = torch.zeros(3, 3)
+    torch.save(checkpoint, latest_checkpoint(run))
+    assert "does not fit the run's configuration" in message(flexgen, "evaluate", f"run={run}")
+
+
+def test_no_space_loses_nothing(flexgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+    written: list[int] = []
+
+    def full(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "step=00000020.ckpt" in name:
+            written.append(descriptor)
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = message(flexgen, "train", *SMALL)
+    assert written
+    assert "No space left on device; free some disk space" in told
+    assert "step=00000010.ckpt" in told
+    run = Path("run")
+    assert [p.name for p in find_checkpoints(run)] == ["step=00000010.ckpt"]
+    assert not [p for p in (run / "checkpoints").iterdir() if p.suffix == ".part"]
+    monkeypatch.setattr(os, "fsync", fsync)
+    flexgen("resume", f"run={run}")
+    assert latest_checkpoint(run).name == "step=00000030.ckpt"
+
+
+def test_a_changed_parent_is_refused(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    child = flexgen(
+        "refit", f"run={run}", "more=5", "prior.steps=2", "report=false", run_dir="child"
+    )
+    parent = latest_checkpoint(run)
+    parent.write_bytes(parent.read_bytes() + b"x")
+    assert "has changed since" in message(flexgen, "resume", f"run={child}", "steps=40")
+
+
+def test_unreadable_run_files(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    (run / "config.yaml").write_text("{ not yaml")
+    assert "is damaged" in message(flexgen, "sample", f"run={run}")
+    shutil.rmtree(run / "checkpoints")
+    (run / "config.yaml").unlink()
+    assert "not a run directory" in message(flexgen, "sample", f"run={run}")
+
+
+def test_saved_runs_refuse_keys_that_would_change_nothing(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    told = message(flexgen, "evaluate", f"run={run}", "network.generator.latent_dim=3")
+    assert "unknown key" in told
+
+
+def test_one_bad_cell_does_not_stop_a_sweep(
+    flexgen: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = message(
+        flexgen, "train", "-m", *SMALL, "report=false", "model.critic_steps=1,0,2",
+        "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert "`critic_steps` must be at least 1" in told
+    assert "model.critic_steps=0] failed" in capsys.readouterr().err
+    assert [p.parent.name for p in sorted(Path("sweep").glob("*/metrics.json"))] == ["0", "2"]

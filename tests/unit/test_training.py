@@ -1,0 +1,156 @@
+"""The training core: counters, schedules, averages, generators' states, files."""
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flexgen.training import (
+    EMA,
+    Counters,
+    CSVLogger,
+    Schedule,
+    find_checkpoints,
+    isolated_rng,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from flexgen.training.checkpoint import write_atomically
+from flexgen.training.csv_logger import read_metrics
+
+
+def test_counters_round_trip() -> None:
+    counters = Counters(batches=7, critic_steps=7, generator_steps=2, images_seen=70)
+    other = Counters()
+    other.load_state_dict(counters.state_dict())
+    assert other == counters
+    assert "critic_phase" not in counters.axes()
+
+
+def test_schedule_names_every_due_step_once() -> None:
+    schedule = Schedule()
+    schedule.register(every=10)
+    schedule.register(every=7, at=[12, 20])
+    schedule.end = 30
+    step, due = 0, []
+    while (step := schedule.next_after(step)) < math.inf and step <= 30:
+        due.append(step)
+    assert due == [7, 10, 12, 14, 20, 21, 28, 30]
+    assert Schedule().next_after(3) == math.inf
+    with pytest.raises(ValueError, match="every"):
+        schedule.register(every=0)
+    with pytest.raises(ValueError, match="at"):
+        schedule.register(at=[0])
+
+
+def test_average_follows_its_formula() -> None:
+    module = nn.Linear(1, 1)
+    ema = EMA(module, decay=0.9)
+    expected = module.weight.item()
+    for step in range(50):
+        module.weight.data.fill_(float(step))
+        ema.update(module)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_average_copies_buffers_stays_in_eval_mode_and_is_restored() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = EMA(module, decay=0.99).train()
+    module(torch.randn(8, 2) + 3)
+    ema.update(module)
+    torch.testing.assert_close(ema.module[1].running_mean, module[1].running_mean)
+    assert not ema.module.training
+    other = EMA(module, decay=0.99)
+    other.load_state_dict(ema.state_dict())
+    assert other._updates == 1
+    with pytest.raises(ValueError, match="ema_decay"):
+        EMA(module, decay=1.0)
+
+
+def test_isolated_draws_leave_no_trace() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    undisturbed = [draw(), draw()]
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    disturbed = [draw()]
+    with isolated_rng(5):
+        first = draw()
+    with isolated_rng(5):
+        assert draw() == first
+    disturbed.append(draw())
+    assert disturbed == undisturbed
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "step=00000001.ckpt"
+    save_checkpoint({"flexgen": {}, "x": torch.arange(3)}, path)
+
+    def fail(beside: Path) -> None:
+        beside.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left.*free some disk space"):
+        write_atomically(path, fail)
+    assert load_checkpoint(path)["x"].tolist() == [0, 1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_damaged_checkpoints_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step=00000005.ckpt"
+    save_checkpoint({"flexgen": {}, "x": torch.randn(1000)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short, damaged"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match="not written by FlexGen"):
+        load_checkpoint(path)
+    torch.save({"flexgen": {}, "code": Path("x")}, path)
+    with pytest.raises(ValueError, match="damaged or not FlexGen's"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_the_latest_checkpoint_is_by_step(tmp_path: Path) -> None:
+    for name in ("step=00000009.ckpt", "step=00000100.ckpt", "before_refit_step=00000200.ckpt"):
+        save_checkpoint({"flexgen": {}}, tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / ".step=00000300.ckpt.1.part").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path).name == "step=00000100.ckpt"
+    assert len(find_checkpoints(tmp_path)) == 2
+    with pytest.raises(FileNotFoundError, match="flexgen train"):
+        latest_checkpoint(tmp_path / "checkpoints")
+
+
+def test_metrics_merge_by_step_and_rewind(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path))
+    for step in (1, 2, 3):
+        axes = {"batches": step, "critic_steps": step, "generator_steps": step, "images_seen": step}
+        logger.log_metrics({**axes, "a": step / 3})
+        logger.log_metrics({**axes, "b": 10.0 * step})
+    logger.save()
+    columns, rows = read_metrics(tmp_path / "metrics.csv")
+    assert columns[4:] == ["a", "b"]
+    assert [row["b"] for row in rows] == [10, 20, 30]
+    assert rows[0]["a"] == 1 / 3  # every digit is kept
+    again = CSVLogger(str(tmp_path))
+    again.rewind(2)
+    again.log_metrics({"batches": 9, "critic_steps": 9, "generator_steps": 9, "images_seen": 9})
+    again.save()
+    assert [row["generator_steps"] for row in read_metrics(again.path)[1]] == [1, 2, 9]
+    again.path.write_text("nonsense\n1\n")
+    with pytest.raises(ValueError, match="not a metrics file"):
+        read_metrics(again.path)
