@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -196,7 +196,7 @@ def _spread(prior: Distribution) -> float:
     return float(variance.mean().sqrt())
 
 
-def _pag(z: Tensor, sigma: float, convention: str = "unit") -> float:
+def _pag(z: Tensor, sigma: float, convention: Literal["unit", "literal"] = "unit") -> float:
     score = PriorAgreement(sigma=sigma, convention=convention).to(z.device)
     score.update(z)
     return float(score.compute())

@@ -1,5 +1,6 @@
 """The command line: `flexgen COMMAND …`."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -21,7 +22,7 @@ def usage() -> str:
         "usage: flexgen COMMAND [key=value …] [-m]\n\n"
         f"{lines}\n\n"
         "flexgen COMMAND --help lists the keys of a command; -m runs a grid over a=1,2 b=3,4.\n"
-        'eval "$(flexgen completion bash)" turns on tab completion.\n'
+        'eval "$(flexgen -sc install=bash)" turns on tab completion; fish and zsh as well.\n'
     )
 
 
@@ -39,10 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     from flexgen.cli.errors import one_line
 
     with one_line(command):
-        if command == "completion":
-            from flexgen.cli.completion import completion
-
-            print(completion(*rest))
+        if command == "-sc":
+            _complete(rest)
             return
         if command not in COMMANDS:
             from difflib import get_close_matches
@@ -50,3 +49,19 @@ def main(argv: list[str] | None = None) -> None:
             near = get_close_matches(command, COMMANDS, 1) or ["--help"]
             raise ValueError(f"no command {command!r}; did you mean `flexgen {near[0]}`?")
         import_module(f"flexgen.cli.{command}").main(rest)
+
+
+def _complete(rest: list[str]) -> None:
+    """Hydra's shell completion: it knows one command, so ours is taken out of the line first."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    query = bool(rest) and rest[0].startswith("query")
+    if query and len(words) <= 2:
+        print("\n".join(name for name in COMMANDS if name.startswith(words[-1])))
+        return
+    if query:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    from flexgen.cli.compose import run_hydra
+
+    command = words[1] if query else "train"
+    on_run = command not in ("train", "table", "report")
+    run_hydra(command, ["-sc", *rest], lambda cfg: None, on_run=on_run)

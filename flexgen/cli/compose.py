@@ -41,7 +41,8 @@ def run_hydra(
         argv = _take_run(command, argv)
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"flexgen {command}", *argv]
+    # Completion is installed for the program, not for one of its commands.
+    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *argv]
 
     failed: list[tuple[str, Exception]] = []
 
@@ -121,7 +122,7 @@ def task_overrides() -> list[str]:
 
 
 def _take_run(command: str, argv: list[str]) -> list[str]:
-    """Take `run=` and `checkpoint=` out of `argv`: Hydra's grammar has no room for `=` in a path."""
+    """Take `run=` and `checkpoint=` out of `argv`: to Hydra a `=` in a path is a mistake."""
     paths = {"run": "", "checkpoint": ""}
     rest = []
     for word in argv:

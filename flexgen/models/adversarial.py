@@ -139,10 +139,10 @@ class Adversarial(pl.LightningModule):
         return x
 
     def configure_optimizers(self) -> Any:
-        self._generator_parameters = [
+        self._generator_parameters: list[Tensor] = [
             p for m in (self.generator, self.prior) for p in m.parameters() if p.requires_grad
         ]
-        self._critic_parameters = list(self.critic.parameters())
+        self._critic_parameters: list[Tensor] = list(self.critic.parameters())
         players = self._generator_parameters, self._critic_parameters
         optimizers = [make(p) for make, p in zip(self._optimizers, players, strict=True)]
         self._lr_schedulers = [
@@ -154,7 +154,7 @@ class Adversarial(pl.LightningModule):
 
     def training_step(self, stream: Iterator[Tensor], batch_idx: int) -> None:
         """Run updates up to the next scheduled step; return earlier now and then to be watched."""
-        optimizers = self.optimizers(use_pl_optimizer=False)
+        optimizers: Any = self.optimizers(use_pl_optimizer=False)
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         until = self.schedule.next_after(self.counters.generator_steps)
         # Processes must return together: they end a call by count, one alone may by the clock.

@@ -45,8 +45,7 @@ def fit_prior(
     if not codes.isfinite().all():
         raise ValueError("`codes` must be finite; drop those whose reversal did not converge")
     if hasattr(prior, "fit"):
-        report: dict[str, float] = prior.fit(codes, seed=seed, progress=progress)
-        return report
+        return prior.fit(codes, seed=seed, progress=progress)  # type: ignore[operator]
     parameters = list(prior.parameters())
     if not parameters or not getattr(prior, "has_log_prob", True):
         raise ValueError(

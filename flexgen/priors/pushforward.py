@@ -1,7 +1,7 @@
 """PGAN: the data-induced prior as the pushforward h#p(z') of a simple prior, learned by a GAN."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from rich.progress import track
@@ -21,11 +21,13 @@ class PushforwardDistribution(Distribution):
     support = constraints.real_vector
     arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
 
-    def __init__(self, base: Distribution, transform: nn.Module, latent_dim: int) -> None:
+    def __init__(
+        self, base: Distribution, transform: Callable[[Tensor], Tensor], latent_dim: int
+    ) -> None:
         self.base, self.transform = base, transform
         super().__init__(event_shape=torch.Size((latent_dim,)), validate_args=False)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         z = self.transform(self.base.rsample(sample_shape).flatten(0, -2))
         return z.view(*sample_shape, *self._event_shape)
 

@@ -1,7 +1,6 @@
 """The fixed priors: normal and uniform."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ class DiagonalNormal(Distribution):
     def variance(self) -> Tensor:
         return self.scale.square()
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         eps = torch.randn(
             *sample_shape, *self._event_shape, device=self.loc.device, dtype=self.loc.dtype
         )
@@ -75,7 +74,7 @@ class BoxUniform(Distribution):
     def variance(self) -> Tensor:
         return (self.high - self.low).square() / 12
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         u = torch.rand(
             *sample_shape, *self._event_shape, device=self.low.device, dtype=self.low.dtype
         )

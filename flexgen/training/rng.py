@@ -17,7 +17,8 @@ def rng_state() -> dict[str, Any]:
     They are plain tensors, lists and numbers, so a checkpoint that holds them still loads with
     `weights_only=True`.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = legacy
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],

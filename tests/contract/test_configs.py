@@ -1,4 +1,4 @@
-"""Every YAML file composes, instantiates and does its work once; found by glob, so none is missed."""
+"""Every YAML file, found by glob, composes, instantiates and does its work once."""
 
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
         assert first.max() <= support[1]
 
 
-@pytest.mark.parametrize("name", [n for n in names("objective")])
+@pytest.mark.parametrize("name", names("objective"))
 def test_every_objective_has_both_sides(name: str) -> None:
     objective = instantiate(OmegaConf.load(conf_dir() / "objective" / f"{name}.yaml"))
     real, fake = torch.randn(2, 6)
