@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import Measurement
-from flexgen.metrics import GaussianKL, PriorAgreement, pag_interval
+from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Adversarial
 from flexgen.priors import Pushforward
 from flexgen.reversal import Reversal, reverse
@@ -78,9 +78,10 @@ class ReversalScore(Measurement):
     the prior's own spread.
 
     Logged: `pag/unit` with `pag/unit_low` and `pag/unit_high`, `pag/literal`, the full Gaussian
-    KL `pag/kl` and its mean term `pag/kl_mean`; `reversal/error` (the mean per-image loss) and
-    `reversal/converged` (a share); `own/pag_true` and `own/pag_reversed`, the score of codes that
-    generated images and of those images reversed, with `own/error`.
+    KL `pag/kl` and its mean term `pag/kl_mean`; codes in Z against draws from the prior on Z,
+    `pag/fit` (KL of their normals) and `pag/samples` (energy distance); `reversal/error` (the mean
+    per-image loss) and `reversal/converged` (a share); `own/pag_true` and `own/pag_reversed`, the
+    score of codes that generated images and of those images reversed, with `own/error`.
 
     Args:
         n: how many images; at most what the split holds.
@@ -118,7 +119,9 @@ class ReversalScore(Measurement):
         self.num_resamples, self.options = num_resamples, dict(options or {})
 
     def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
-        x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        n = min(self.n, data.size(self.split))
+        x, label = data.split(self.split, n, self.seed)
+        index = data.indices(self.split, n, self.seed)
         x = x.to(model.device)
         if self.space == "base":
             generator, prior = base_space(model)
@@ -126,28 +129,32 @@ class ReversalScore(Measurement):
             generator, prior = model.sampler, model.prior
         base = prior()
         latent_dim = base.event_shape[0]
-        options = {"seed": self.seed, **self.options}
+        options = {"seed": self.seed, "index": index, **self.options}
         if options.get("constraint") == "clip":
             options.setdefault("bounds", getattr(prior, "support", None))
         training = model.training
         model.eval()
         try:
             found = reverse_data(generator, x, latent_dim, data.range, **options)
+            in_z = found.z
+            if generator is not model.sampler:
+                in_z = reverse_data(
+                    model.sampler, x, model.latent_dim, data.range, **_quiet(options)
+                ).z
             true_codes = base.sample((len(x),))
             with torch.no_grad():
                 own = generator(true_codes)
-            again = reverse_data(
-                generator, own, latent_dim, data.range, **{**options, "progress": False}
-            )
+            again = reverse_data(generator, own, latent_dim, data.range, **_quiet(options))
         finally:
             model.train(training)
         sigma = self.sigma or _spread(base)
         values = self._score(found, sigma)
+        values |= _against_draws(in_z, model.prior())
         values["own/pag_true"] = _pag(true_codes, sigma)
         values["own/pag_reversed"] = _pag(again.z, sigma)
         values["own/error"] = float(again.loss.mean())
         step = model.counters.generator_steps
-        self._save(codes_path(run_dir, step), found, label, sigma)
+        self._save(codes_path(run_dir, step), found, index, label, sigma)
         if x.ndim == 4:
             path = run_dir / "images" / "reconstructions" / f"step={step:08d}.png"
             draw_pairs(x[:40], found.x_hat[:40], data.range, path)
@@ -170,10 +177,13 @@ class ReversalScore(Measurement):
             "reversal/converged": float(found.converged.float().mean()),
         }
 
-    def _save(self, path: Path, found: Reversal, label: Tensor | None, sigma: float) -> None:
+    def _save(
+        self, path: Path, found: Reversal, index: Tensor, label: Tensor | None, sigma: float
+    ) -> None:
         tensors = {
             "z": found.z.cpu().contiguous(),
             "loss": found.loss.cpu(),
+            "index": index,
             "converged": found.converged.cpu(),
             "singular_values": torch.linalg.svdvals(found.z.double()).cpu(),
         }
@@ -185,6 +195,22 @@ class ReversalScore(Measurement):
         }  # fmt: skip
         metadata = {name: str(value) for name, value in about.items()}
         write_atomically(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def _quiet(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "progress": False}
+
+
+def _against_draws(z: Tensor, prior: Distribution) -> dict[str, float]:
+    """Codes in Z against draws from the prior on Z, whatever it is."""
+    draws = prior.sample(torch.Size((10_000,)))
+    moments = draws.double().mean(0), draws.double().mT.cov()
+    kl = GaussianKL(reference=moments, bias_correct=True).to(z.device)
+    kl.update(z)
+    distance = EnergyDistance().to(z.device)
+    distance.update(z, real=True)
+    distance.update(draws[: len(z)], real=False)
+    return {"pag/fit": float(kl.compute()), "pag/samples": float(distance.compute())}
 
 
 def _spread(prior: Distribution) -> float:

@@ -49,6 +49,10 @@ METRICS: dict[str, Metric] = {
         Metric("pag/literal", "PAG, literal", "", "the paper's text read literally, nats"),
         Metric("pag/kl", "Gaussian KL", "lower", "KL of the codes' moments to the prior, nats"),
         Metric("pag/kl_mean", "KL, mean term", "lower", "the part of the KL due to the mean, nats"),
+        Metric("pag/fit", "Codes to prior, KL", "lower", "codes in Z, prior's moments, nats"),
+        Metric(
+            "pag/samples", "Codes to prior, energy", "lower", "codes in Z to draws of the prior"
+        ),
         Metric("reversal/error", "Reversal error", "lower", "reconstruction error of the codes"),
         Metric("reversal/converged", "Reversal converged", "higher", "share of converged codes"),
         Metric("own/pag_reversed", "PAG, own samples", "", "reversed samples of the generator"),
@@ -71,6 +75,7 @@ METRICS: dict[str, Metric] = {
 
 HEADLINE: tuple[str, ...] = (
     "pag/unit",
+    "pag/samples",
     "emd/samples",
     "fid",
     "kid",
@@ -97,6 +102,8 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reversal error", ("reversal/error", "own/error")),
     ("PAG of own samples", ("own/pag_reversed", "own/pag_true")),
     ("PAG, literal", ("pag/literal",)),
+    ("Codes to the prior's moments", ("pag/fit",)),
+    ("Codes to the prior's draws", ("pag/samples",)),
     ("Gaussian KL of the codes", ("pag/kl", "pag/kl_mean")),
     ("Reversal converged", ("reversal/converged",)),
     ("Cluster ratio of the codes", ("codes/cluster_ratio", "codes/cluster_ratio_tsne")),
