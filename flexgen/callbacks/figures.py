@@ -7,7 +7,7 @@ import torch
 
 from flexgen.callbacks.drawing import draw_figure, draw_images, draw_samples
 from flexgen.callbacks.reversal import base_space, codes_path, load_codes
-from flexgen.callbacks.scheduled import Measurement
+from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import ClusterRatio
 from flexgen.models import Adversarial
 
@@ -95,7 +95,7 @@ class CodeMap(_OfCodes):
             return {}
         values = {}
         for name, where in (("codes/cluster_ratio", z), ("codes/cluster_ratio_tsne", plane)):
-            ratio = ClusterRatio(num_classes=data.num_classes)
+            ratio = ClusterRatio(num_classes=data.num_classes, **ALONE)
             ratio.update(where, label)
             values[name] = float(ratio.compute())
         return values

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.scheduled import Measurement
+from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
     ClassifierScore,
     ModeCoverage,
@@ -69,7 +69,7 @@ class SampleQuality(Measurement):
         }
         samples = torch.cat(sets)
         if (centres := getattr(data, "centres", None)) is not None:
-            coverage = ModeCoverage(centres, data.std)
+            coverage = ModeCoverage(centres, data.std, **ALONE)
             coverage.update(samples)
             values |= {f"modes/{name}": float(v) for name, v in coverage.compute().items()}
         if self.classifier and data.num_classes and held_out.ndim == 4:
@@ -82,12 +82,12 @@ class SampleQuality(Measurement):
         classifier = load_or_train_classifier(
             data.name, x, y, x_held_out, y_held_out, data.num_classes, self.cache_dir
         )
-        score = ClassifierScore(classifier)
+        score = ClassifierScore(classifier, **ALONE)
         score.update(samples)
         values = {"inception": float(score.compute())}
         for name, distance in (
-            ("fid", frechet_distance(classifier)),
-            ("kid", kernel_distance(classifier)),
+            ("fid", frechet_distance(classifier, **ALONE)),
+            ("kid", kernel_distance(classifier, **ALONE)),
         ):
             distance.update(x_held_out, real=True)
             distance.update(samples, real=False)

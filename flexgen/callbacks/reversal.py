@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from flexgen.callbacks.drawing import draw_pairs
-from flexgen.callbacks.scheduled import Measurement
+from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Adversarial
 from flexgen.priors import Pushforward
@@ -161,7 +161,7 @@ class ReversalScore(Measurement):
         return values
 
     def _score(self, found: Reversal, sigma: float) -> dict[str, float]:
-        kl = GaussianKL(sigma=sigma).to(found.z.device)
+        kl = GaussianKL(sigma=sigma, **ALONE).to(found.z.device)
         kl.update(found.z)
         low, high = pag_interval(
             found.z, sigma=sigma, num_resamples=self.num_resamples, seed=self.seed
@@ -205,9 +205,9 @@ def _against_draws(z: Tensor, prior: Distribution) -> dict[str, float]:
     """Codes in Z against draws from the prior on Z, whatever it is."""
     draws = prior.sample(torch.Size((10_000,)))
     moments = draws.double().mean(0), draws.double().mT.cov()
-    kl = GaussianKL(reference=moments, bias_correct=True).to(z.device)
+    kl = GaussianKL(reference=moments, bias_correct=True, **ALONE).to(z.device)
     kl.update(z)
-    distance = EnergyDistance().to(z.device)
+    distance = EnergyDistance(**ALONE).to(z.device)
     distance.update(z, real=True)
     distance.update(draws[: len(z)], real=False)
     return {"pag/fit": float(kl.compute()), "pag/samples": float(distance.compute())}
@@ -223,6 +223,6 @@ def _spread(prior: Distribution) -> float:
 
 
 def _pag(z: Tensor, sigma: float, convention: Literal["unit", "literal"] = "unit") -> float:
-    score = PriorAgreement(sigma=sigma, convention=convention).to(z.device)
+    score = PriorAgreement(sigma=sigma, convention=convention, **ALONE).to(z.device)
     score.update(z)
     return float(score.compute())

@@ -10,7 +10,10 @@ from pytorch_lightning import LightningDataModule
 from flexgen.models import Adversarial
 from flexgen.training import isolated_rng
 
-__all__ = ["Measurement", "Scheduled"]
+__all__ = ["ALONE", "Measurement", "Scheduled"]
+
+ALONE = {"sync_on_compute": False}
+"""For the metrics of a measurement: process zero takes it of all the data, the others wait."""
 
 
 class Scheduled(pl.Callback):

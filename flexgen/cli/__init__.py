@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     from flexgen.cli.errors import one_line
 
+    sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
+
     with one_line(command):
         if command == "-sc":
             _complete(rest)

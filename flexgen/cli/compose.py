@@ -41,12 +41,14 @@ def run_hydra(
         argv = _take_run(command, argv)
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    typed = sys.argv
     # Completion is installed for the program, not for one of its commands.
     sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *argv]
 
     failed: list[tuple[str, Exception]] = []
 
     def cell(cfg: DictConfig) -> None:
+        sys.argv = typed  # what further processes of the trainer are started by
         try:
             task(cfg)
         except Exception as error:

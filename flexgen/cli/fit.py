@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.cli.build import Parts, build, build_trainer
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
@@ -45,6 +46,8 @@ def fit(
         RuntimeError: if training fails; the message names the last whole checkpoint.
     """
     run_dir = Path(config["paths"]["run_dir"])
+    if _rank() > 0:
+        return _train(config, build(config), parent)
     if (run_dir / "config.yaml").exists():
         raise FileExistsError(
             f"{run_dir} already holds a run; go on with it by `flexgen resume run={run_dir}`, or "
@@ -73,7 +76,8 @@ def resume(config: dict[str, Any]) -> Path:
         parent = json.loads((run_dir / "provenance.json").read_text())["parent"]
         checkpoint = Path(parent["checkpoint"]) if parent else None
     done = _train(config, build(config), checkpoint)
-    write_config(run_dir, config)
+    if _rank() == 0:
+        write_config(run_dir, config)
     return _finish(config, done)
 
 
@@ -86,6 +90,8 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
         elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
             started = find_checkpoints(control_dir)
             _train(control, build(control), started[-1] if started else before[0])
+    if _rank() > 0:
+        return run_dir
     if config.get("report"):
         from flexgen.report import print_comparison, write_report
 
@@ -149,7 +155,8 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             file=sys.stderr,
         )
         sys.exit(130)
-    write_final(run_dir, model.counters.axes())
+    if _rank() == 0:
+        write_final(run_dir, model.counters.axes())
     return run_dir
 
 
@@ -200,6 +207,11 @@ def _close_loggers(config: dict[str, Any]) -> None:
         import wandb
 
         wandb.finish()
+
+
+def _rank() -> int:
+    """Which process this is: the others of a run train, and leave files to process zero."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 def _replace(value: Any, old: str, new: str) -> Any:

@@ -137,7 +137,7 @@ class Features(nn.Module):
 
 
 def frechet_distance(
-    classifier: Classifier, *, reset_real_features: bool = True
+    classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
 ) -> FrechetInceptionDistance:
     """Fréchet distance (FID) in the features of a classifier of ours, on its device.
 
@@ -148,9 +148,13 @@ def frechet_distance(
     Args:
         classifier: whose `num_features` features are compared.
         reset_real_features: whether `reset` forgets the data's moments too.
+        kwargs: passed on to `torchmetrics.Metric`.
     """
     metric = FrechetInceptionDistance(
-        feature=Features(classifier), normalize=True, reset_real_features=reset_real_features
+        feature=Features(classifier),
+        normalize=True,
+        reset_real_features=reset_real_features,
+        **kwargs,
     )
     # torchmetrics sets this in `update` and reads it in `compute`, so that a process without
     # images of its own would fail.
@@ -170,15 +174,20 @@ class KernelDistance(StreamingMetric, KernelInceptionDistance):
     Args:
         classifier: whose f features are compared.
         reset_real_features: whether `reset` forgets the data's features too.
+        kwargs: passed on to `torchmetrics.Metric`.
 
     Source: Bińkowski et al., Demystifying MMD GANs, 2018, section 4 (of the estimator: Gretton et
     al., A Kernel Two-Sample Test, 2012, lemma 6).
     """
 
-    def __init__(self, classifier: Classifier, *, reset_real_features: bool = True) -> None:
+    def __init__(
+        self, classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
+    ) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
-            super().__init__(feature=Features(classifier), reset_real_features=reset_real_features)
+            super().__init__(
+                feature=Features(classifier), reset_real_features=reset_real_features, **kwargs
+            )
         # torchmetrics gathers batch by batch, and waits for ever where one process had fewer.
         self.add_state("real_features", [], dist_reduce_fx="cat")
         self.add_state("fake_features", [], dist_reduce_fx="cat")
@@ -209,9 +218,11 @@ class KernelDistance(StreamingMetric, KernelInceptionDistance):
         return within[0] + within[1] - 2 * across
 
 
-def kernel_distance(classifier: Classifier, *, reset_real_features: bool = True) -> KernelDistance:
+def kernel_distance(
+    classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
+) -> KernelDistance:
     """Kernel distance (KID) in the features of a classifier of ours: see `KernelDistance`."""
-    return KernelDistance(classifier, reset_real_features=reset_real_features)
+    return KernelDistance(classifier, reset_real_features=reset_real_features, **kwargs)
 
 
 def _sum_of_kernel(a: Tensor, b: Tensor) -> Tensor:
