@@ -12,7 +12,7 @@ from flexgen.training import isolated_rng
 
 __all__ = ["ALONE", "Measurement", "Scheduled"]
 
-ALONE = {"sync_on_compute": False}
+ALONE: dict[str, Any] = {"sync_on_compute": False}
 """For the metrics of a measurement: process zero takes it of all the data, the others wait."""
 
 

@@ -334,3 +334,6 @@ class Adversarial(pl.LightningModule):
         if self._rng is not None:
             set_rng_state(self._rng)
             self._rng = None
+        elif rank := self.trainer.global_rank:
+            # All processes are seeded alike to build the same weights, and would draw the same codes.
+            torch.manual_seed(torch.initial_seed() + rank)
