@@ -335,5 +335,5 @@ class Adversarial(pl.LightningModule):
             set_rng_state(self._rng)
             self._rng = None
         elif rank := self.trainer.global_rank:
-            # All processes are seeded alike to build the same weights, and would draw the same codes.
+            # Seeded alike to build the same weights, all processes would draw the same codes.
             torch.manual_seed(torch.initial_seed() + rank)
