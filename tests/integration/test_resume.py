@@ -16,6 +16,16 @@ from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoin
 from tests.conftest import REFIT, SMALL
 
 
+COSINE = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 30}"
+OPTIONS = (
+    f"model.generator_scheduler={COSINE}",
+    f"model.critic_scheduler={COSINE}",
+    "model.accumulate=2",
+    "model.gradient_clip=0.5",
+    "optimizer@model.critic_optimizer=rmsprop",
+)
+
+
 def same(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two nested structures of tensors and plain values differ."""
     if isinstance(a, torch.Tensor):
@@ -38,8 +48,8 @@ def state(run_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("extra", "critic_step"),
-    [((), 64), ((), 61), (REFIT, 113)],
-    ids=["mid-epoch", "critic-phase", "after-refit"],
+    [((), 64), ((), 61), (REFIT, 113), (OPTIONS, 64)],
+    ids=["mid-epoch", "critic-phase", "after-refit", "options"],
 )
 def test_stopped_and_resumed_equals_undisturbed(
     flexgen: Callable[..., Path],
