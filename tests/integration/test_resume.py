@@ -15,7 +15,6 @@ from flexgen.models import Adversarial
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
 
-
 COSINE = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 30}"
 OPTIONS = (
     f"model.generator_scheduler={COSINE}",
