@@ -22,6 +22,7 @@ SCORES = {
     "pag/literal": "PAG (literal)",
     "pag/kl": "Gaussian KL",
     "reversal/error": "reversal error",
+    "codes/cluster_ratio_tsne": "cluster ratio in the t-SNE plane",
 }
 
 
@@ -68,9 +69,10 @@ def draw_loss(paths: list[str], out: Path) -> None:
 
 def draw_scatter(paths: list[str], out: Path) -> None:
     """Agreement scores against sample quality, a point for each model (figure 4)."""
-    found = table(paths, metrics=[*SCORES, *QUALITY, "codes/cluster_ratio*"])
-    names = labels(found)
-    column = {m: np.array([row.cells[m].mean for row in found.rows]) for m in found.metrics}
+    found = table(paths, metrics=[*SCORES, *QUALITY])
+    done = [i for i, row in enumerate(found.rows) if row.runs]
+    names = [labels(found)[i] for i in done]
+    column = {m: np.array([found.rows[i].cells[m].mean for i in done]) for m in found.metrics}
 
     def plot(figure: Any) -> None:
         panels = figure.subplots(len(QUALITY), 2, squeeze=False)
@@ -81,7 +83,7 @@ def draw_scatter(paths: list[str], out: Path) -> None:
                     axes.scatter(column[score][mine], column[quality][mine], c=colour, label=game)
                 rho = spearmanr(column[score], column[quality]).statistic
                 axes.set_title(f"Spearman {rho:+.2f}, n = {len(names)}", fontsize=9)
-                axes.set_xscale("log")
+                axes.set_xscale("log" if score == "pag/unit" else "linear")
                 axes.set_xlabel(SCORES[score])
                 axes.set_ylabel(about)
         panels[0][0].legend(fontsize=8)

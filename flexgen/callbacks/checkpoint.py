@@ -66,6 +66,6 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        stopped = pl_module.stop_requested and pl_module.counters.generator_steps > 0
+        stopped = trainer.should_stop and pl_module.counters.generator_steps > 0
         if stopped and self._acted_at != pl_module.counters.generator_steps:
             self.act(trainer, pl_module)

@@ -133,11 +133,8 @@ class Disagreement(_OfCodes):
         distance = torch.cdist(drawn.double(), z.double()).square().mean(1)
         worst = distance.topk(self.keep)
         if len(data.shape) == 3:
-            training = model.training
-            model.eval()
-            with torch.no_grad():
+            with model.evaluating(), torch.no_grad():
                 x = generator(drawn[worst.indices]).float()
-            model.train(training)
             draw_images(x, data.range, _image(run_dir, "disagreement", model), columns=10)
         return {"disagreement/distance": float(worst.values.mean() / distance.mean())}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich import progress
+from rich.console import Console
 
 __all__ = ["Progress"]
 
@@ -36,6 +37,7 @@ class Progress(pl.Callback):
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.fields[losses]}"),
+                console=Console(stderr=True),
                 transient=True,
             )
             self._task = self._bar.add_task(

@@ -105,9 +105,18 @@ class PriorRefit(Scheduled):
         run_dir = Path(trainer.default_root_dir)
         save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
         self._done.append(step)
-        with isolated_rng(self.seed):
-            values = self.refit(model, trainer.datamodule, self._stage_at[step])  # type: ignore[attr-defined]
-        model.log_values(values)
+        stage = self._stage_at[step]
+        values: dict[str, float] = {}
+        if trainer.is_global_zero:
+            with isolated_rng(self.seed):
+                values = self.refit(model, trainer.datamodule, stage)  # type: ignore[attr-defined]
+            model.log_values(values)
+        if trainer.world_size > 1:
+            # One process fits, and all take its prior: fitted apart, they might differ.
+            fitted = model.prior.stages[stage].state_dict(), model.prior.in_use
+            weights, in_use = trainer.strategy.broadcast(fitted)
+            model.prior.stages[stage].load_state_dict(weights)
+            model.prior.use(in_use)
 
     def refit(self, model: Adversarial, data: Any, stage: int) -> dict[str, float]:
         """Fit stage `stage` to the codes of data and use it if `keep` says so."""
@@ -135,12 +144,10 @@ class PriorRefit(Scheduled):
         n = None if n is None else min(n, data.size(split))
         x, _ = data.split(split, n, self.seed)
         options = {"seed": self.seed, "progress": self.progress, **self.options}
-        training = model.sampler.training
-        model.sampler.eval()
-        found = reverse_data(
-            model.sampler, x.to(model.device), model.latent_dim, data.range, **options
-        )
-        model.sampler.train(training)
+        with model.evaluating():
+            found = reverse_data(
+                model.sampler, model.prior, x.to(model.device), data.range, **options
+            )
         return found.z[found.loss.isfinite()]
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:

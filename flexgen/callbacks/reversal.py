@@ -49,24 +49,27 @@ def base_space(model: Adversarial) -> tuple[Callable[[Tensor], Tensor], torch.nn
 
 def reverse_data(
     generator: Callable[[Tensor], Tensor],
+    prior: torch.nn.Module,
     x: Tensor,
-    latent_dim: int,
     value_range: tuple[float, float] | None,
     **options: Any,
 ) -> Reversal:
-    """:func:`flexgen.reversal.reverse` on images in `value_range`.
+    """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
 
+    With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
     A binary cross-entropy needs images in [0, 1]; for it both sides are moved there.
     """
+    support = getattr(prior, "support", None)
+    if options.setdefault("constraint", "auto") == "auto":
+        options["constraint"] = None if support is None else "clip"
+    if options["constraint"] == "clip":
+        options.setdefault("bounds", support)
+    options["latent_shape"] = tuple(prior().event_shape)
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
         low, high = value_range
-        return reverse(
-            lambda z: (generator(z) - low) / (high - low),
-            (x - low) / (high - low),
-            latent_shape=(latent_dim,),
-            **options,
-        )
-    return reverse(generator, x, latent_shape=(latent_dim,), **options)
+        x = (x - low) / (high - low)
+        return reverse(lambda z: (generator(z) - low) / (high - low), x, **options)
+    return reverse(generator, x, **options)
 
 
 class ReversalScore(Measurement):
@@ -128,25 +131,16 @@ class ReversalScore(Measurement):
         else:
             generator, prior = model.sampler, model.prior
         base = prior()
-        latent_dim = base.event_shape[0]
         options = {"seed": self.seed, "index": index, **self.options}
-        if options.get("constraint") == "clip":
-            options.setdefault("bounds", getattr(prior, "support", None))
-        training = model.training
-        model.eval()
-        try:
-            found = reverse_data(generator, x, latent_dim, data.range, **options)
+        with model.evaluating():
+            found = reverse_data(generator, prior, x, data.range, **options)
             in_z = found.z
             if generator is not model.sampler:
-                in_z = reverse_data(
-                    model.sampler, x, model.latent_dim, data.range, **_quiet(options)
-                ).z
+                in_z = reverse_data(model.sampler, model.prior, x, data.range, **_quiet(options)).z
             true_codes = base.sample((len(x),))
             with torch.no_grad():
                 own = generator(true_codes)
-            again = reverse_data(generator, own, latent_dim, data.range, **_quiet(options))
-        finally:
-            model.train(training)
+            again = reverse_data(generator, prior, own, data.range, **_quiet(options))
         sigma = self.sigma or _spread(base)
         values = self._score(found, sigma)
         values |= _against_draws(in_z, model.prior())

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 
 from flexgen.callbacks import Measurement, PriorRefit
 from flexgen.models import Adversarial
-from flexgen.training import latest_checkpoint, load_checkpoint
+from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
 __all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained"]
 
@@ -35,10 +35,14 @@ def build(config: dict[str, Any]) -> Parts:
     Raises:
         ValueError: if the networks, the prior and the data do not fit each other.
     """
+    if config.get("threads"):
+        torch.set_num_threads(config["threads"])
     pl.seed_everything(config["seed"], verbose=False)
     data = instantiate(config["data"])
     model: Adversarial = instantiate(config["model"])
-    callbacks = {name: instantiate(c) for name, c in config["callbacks"].items() if c is not None}
+    # A callback with weights, a refit's prior, must not shift what training draws.
+    with isolated_rng(config["seed"]):
+        callbacks = {n: instantiate(c) for n, c in config["callbacks"].items() if c is not None}
     for callback in callbacks.values():
         if isinstance(callback, PriorRefit):
             callback.add_stages(model)
@@ -49,17 +53,7 @@ def build(config: dict[str, Any]) -> Parts:
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The trainer with its loggers.
-
-    Raises:
-        ValueError: if it asks for a GPU that is not there.
-    """
-    accelerator = config["trainer"]["accelerator"]
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"`trainer.accelerator={accelerator}` but torch sees no GPU; set `trainer=cpu`, or "
-            "install a torch build that matches the driver"
-        )
+    """The trainer with its loggers."""
     loggers = [instantiate(c) for c in config["logger"].values() if c is not None]
     trainer: pl.Trainer = instantiate(
         config["trainer"], logger=loggers or False, callbacks=callbacks

@@ -16,7 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
 
-__all__ = ["load_config", "plain", "relocate", "run_hydra", "task_overrides"]
+__all__ = [
+    "is_sweep",
+    "load_config",
+    "plain",
+    "relocate",
+    "reversal_options",
+    "run_hydra",
+    "task_overrides",
+]
 
 
 def run_hydra(
@@ -54,7 +62,7 @@ def run_hydra(
         except Exception as error:
             # Kept until all cells have run: one bad cell does not stop the others.
             failed.append((" ".join(task_overrides()), error))
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if is_sweep():
                 print(f"cell [{failed[-1][0]}] failed: {tell(error)}", file=sys.stderr)
 
     # hydra.main names the job after the module of its function.
@@ -116,6 +124,17 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
             "sample_seed",
         )
     }
+
+
+def is_sweep() -> bool:
+    """Whether this is a cell of a `-m` sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def reversal_options(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """What the command asks for, on top of what the run's own reversal callback has."""
+    own = (config["callbacks"].get("reversal") or {}).get("options", {})
+    return own | {name: value for name, value in asked.items() if value is not None}
 
 
 def task_overrides() -> list[str]:

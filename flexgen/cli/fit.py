@@ -1,6 +1,7 @@
 """Train: from a configuration to a finished run directory."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from flexgen.cli.build import Parts, build, build_trainer
+from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
+from flexgen.cli.compose import is_sweep, relocate
+from flexgen.cli.errors import tell
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
-from flexgen.training import CSVLogger, find_checkpoints, latest_checkpoint, load_checkpoint
+from flexgen.training import CSVLogger, find_checkpoints, load_checkpoint
 
 __all__ = ["fit", "fit_with_control", "resume"]
 
@@ -46,6 +51,7 @@ def fit(
         RuntimeError: if training fails; the message names the last whole checkpoint.
     """
     run_dir = Path(config["paths"]["run_dir"])
+    _check(config)
     if _rank() > 0:
         return _train(config, build(config), parent)
     if (run_dir / "config.yaml").exists():
@@ -54,6 +60,7 @@ def fit(
             "choose another `paths.run_dir`"
         )
     parts = build(config)
+    _name_wandb(config)
     write_config(run_dir, config)
     write_provenance(run_dir, command, overrides, config["seed"], parent)
     if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
@@ -61,24 +68,26 @@ def fit(
     return _train(config, parts, parent)
 
 
-def resume(config: dict[str, Any]) -> Path:
-    """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint.
+def resume(config: dict[str, Any], name: str | None = None) -> Path:
+    """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint, or `name`.
 
     Raises:
         ValueError: if the checkpoint, or the one the run started from, is damaged or changed.
     """
     run_dir = Path(config["paths"]["run_dir"])
+    _check(config)
     check_parent(run_dir)
-    if find_checkpoints(run_dir):
-        checkpoint: Path | None = latest_checkpoint(run_dir)
-    else:
+    checkpoint: Path | None = None
+    if name or find_checkpoints(run_dir):
+        checkpoint = find_checkpoint(run_dir, name)
+        load_checkpoint(checkpoint)
+    elif parent := json.loads((run_dir / "provenance.json").read_text())["parent"]:
         # Stopped before it saved anything: start again from where it started.
-        parent = json.loads((run_dir / "provenance.json").read_text())["parent"]
-        checkpoint = Path(parent["checkpoint"]) if parent else None
-    done = _train(config, build(config), checkpoint)
+        checkpoint = Path(parent["checkpoint"])
+    parts = build(config)
     if _rank() == 0:
         write_config(run_dir, config)
-    return _finish(config, done)
+    return _finish(config, _train(config, parts, checkpoint))
 
 
 def _finish(config: dict[str, Any], run_dir: Path) -> Path:
@@ -102,9 +111,37 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
     return run_dir
 
 
+def _check(config: dict[str, Any]) -> None:
+    """Refuse what cannot be run before anything is written.
+
+    Raises:
+        ValueError: naming the key and the remedy.
+    """
+    if config["steps"] < 1:
+        raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
+    accelerator = config["trainer"]["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"`trainer.accelerator={accelerator}` but torch sees no GPU; set `trainer=cpu`, or "
+            "install a torch build that matches the driver"
+        )
+    if is_sweep() and str(config["trainer"]["strategy"]).startswith("ddp"):
+        raise ValueError(
+            "a sweep runs its cells in one process, and several processes a cell would each run "
+            "the sweep; start each cell by itself, without -m"
+        )
+
+
+def _name_wandb(config: dict[str, Any]) -> None:
+    """Give the W&B run the id of its run directory, so that a resume continues the same run."""
+    if logger := config["logger"].get("wandb"):
+        run_dir = config["paths"]["run_dir"]
+        logger["id"] = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:12]
+
+
 def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """The same run in `control/`, without the refits."""
-    moved = _replace(config, str(run_dir), str(run_dir / "control"))
+    moved = relocate(config, [(str(run_dir), str(run_dir / "control"))])
     moved["callbacks"] = {
         name: callback
         for name, callback in moved["callbacks"].items()
@@ -112,14 +149,13 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     }
     if "progress" in moved["callbacks"]:
         moved["callbacks"]["progress"]["label"] = "control"
+    _name_wandb(moved)
     return moved | {"control": False, "report": False}
 
 
 def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Path:
     model, run_dir = parts.model, Path(config["paths"]["run_dir"])
     model.schedule.end = config["steps"]
-    if config["steps"] < 1:
-        raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
     with _quiet():
         signals = _StopOnSignal()
         trainer = build_trainer(config, [*parts.callbacks.values(), signals])
@@ -135,6 +171,8 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.rewind(step)
+        if isinstance(logger, WandbLogger) and _rank() == 0:
+            logger.experiment.define_metric("*", step_metric="generator_steps")
     try:
         with _quiet():
             trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
@@ -143,15 +181,16 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             hint = (
                 f"the last whole checkpoint is {saved[-1]}; go on with flexgen resume run={run_dir}"
             )
-            raise type(error)(f"{error}; {hint}") from error
+            raise RuntimeError(f"{tell(error)}; {hint}") from error
         raise
     finally:
         signals.restore()
         _close_loggers(config)
     if model.counters.generator_steps < config["steps"]:
+        found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
         print(
-            f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved; "
-            f"go on with: flexgen resume run={run_dir}",
+            f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved "
+            f"{found[0]}; go on with: flexgen resume run={run_dir}",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -212,11 +251,3 @@ def _close_loggers(config: dict[str, Any]) -> None:
 def _rank() -> int:
     """Which process this is: the others of a run train, and leave files to process zero."""
     return getattr(rank_zero_only, "rank", 0)
-
-
-def _replace(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {k: _replace(v, old, new) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_replace(v, old, new) for v in value]
-    return value.replace(old, new) if isinstance(value, str) else value

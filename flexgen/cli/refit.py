@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, relocate, run_hydra, task_overrides
+from flexgen.cli.compose import plain, relocate, reversal_options, run_hydra, task_overrides
 
 _REFIT = "flexgen.callbacks.PriorRefit"
 
@@ -19,6 +19,7 @@ def _refit(cfg: DictConfig) -> None:
     refit: Any = OmegaConf.to_container(cfg.refit, resolve=True)
     run_dir = str(cfg.paths.run_dir)
     config = plain(cfg)
+    refit["options"] = reversal_options(config, refit["options"])
     from flexgen.cli.build import find_checkpoint
     from flexgen.cli.fit import fit_with_control
     from flexgen.training import load_checkpoint

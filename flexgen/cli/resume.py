@@ -10,7 +10,7 @@ def main(argv: list[str]) -> None:
 
 
 def _resume(cfg: DictConfig) -> None:
-    config = plain(cfg)
+    checkpoint, config = cfg.checkpoint, plain(cfg)
     from flexgen.cli.fit import resume
 
-    resume(config)
+    resume(config, checkpoint)

@@ -1,10 +1,11 @@
 """`flexgen reverse run=…`: codes of data under a trained generator, saved and scored."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, run_hydra
+from flexgen.cli.compose import plain, reversal_options, run_hydra
 
 
 def main(argv: list[str]) -> None:
@@ -12,9 +13,10 @@ def main(argv: list[str]) -> None:
 
 
 def _reverse(cfg: DictConfig) -> None:
-    asked = OmegaConf.to_container(cfg.reverse, resolve=True)
+    asked: Any = OmegaConf.to_container(cfg.reverse, resolve=True)
     checkpoint = cfg.checkpoint
     config = plain(cfg)
+    asked["options"] = reversal_options(config, asked["options"])
     from flexgen.callbacks import ReversalScore
     from flexgen.callbacks.reversal import codes_path
     from flexgen.cli.build import load_trained
@@ -22,7 +24,7 @@ def _reverse(cfg: DictConfig) -> None:
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)
-    score = ReversalScore(**asked)  # type: ignore[arg-type]
+    score = ReversalScore(**asked)
     values = score.run(parts.model, parts.data, run_dir)
     print_values(values, f"{parts.checkpoint}")
     print(f"codes: {codes_path(run_dir, parts.model.counters.generator_steps)}")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -119,6 +120,7 @@ class Adversarial(pl.LightningModule):
         self.counters, self.schedule = Counters(), Schedule()
         self.schedule.register(log_every)
         self.stop_requested = False
+        self._stop_agreed = False
         self.last_losses: dict[str, float] = {}
         self._losses: dict[str, list[Tensor]] = {}
         self._rng: dict[str, Any] | None = None
@@ -131,12 +133,20 @@ class Adversarial(pl.LightningModule):
     @torch.no_grad()
     def sample(self, n: int, batch_size: int = 1000) -> Tensor:
         """Draw n data points from the sampler in eval mode, codes from the prior in use."""
-        training = self.sampler.training
-        self.sampler.eval()
-        codes = self.prior().sample((n,)).split(batch_size)
-        x = torch.cat([self.sampler(z).float() for z in codes])
-        self.sampler.train(training)
-        return x
+        with self.evaluating():
+            codes = self.prior().sample((n,)).split(batch_size)
+            return torch.cat([self.sampler(z).float() for z in codes])
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Everything in eval mode; afterwards each part in its own mode again."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def configure_optimizers(self) -> Any:
         self._generator_parameters: list[Tensor] = [
@@ -159,24 +169,33 @@ class Adversarial(pl.LightningModule):
         until = self.schedule.next_after(self.counters.generator_steps)
         # Processes must return together: they end a call by count, one alone may by the clock.
         last = min(until, self.counters.generator_steps + _UPDATES_A_CALL)
-        deadline = time.monotonic() + _SECONDS_A_CALL if self.trainer.world_size == 1 else None
-        while self.counters.generator_steps < last and not self.stop_requested:
+        alone = self.trainer.world_size == 1
+        deadline = time.monotonic() + _SECONDS_A_CALL if alone else None
+        if not alone:
+            asked = torch.tensor(float(self.stop_requested), device=self.device)
+            self._stop_agreed = bool(self.trainer.strategy.reduce(asked, reduce_op="max"))
+        while self.counters.generator_steps < last and not self._stopping():
             self._update(stream, *optimizers)
             if deadline is not None and time.monotonic() > deadline:
                 break
-        if self.counters.generator_steps == until:
+        step, end = self.counters.generator_steps, self.schedule.end
+        stopping = self._stopping()
+        if step == until or stopping:
             self._check_losses()
-        if self.counters.generator_steps % self.log_every == 0 and not self.counters.critic_phase:
+        if not self.counters.critic_phase and (step % self.log_every == 0 or step == end):
             self._log_losses()
-        end = self.schedule.end
-        if self.stop_requested or (end is not None and self.counters.generator_steps >= end):
+        if stopping or (end is not None and step >= end):
             self.trainer.should_stop = True
+
+    def _stopping(self) -> bool:
+        """Whether to stop here: alone at once, among others when all have agreed to."""
+        return self.stop_requested if self.trainer.world_size == 1 else self._stop_agreed
 
     def _update(self, stream: Iterator[Tensor], generator_opt: Any, critic_opt: Any) -> None:
         """One generator step, or what is left of one that was stopped in its critic phase."""
         counters = self.counters
         while counters.critic_phase < self.critic_steps:
-            if self.stop_requested:
+            if self._stopping():
                 return
             self._critic_step(stream, critic_opt)
             counters.critic_phase += 1
@@ -269,8 +288,9 @@ class Adversarial(pl.LightningModule):
     def _log_losses(self) -> None:
         means = {name: float(torch.stack(v).mean()) for name, v in self._losses.items() if v}
         if means:
-            for losses in self._losses.values():
-                losses.clear()
+            if self.counters.generator_steps % self.log_every == 0:
+                for losses in self._losses.values():
+                    losses.clear()
             self.last_losses = means
             self.log_values(means)
 
@@ -307,10 +327,12 @@ class Adversarial(pl.LightningModule):
         return own | matched
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [rng_state()]
+        # Before the first step of a resumed run its generators are still those of the checkpoint.
+        mine = self._rng or rng_state()
+        states: list[Any] = [mine]
         if self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, rng_state())
+            torch.distributed.all_gather_object(states, mine)
         checkpoint["flexgen"] = {
             "counters": self.counters.state_dict(),
             "rng": states,

@@ -1,7 +1,6 @@
 """The training core: step counters, schedules, averages, generators' states, checkpoints, logs."""
 
 from flexgen.training.checkpoint import (
-    checkpoint_step,
     file_sha256,
     find_checkpoints,
     latest_checkpoint,
@@ -18,7 +17,6 @@ __all__ = [
     "CSVLogger",
     "Counters",
     "Schedule",
-    "checkpoint_step",
     "file_sha256",
     "find_checkpoints",
     "isolated_rng",

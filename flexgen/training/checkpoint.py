@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 __all__ = [
-    "checkpoint_step",
     "file_sha256",
     "find_checkpoints",
     "latest_checkpoint",
@@ -75,14 +74,6 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
             "name one that is in the checkpoints/ folder of a run"
         )
     return checkpoint
-
-
-def checkpoint_step(path: Path) -> int:
-    """The generator step in a checkpoint's name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"a checkpoint is called step=00001000.ckpt, got {path.name}")
-    return int(match[1])
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:

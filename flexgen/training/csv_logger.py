@@ -34,7 +34,7 @@ class CSVLogger(Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self._rows: list[dict[str, float]] = []
         self._columns = list(_AXES)
-        self._unsaved = False
+        self._unsaved = True
         self._saved_at = 0.0
 
     @property
@@ -77,7 +77,7 @@ class CSVLogger(Logger):
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self.path, lambda beside: beside.write_text(text.getvalue()))
-        self._unsaved = False
+        self._unsaved = True
         self._saved_at = time.monotonic()
 
     @rank_zero_only

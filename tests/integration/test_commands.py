@@ -140,6 +140,20 @@ def test_refit_with_a_flow(flexgen: Run) -> None:
     assert "refit/nll" in json.loads((child / "metrics.json").read_text())["values"]
 
 
+def test_nothing_to_log_is_no_reason_to_fail(flexgen: Run) -> None:
+    words = ("callbacks=[checkpoint]", "steps=3", "report=false")
+    short = [w for w in SMALL if "callbacks" not in w]
+    run = flexgen("train", *short, *words)
+    assert "loss/critic" in json.loads((run / "metrics.json").read_text())["values"]
+
+
+def test_codes_stay_in_a_bounded_priors_support(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, *REFIT, "prior=uniform", "callbacks.reversal.at=[15]")
+    before = load_file(run / "codes" / "step=00000015.safetensors")
+    assert before["z"].abs().max() <= 1
+    assert before["index"].unique().shape == (64,)
+
+
 def test_several_rounds_of_refit(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, *REFIT, "callbacks.refit.at=[10,20]", "report=false")
     assert json.loads((run / "metrics.json").read_text())["values"]["prior/stage"] == 2

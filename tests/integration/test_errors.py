@@ -86,6 +86,16 @@ def test_missing_parts(flexgen: Run, words: list[str], expected: str) -> None:
     assert expected in message(flexgen, "train", *words)
 
 
+def test_a_refused_start_leaves_nothing_behind(flexgen: Run) -> None:
+    message(flexgen, "train", *SMALL, "steps=0")
+    flexgen("train", *SMALL, "report=false")
+
+
+def test_a_sweep_of_several_processes_is_refused(flexgen: Run) -> None:
+    told = message(flexgen, "train", "-m", *SMALL, "trainer=ddp_cpu", "hydra.sweep.dir=sweep")
+    assert "without -m" in told
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(flexgen: Run) -> None:
     assert "set `trainer=cpu`" in message(flexgen, "train", *SMALL, "trainer=gpu")
@@ -128,6 +138,7 @@ def test_a_damaged_checkpoint_names_another(flexgen: Run) -> None:
     for command in ("evaluate", "sample"):
         assert "cut short" in message(flexgen, command, f"run={run}")
     assert "cut short" in message(flexgen, "resume", f"run={run}", "steps=40")
+    flexgen("resume", f"run={run}", "steps=35", "checkpoint=step=00000020.ckpt", "report=false")
     flexgen("sample", f"run={run}", "checkpoint=step=00000020.ckpt")
 
 

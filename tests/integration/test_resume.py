@@ -42,7 +42,9 @@ def same(a: Any, b: Any, path: str = "") -> list[str]:
 
 def state(run_dir: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(latest_checkpoint(run_dir))
-    return {k: checkpoint[k] for k in ("state_dict", "optimizer_states", "flexgen")}
+    return {
+        k: checkpoint[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "flexgen")
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,33 @@ def test_killed_run_resumes_with_the_same_bits(flexgen: Callable[..., Path]) -> 
         load_checkpoint(checkpoint)  # each one that is there is whole
     flexgen("resume", f"run={killed}")
     assert same(state(undisturbed), state(killed)) == []
+
+
+def test_a_stopped_resume_keeps_its_overrides(
+    flexgen: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    taken = Adversarial._critic_step
+
+    def stop_here(self: Adversarial, *args: Any) -> None:
+        taken(self, *args)
+        self.stop_requested |= self.counters.critic_steps == 170
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adversarial, "_critic_step", stop_here)
+        with pytest.raises(SystemExit):
+            flexgen("resume", f"run={run}", "steps=40")
+    flexgen("resume", f"run={run}")
+    assert latest_checkpoint(run).name == "step=00000040.ckpt"
+
+
+def test_a_refit_that_is_dropped_equals_its_control(flexgen: Callable[..., Path]) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    words = ("more=7", "prior.steps=3", "refit.keep=never", "control=true")
+    child = flexgen("refit", f"run={run}", *words, run_dir="child")
+    with_refit, control = (state(d)["state_dict"] for d in (child, child / "control"))
+    control_keys = {k: v for k, v in with_refit.items() if k in control}
+    assert same(control_keys, control) == []
 
 
 def test_control_starts_from_the_same_state(flexgen: Callable[..., Path]) -> None:
