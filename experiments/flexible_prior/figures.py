@@ -86,7 +86,8 @@ def draw_scatter(paths: list[str], out: Path) -> None:
                 axes.set_xscale("log" if score == "pag/unit" else "linear")
                 axes.set_xlabel(SCORES[score])
                 axes.set_ylabel(about)
-        panels[0][0].legend(fontsize=8)
+                axes.tick_params(labelsize=8)
+        panels[0][1].legend(fontsize=8, loc="upper right")
 
     draw_figure(plot, out / "sixteen_models.png", size=(7.6, 6.0))
     with (out / "sixteen_models.csv").open("w", newline="") as file:
