@@ -37,6 +37,13 @@ from flexgen.training import CSVLogger
 ADAM = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.5, 0.9))
 
 
+class Terminal(io.StringIO):
+    """What the progress bar draws on: a terminal that nobody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Task:
     """A data set, two networks and a game."""
 
@@ -77,7 +84,8 @@ def raw_loop(task: Task, make: Callable[..., torch.optim.Optimizer]) -> Callable
         for _ in range(updates):
             for _ in range(task.critic_steps):
                 real = x[torch.randint(len(x), (batch,))]
-                fake = generator(torch.randn(batch, task.latent_dim)).detach()
+                with torch.no_grad():
+                    fake = generator(torch.randn(batch, task.latent_dim))
                 loss = objective.critic(critic(real), critic(fake))
                 if objective.penalty_weight:
                     loss = loss + objective.penalty_weight * gradient_penalty(critic, real, fake)
@@ -114,7 +122,7 @@ def flexgen_loop(task: Task, make: Callable[..., torch.optim.Optimizer]) -> Call
         clock = Clock()
         model.schedule.end = model.counters.generator_steps + updates
         task.data.position = model.counters.batches
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(Terminal()):
             trainer = pl.Trainer(
                 default_root_dir=folder, accelerator="cpu", devices=1, max_epochs=-1,
                 logger=CSVLogger(folder), callbacks=[Progress(), clock],
