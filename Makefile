@@ -39,7 +39,7 @@ wheel: install  ## build the wheel, install it in a clean environment, run a com
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(PYTHON) -m venv build/wheel-env
 	build/wheel-env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/flexgen-*.whl
-	cd / && $(CURDIR)/build/wheel-env/bin/flexgen train data=ring8 latent_dim=2 steps=20 \
+	cd / && $(CURDIR)/build/wheel-env/bin/flexgen train data=ring8 latent_dim=2 steps=20 threads=1 \
 		paths.run_dir=$(CURDIR)/build/wheel-run/$$(date +%s%N) trainer=cpu
 
 clean:  ## remove what was built, not the runs
