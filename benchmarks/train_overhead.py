@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=200, help="generator steps a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--task", type=int, choices=(0, 1, 2), help="only this one")
     parser.add_argument("--mnist", help="folder with MNIST/raw; digits at 28×28 without it")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -151,7 +152,8 @@ def main() -> None:
         f"{asked.rounds} rounds of {asked.updates} generator steps"
     )
     print(f"{'':<52}{'raw':>9}{'raw fused':>11}{'FlexGen':>9}{'unfused':>9}{'FlexGen/raw':>13}")
-    for task in tasks(asked.mnist):
+    chosen = tasks(asked.mnist)
+    for task in chosen if asked.task is None else [chosen[asked.task]]:
         sides = {
             "raw": raw_loop(task, ADAM),
             "raw fused": raw_loop(task, fused),

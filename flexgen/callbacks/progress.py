@@ -38,6 +38,7 @@ class Progress(pl.Callback):
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.fields[losses]}"),
                 console=Console(stderr=True),
+                refresh_per_second=2,  # each drawing takes milliseconds from training
                 transient=True,
             )
             self._task = self._bar.add_task(
