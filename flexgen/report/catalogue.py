@@ -69,7 +69,6 @@ METRICS: dict[str, Metric] = {
         Metric("refit/floor", "Training codes to codes", "", "held-out codes"),
         Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),
         Metric("prior/stage", "Prior stage", "", "0 is the first prior"),
-        Metric("speed/images_per_second", "Images per second", "higher"),
     )
 }
 
@@ -107,7 +106,6 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gaussian KL of the codes", ("pag/kl", "pag/kl_mean")),
     ("Reversal converged", ("reversal/converged",)),
     ("Cluster ratio of the codes", ("codes/cluster_ratio", "codes/cluster_ratio_tsne")),
-    ("Throughput", ("speed/images_per_second",)),
 )
 """Curves that belong in one panel of the page, in order."""
 

@@ -90,7 +90,6 @@ def refit_rows(
                 "loss/critic": -3 * np.exp(-step / steps) + 0.2 * noise.normal(),
                 "loss/generator": np.sin(step / 400) + 0.3 * noise.normal(),
                 "loss/penalty": 40 * np.exp(-step / 200) + 0.05 + 0.01 * abs(noise.normal()),
-                "speed/images_per_second": 21000 + 900 * noise.normal(),
             }
         )
         if step % (steps // 8) == 0:
