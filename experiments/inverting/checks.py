@@ -1,0 +1,124 @@
+"""Checks of generator reversal itself (Kilcher, Lucchi & Hofmann 2017) on trained generators.
+
+python experiments/inverting/checks.py runs/inverting_mnist/… --out experiments/inverting/figures
+
+random weights: the run's network untrained, batch norm calibrated on draws from the prior, half
+    squared error: its mean after 0, 5, 20 and all steps, the share of steps at which it fell, and
+    random_<data>.png (from top to bottom: images, then after 5, 20 and all steps).
+own images: images G(z) of known codes: relative error of the code, share of codes found to 0.1.
+classes (data with ten classes): batches of one digit against mixed ones, and of one image over and
+    over, with both norms.
+Prints every number and writes checks.csv.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from invert import arguments, errors, invert, load_run, mae, merge
+from torch import Tensor
+
+from flexgen.callbacks.drawing import draw_images
+from flexgen.cli.build import Parts, build
+from flexgen.cli.compose import load_config
+from flexgen.reversal import calibrate_batch_norm, reverse
+from flexgen.training import isolated_rng
+
+COPIES = 32
+PICTURED = 16
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", default=["rmsprop"], help="for own images")
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for path in asked.runs:
+        parts, about = load_run(path)
+
+        def add(check: str, seed: int, values: dict[str, Any], about: Any = about) -> None:
+            rows.extend(
+                {**about, "check": check, "seed": seed, "value": name, "is": f"{float(v):.5g}"}
+                for name, v in values.items()
+            )
+            print(about, check, seed, {k: f"{float(v):.4g}" for k, v in values.items()}, flush=True)
+
+        for seed in asked.seeds:
+            x, label = parts.data.split("test", asked.n, seed)
+            add("random weights", seed, random_weights(path, x, seed, asked.steps, asked.out))
+            for method in asked.methods:
+                add(f"own images, {method}", seed, own_images(parts, method, seed, asked))
+            if parts.data.num_classes == 10 and label is not None:
+                for norm in ("eval", "batch"):
+                    for name, value in classes(parts, norm, seed, asked).items():
+                        add(f"{name}, {norm}", seed, value)
+    merge(asked.out / "checks.csv", rows, ("data", "prior", "training", "check", "seed", "value"))
+
+
+def random_weights(run: Path, x: Tensor, seed: int, steps: int, out: Path) -> dict[str, float]:
+    """Inversion under the run's network with random weights of a seed."""
+    config = load_config(run)
+    parts = build(config | {"seed": seed})
+    model = parts.model
+    with isolated_rng(seed):
+        calibrate_batch_norm(model.sampler, model.prior().sample((4096,)), batch_size=512)
+    options: dict[str, Any] = {"method": "rmsprop", "tolerance": 0, "batch_size": len(x)}
+    options |= {"latent_shape": model.latent_dim, "seed": seed, "history": True}
+    found = reverse(model.sampler, x, steps=steps, **options)
+    assert found.history is not None
+    loss = torch.cat([found.history.mean(1), found.loss.mean()[None]])
+    early = [reverse(model.sampler, x, steps=s, **options).x_hat for s in (5, 20)]
+    rows = torch.cat([images[:PICTURED] for images in (x, *early, found.x_hat)])
+    name = f"random_{config['data']['name']}.png"
+    draw_images(rows, parts.data.range, out / name, columns=PICTURED)
+    train, _ = parts.data.split("train", 2_000, seed)
+    values = {f"loss after {s}": float(loss[s]) for s in (0, 5, 20, steps)}
+    values["share of falling steps"] = float((loss.diff() < 0).float().mean())
+    values["loss of the mean image"] = float((x - train.mean(0)).square().sum() / len(x) / 2)
+    return values | {"mae": mae(found.x_hat, x)}
+
+
+def own_images(parts: Parts, method: str, seed: int, asked: Any) -> dict[str, float]:
+    """Inversion of the generator's own images, whose codes are known."""
+    with isolated_rng(1000 + seed), torch.no_grad():
+        z = parts.model.prior.current().sample((asked.n,))
+    x = parts.model.sampler.eval()(z).detach()
+    how = {"constraint": "none", "norm": "eval", "method": method}
+    found = invert(parts, x, seed, **how, lr=0.05, steps=asked.steps)
+    far = (found.z - z).norm(dim=1) / z.norm(dim=1)
+    return {
+        "mae": mae(found.x_hat, x),
+        "code error, median": float(far.median()),
+        "code error, 90 %": float(far.quantile(0.9)),
+        "share of codes found": float((far < 0.1).float().mean()),
+    }
+
+
+def classes(parts: Parts, norm: str, seed: int, asked: Any) -> dict[str, dict[str, Any]]:
+    """Inversion of mixed batches, of batches of one digit, and of one image over and over."""
+    images, label = parts.data.split("test", 4_000, seed)
+    assert label is not None
+    size = asked.n // 2
+    how = {"constraint": "none", "norm": norm, "method": "rmsprop"}
+    found: dict[str, list[dict[str, Any]]] = {"mixed": [], "one class": [], "one image": []}
+    for digit in range(10):
+        mine = images[label == digit]
+        batches = {
+            "mixed": images[digit * size : (digit + 1) * size],
+            "one class": mine[:size],
+            "one image": mine[:1].expand(COPIES, -1, -1, -1),
+        }
+        for name, x in batches.items():
+            result = invert(parts, x, seed, **how, lr=0.05, steps=asked.steps)
+            found[name].append(errors(parts, x, result))
+    return {
+        name: {
+            key: sum(float(batch[key]) for batch in batches) / len(batches)
+            for key in ("mae", "mae_eval")
+        }
+        for name, batches in found.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
