@@ -28,7 +28,12 @@ __all__ = [
 
 
 def run_hydra(
-    command: str, argv: list[str], task: Callable[[DictConfig], Any], *, on_run: bool = False
+    command: str,
+    argv: list[str],
+    task: Callable[[DictConfig], Any],
+    *,
+    on_run: bool = False,
+    verbatim: dict[str, Any] | None = None,
 ) -> None:
     """Compose the configuration of `command` from `argv` and call `task` with it.
 
@@ -38,6 +43,8 @@ def run_hydra(
         task: what to do with the configuration; with `-m` it is called for each cell.
         on_run: whether the command works on a run: then `run=PATH` is taken from `argv` and the
             configuration starts from the one which that run saved.
+        verbatim: keys that Hydra must not read, for they are paths or share a group's name, with
+            their defaults; taken from `argv` as they were typed.
 
     Raises:
         Exception: whatever `task` raises; with `-m`, after the other cells have run.
@@ -47,6 +54,9 @@ def run_hydra(
         print(f"{comment.removeprefix('# ')}\n")
     if on_run:
         argv = _take_run(command, argv)
+    if verbatim is not None:
+        taken, argv = _take(argv, verbatim)
+        ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -144,14 +154,7 @@ def task_overrides() -> list[str]:
 
 def _take_run(command: str, argv: list[str]) -> list[str]:
     """Take `run=` and `checkpoint=` out of `argv`: to Hydra a `=` in a path is a mistake."""
-    paths = {"run": "", "checkpoint": ""}
-    rest = []
-    for word in argv:
-        key, _, value = word.partition("=")
-        if key in paths:
-            paths[key] = value
-        else:
-            rest.append(word)
+    paths, rest = _take(argv, {"run": "", "checkpoint": ""})
     saved: dict[str, Any] = {}
     if paths["run"]:
         run_dir = Path(paths["run"]).resolve()
@@ -161,6 +164,18 @@ def _take_run(command: str, argv: list[str]) -> list[str]:
     saved["checkpoint"] = paths["checkpoint"] or None
     ConfigStore.instance().store(name="saved", node=OmegaConf.create(saved), package="_global_")
     return rest
+
+
+def _take(argv: list[str], names: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values of some keys as typed, else their defaults; and what else was typed."""
+    found, rest = dict(names), []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if key in found and equals:
+            found[key] = value
+        else:
+            rest.append(word)
+    return found, rest
 
 
 def relocate(value: Any, moved: list[tuple[str, str]]) -> Any:

@@ -1,15 +1,36 @@
-"""`flexgen reverse run=…`: codes of data under a trained generator, saved and scored."""
+"""`flexgen reverse`: codes of a run's own data, scored; or of any images under any generator."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexgen._conf import conf_dir
 from flexgen.cli.compose import plain, reversal_options, run_hydra
+
+_TYPED = {"generator": None, "data": "folder", "path": None, "out": "codes"}
 
 
 def main(argv: list[str]) -> None:
-    run_hydra("reverse", argv, _reverse, on_run=True)
+    """Dispatch by `run=` and `generator=`, of which there must be one."""
+    keys = {word.partition("=")[0] for word in argv}
+    if "-sc" in argv or ("run" in keys and "generator" not in keys):
+        run_hydra("reverse", argv, _reverse, on_run=True)
+    elif {"--help", "-h"} & keys:
+        print(_help(), end="")
+    elif "run" in keys:
+        raise ValueError(
+            "give run= for a FlexGen run's own data, or generator= for other data, not both"
+        )
+    elif "generator" not in keys:
+        raise ValueError(
+            "which generator? give run=PATH of a FlexGen run, or generator=FILE data=folder "
+            "path=IMAGES; `flexgen reverse --help` explains both"
+        )
+    else:
+        run_hydra("reverse_generator", argv, _find_codes, verbatim=_TYPED)
 
 
 def _reverse(cfg: DictConfig) -> None:
@@ -28,3 +49,37 @@ def _reverse(cfg: DictConfig) -> None:
     values = score.run(parts.model, parts.data, run_dir)
     print_values(values, f"{parts.checkpoint}")
     print(f"codes: {codes_path(run_dir, parts.model.counters.generator_steps)}")
+
+
+def _find_codes(cfg: DictConfig) -> None:
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    for name in ("generator", "path"):
+        if not asked[name]:
+            raise ValueError(f"`{name}` has no value; give {name}=… on the command line")
+    from flexgen.cli.codes import find_codes
+
+    try:
+        find_codes(asked)
+    except KeyboardInterrupt:
+        print(
+            f"flexgen reverse: stopped; what is done lies in {asked['out']}, and the same command "
+            "goes on from there",
+            file=sys.stderr,
+        )
+        # Interpreters shutting down wait for threads; a second Ctrl-C would print a traceback.
+        sys.stderr.flush()
+        os._exit(130)
+
+
+def _help() -> str:
+    shown = []
+    for name in ("reverse_generator", "reverse"):
+        text = (conf_dir() / f"{name}.yaml").read_text()
+        first, _, rest = text.partition("\n")
+        keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
+        shown.append(f"{first.removeprefix('# ')}\n\n{keys}\n")
+    return (
+        "Two commands in one; every key is given as key=value, one below another as "
+        "reverse.steps=500.\n\n" + "\n\n".join(shown) + "\nWith run=, --help adds what the run's "
+        "own configuration holds.\n"
+    )

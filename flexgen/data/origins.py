@@ -123,7 +123,7 @@ class Omniglot:
 
     def read(self, root: Path) -> Parts:
         """The background set as training part, the evaluation set as test part."""
-        listed = {p: _images_in(root / "omniglot-py" / d) for p, d in self.parts.items()}
+        listed = {p: images_in(root / "omniglot-py" / d) for p, d in self.parts.items()}
         labels = _characters(listed)
         return {
             part: Files(
@@ -207,7 +207,7 @@ class Folder:
             for name in ("validation", "valid", "val"):
                 if (root / name).is_dir():
                     folders["validation"] = root / name
-        listed = {part: _images_in(folder) for part, folder in folders.items()}
+        listed = {part: images_in(folder) for part, folder in folders.items()}
         if not any(listed.values()):
             raise ValueError(
                 f"no images below {root} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
@@ -225,7 +225,7 @@ class Folder:
         }
 
 
-def _images_in(folder: Path) -> list[PurePosixPath]:
+def images_in(folder: Path) -> list[PurePosixPath]:
     """Image files below a folder, relative to it, in the same order on every machine."""
     found = []
     for where, folders, files in os.walk(folder):

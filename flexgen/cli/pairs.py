@@ -1,0 +1,137 @@
+"""What is shown of a reversal: its figures, and pairs of originals and reconstructions."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from flexgen.callbacks.drawing import draw_images
+from flexgen.cli.codes import Job
+from flexgen.report.pairs import Pair, pairs_page
+from flexgen.reversal.modes import frozen
+from flexgen.reversal.stream import Streamed
+from flexgen.training.checkpoint import write_atomically
+
+__all__ = ["show_pairs", "sum_up"]
+
+
+def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
+    """Print how it went; the same figures are returned by name."""
+    with safe_open(done.codes, "pt") as file:
+        loss, converged = file.get_tensor("loss").double(), file.get_tensor("converged")
+    finite = loss[loss.isfinite()]
+    mean, median, tail = (
+        (finite.mean(), *finite.quantile(torch.tensor([0.5, 0.9], dtype=finite.dtype)))
+        if len(finite) and len(finite) < 2**24
+        else (
+            finite.mean(),
+            finite.median(),
+            finite.kthvalue(max(1, int(0.9 * len(finite)))).values,
+        )
+        if len(finite)
+        else (math.nan,) * 3
+    )
+    now = done.samples - done.before
+    before = f"{done.before} were done before" + (", then " if now else "") if done.before else ""
+    speed = f"{now} samples in {seconds:.1f} s, {now / seconds:.3g}/s" if now else ""
+    bce = job.options.get("loss") == "bce"
+    facts = [
+        ("reversed", before + speed),
+        (
+            f"loss ({'cross-entropy, nats' if bce else 'half the squared error'} a sample)",
+            f"mean {mean:.4g}, median {median:.4g}, 90th percentile {tail:.4g}",
+        ),
+        (
+            "converged",
+            f"{100 * float(converged.float().mean()):.1f} % ({int(converged.sum())} of "
+            f"{done.samples})",
+        ),
+    ]
+    if len(finite) < len(loss):
+        facts.append(("not finite", f"the loss of {len(loss) - len(finite)} samples"))
+    for name, text in facts:
+        print(f"{name}: {text}")
+    return facts
+
+
+def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[str, Any]) -> None:
+    """Draw the worst, the best and some between: `pairs.png` and `pairs.html` beside the codes."""
+    if len(job.probe.shape) != 3 or job.probe.shape[0] not in (1, 3):
+        print("pairs: none drawn, for the samples are not images in grey or colour")
+        return
+    with safe_open(codes, "pt") as file:
+        loss, converged = file.get_tensor("loss"), file.get_tensor("converged")
+        groups = _groups(loss, asked["pairs"])
+        rows = torch.cat(list(groups.values()))
+        stored = file.get_slice("z")
+        z = torch.cat([stored[row : row + 1] for row in rows.tolist()])
+    order = rows.argsort()
+    x = torch.empty(len(rows), *job.probe.shape)
+    x[order] = job.reader.read(job.index[rows[order]])
+    norm = job.options.get("norm", "eval")
+    with torch.no_grad(), frozen(job.loaded.generator, norm):
+        x_hat = job.loaded.generator(z.to(job.device, job.loaded.dtype)).float().cpu()
+    out = codes.parent
+    _draw_png(x, x_hat, job.range, out / "pairs.png")
+    tested = job.options.get("tolerance") != 0
+    shown = {
+        title: [
+            Pair(
+                _png(x[i], x_hat[i], job.range),
+                _name(job, int(rows[i])),
+                float(loss[rows[i]]),
+                bool(converged[rows[i]]) or not tested,
+            )
+            for i in range(start, start + len(group))
+        ]
+        for (title, group), start in zip(
+            groups.items(),
+            torch.tensor([0, *map(len, groups.values())]).cumsum(0).tolist(),
+            strict=False,
+        )
+    }
+    about = [("generator", f"{asked['generator']} ({job.loaded.kind})"), ("data", asked["path"])]
+    page = pairs_page(str(asked["generator"]), [*about, *facts], shown)
+    write_atomically(out / "pairs.html", lambda beside: beside.write_text(page, encoding="utf-8"))
+    print(f"pairs: {out / 'pairs.html'}, {out / 'pairs.png'}")
+
+
+def _groups(loss: Tensor, most: int) -> dict[str, Tensor]:
+    """Rows of the worst, the best, and some evenly spaced by rank between; none twice."""
+    ranked = loss.nan_to_num(nan=math.inf).argsort(descending=True, stable=True)
+    k = min(most, -(-len(ranked) // 3))
+    worst, best = ranked[:k], ranked[k:].flip(0)[:k]
+    middle = ranked[k : len(ranked) - len(best)]
+    some = middle[torch.linspace(0, max(len(middle) - 1, 0), min(k, len(middle))).round().long()]
+    groups = {"Worst": worst, "Best": best, "Between, from worse to better": some}
+    return {title: rows for title, rows in groups.items() if len(rows)}
+
+
+def _name(job: Job, row: int) -> str:
+    index = int(job.index[row])
+    return f"sample {index}" if job.reader.names is None else job.reader.names[index]
+
+
+def _draw_png(x: Tensor, x_hat: Tensor, value_range: tuple[float, float], path: Path) -> None:
+    """Rows of originals, each above the row of its reconstructions."""
+    columns = min(16, len(x))
+    white = torch.full((-len(x) % columns, *x.shape[1:]), value_range[1])
+    above, below = (torch.cat([side, white]).unflatten(0, (-1, columns)) for side in (x, x_hat))
+    draw_images(torch.stack([above, below], 1).flatten(0, 2), value_range, path, columns=columns)
+
+
+def _png(x: Tensor, x_hat: Tensor, value_range: tuple[float, float]) -> bytes:
+    """One image file: the original above its reconstruction."""
+    from PIL import Image
+
+    low, high = value_range
+    gap = torch.full((x.shape[0], max(1, x.shape[1] // 28), x.shape[2]), high)
+    both = ((torch.cat([x, gap, x_hat], 1) - low) / (high - low)).nan_to_num().clamp(0, 1)
+    pixels = (both * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,333 @@
+"""Any generator, from wherever it lies, a file or a Python attribute; and what it makes."""
+
+import hashlib
+import sys
+import warnings
+import zipfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.reversal.exported import load_exported
+from flexgen.reversal.modes import Generator, frozen
+from flexgen.reversal.starts import normal_codes
+
+_HOW = (
+    "save the generator with its code: `torch.jit.script(generator.eval()).save('generator.pt')`, "
+    "or `torch.export.save(torch.export.export(generator.eval(), (z,)), 'generator.pt2')`"
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A generator, and what is known about it without running it.
+
+    Attributes:
+        generator: codes to data; a module wherever it is one.
+        latent_shape: shape of one code, where the generator says it itself; else None.
+        kind: "TorchScript file", "torch.export archive", "module" and so on, for messages.
+        sha256: of the file, or of a module's source file and weights.
+        dtype: floating type that it computes in.
+        notes: what a person should know, a line each.
+    """
+
+    generator: Generator
+    latent_shape: tuple[int, ...] | None
+    kind: str
+    sha256: str
+    dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()
+
+
+def load_generator(
+    source: str | Path, *, trust: bool = False, device: torch.device | str = "cpu"
+) -> Loaded:
+    """The generator in a file or at an import path.
+
+    A file is known by its content, whatever its name: TorchScript (`torch.jit.save`), an archive of
+    `torch.export.save`, or a module saved whole with `torch.save`, which is unpickled and so runs
+    whatever code its writer put there: only with `trust`. Nothing else is unpickled. Files of the
+    other kinds hold operations, not Python; still, load none from somebody you do not trust.
+
+    Args:
+        source: a file, or `package.module:attribute` of a module or a function from codes to data,
+            found on `sys.path`.
+        trust: whether a pickle may be loaded.
+        device: where to put it. A function stays where it is.
+
+    Returns:
+        The generator in eval mode, its parameters without gradients.
+
+    Raises:
+        FileNotFoundError: if there is no such file, module or attribute.
+        ValueError: if the file holds weights alone, a pickle without `trust`, something else, or is
+            damaged; or if the attribute is no generator.
+    """
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(
+            f"{source} is a folder; name a generator's file in it, or a FlexGen run's folder, "
+            "which holds config.yaml"
+        )
+    if path.is_file():
+        return _from_file(path, trust, torch.device(device))
+    name, colon, attribute = str(source).partition(":")
+    if colon and all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
+        return _from_import(name, attribute, torch.device(device))
+    raise FileNotFoundError(
+        f"there is no file {source}; give the path of a TorchScript or torch.export file, the "
+        "folder of a FlexGen run, or package.module:attribute"
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a generator makes of a few codes.
+
+    Attributes:
+        shape: shape of one sample.
+        low: least value of a few samples.
+        high: greatest value of them.
+        notes: what a person should know, a line each.
+    """
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | str = "cpu") -> Probe:
+    """Run a few codes through a generator: mistakes show now, not after reading the data.
+
+    Args:
+        loaded: the generator.
+        latent_shape: shape of one code.
+        device: where it lies.
+
+    Raises:
+        ValueError: if it does not take codes of that shape, or what it makes is no batch of finite
+            numbers.
+    """
+    shape = tuple(latent_shape)
+    z = normal_codes(torch.arange(16), shape, 0).to(device, loaded.dtype)
+    with frozen(loaded.generator, "eval") if _steady(loaded.generator) else nullcontext():
+        try:
+            x = loaded.generator(z)
+        except Exception as error:  # whatever a stranger's code may raise
+            raise ValueError(
+                f"the generator does not take codes of shape {shape}: {_last_line(error)}; "
+                f"{_shape_hint(loaded, shape)}"
+            ) from error
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
+            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x)
+            raise ValueError(
+                "the generator must return one floating-point tensor (n, *shape), got "
+                f"{found}; wrap it in a function that returns its images"
+            )
+        if len(x) != len(z):
+            raise ValueError(
+                f"the generator must return one sample for each code, got {len(x)} for {len(z)}; "
+                f"{_shape_hint(loaded, shape)}"
+            )
+        if not x.isfinite().all():
+            raise ValueError(
+                "the generator must make finite values, got NaN or infinity for standard normal "
+                "codes; check its weights"
+            )
+        again, turned = loaded.generator(z), loaded.generator(z.flip(0)[:8]).flip(0)
+    notes = []
+    scale = float(x.max() - x.min()) or 1.0
+    if float((again - x).abs().max()) > 1e-4 * scale:
+        notes.append(
+            "the generator gives another image each time for one code (dropout, or noise of its "
+            "own): codes are found only up to that noise; make it deterministic"
+        )
+    elif float((turned - x[-8:]).abs().max()) > 1e-3 * scale:
+        notes.append(
+            "what the generator makes of a code depends on the codes beside it (batch norm in "
+            "train mode): so do the codes found; save it in eval mode, generator.eval()"
+        )
+    return Probe(tuple(x.shape[1:]), float(x.min()), float(x.max()), tuple(notes))
+
+
+def missing_latent_shape(loaded: Loaded) -> str:
+    """What to tell a person who has not said what codes look like."""
+    first = _first_weight(loaded.generator)
+    hint = "" if first is None else f" (its first weight has the shape {first})"
+    return (
+        f"which codes does the generator take? this {loaded.kind} does not say{hint}; give "
+        "latent_dim=100 for vectors of that size, or latent_shape=[512,4,4]"
+    )
+
+
+def _from_file(path: Path, trust: bool, device: torch.device) -> Loaded:
+    with open(path, "rb") as file:
+        sha256, start = hashlib.file_digest(file, "sha256").hexdigest(), b""
+        file.seek(0)
+        start = file.read(16)
+    if path.suffix == ".safetensors":
+        raise ValueError(_weights_only(path, "safetensors"))
+    if start[:2] == b"PK" or zipfile.is_zipfile(path):
+        names = _names(path)
+        inside = {name.partition("/")[2] for name in names}
+        if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+            return _script(path, sha256, device)
+        if "archive_format" in inside or "serialized_exported_program.json" in names:
+            run, shape, dtype, notes = load_exported(path, names, trust=trust, device=device)
+            return Loaded(run, shape, "torch.export archive", sha256, dtype, notes)
+        if "data.pkl" in inside:
+            return _pickle(path, sha256, trust, device)
+    elif start[:1] == b"\x80":  # what torch.save wrote before it wrote zip files
+        return _pickle(path, sha256, trust, device)
+    raise ValueError(
+        f"{path} is no generator: neither TorchScript nor torch.export nor a file of torch.save; "
+        f"it may be cut short; {_HOW}"
+    )
+
+
+def _script(path: Path, sha256: str, device: torch.device) -> Loaded:
+    try:
+        with warnings.catch_warnings():
+            # Deprecated for writing; there are many files of it, and they are to be read.
+            warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
+            module = torch.jit.load(path, map_location=device)
+    except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
+    return _of_module(module, "TorchScript file", sha256, device)
+
+
+def _pickle(path: Path, sha256: str, trust: bool, device: torch.device) -> Loaded:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # What the safe loader refuses is a pickle of objects; all else is damage.
+        if "weights_only" not in str(error).lower():
+            raise ValueError(_damaged(path, error)) from error
+        if not trust:
+            raise ValueError(
+                f"{path} is a pickle: to load it would run whatever code its writer put there; "
+                f"if you trust it, say trust=true; better, {_HOW}"
+            ) from error
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as unpickling:
+            raise ValueError(
+                f"cannot unpickle {path} ({_last_line(unpickling)}); the classes of the generator "
+                "must be importable from this folder"
+            ) from unpickling
+    if isinstance(content, nn.Module):
+        return _of_module(content, "pickled module", sha256, device)
+    if isinstance(content, dict):
+        raise ValueError(_weights_only(path, _describe(content)))
+    raise ValueError(f"{path} holds {type(content).__name__}, not a generator; {_HOW}")
+
+
+def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
+    try:
+        module = found = import_module(name)
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(
+            f"cannot import {name} ({error}); it must be installed, or lie in this folder"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise FileNotFoundError(
+                f"{name} has no attribute {attribute}; name a module or a function that it defines"
+            )
+        found = getattr(found, part)
+    if isinstance(found, type) or not callable(found):
+        raise ValueError(
+            f"{name}:{attribute} must be a torch.nn.Module or a function from codes to data, got "
+            f"{'the class' if isinstance(found, type) else type(found).__name__} "
+            f"{getattr(found, '__name__', '')}".rstrip()
+            + "; name an object made from it"
+        )
+    digest = hashlib.sha256()
+    if (file := getattr(sys.modules[module.__name__], "__file__", None)) is not None:
+        digest.update(Path(file).read_bytes())
+    if not isinstance(found, nn.Module):
+        known = _said_shape(found)
+        return Loaded(found, known, "function", digest.hexdigest())
+    for key, value in sorted(found.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return _of_module(found, "module", digest.hexdigest(), device)
+
+
+def _of_module(module: nn.Module, kind: str, sha256: str, device: torch.device) -> Loaded:
+    module.to(device).eval()
+    for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
+        parameter.requires_grad_(False)
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return Loaded(module, _said_shape(module), kind, sha256, dtype)
+
+
+def _said_shape(generator: object) -> tuple[int, ...] | None:
+    """The shape of a code, where an attribute says it outright."""
+    shape = getattr(generator, "latent_shape", None)
+    if isinstance(shape, list | tuple) and shape and all(isinstance(n, int) for n in shape):
+        return tuple(shape)
+    dim = getattr(generator, "latent_dim", None)
+    return (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else None
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def _describe(content: dict[Any, Any]) -> str:
+    inner = next((k for k in ("state_dict", "model_state_dict", "model") if k in content), None)
+    if inner is not None or not all(isinstance(value, Tensor) for value in content.values()):
+        return f"a checkpoint, {', '.join(map(str, list(content)[:4]))}"
+    return f"a state dict, {', '.join(map(str, list(content)[:2]))}, …"
+
+
+def _weights_only(path: Path, what: str) -> str:
+    return (
+        f"{path} holds weights alone ({what}): the class that they belong to is missing; build the "
+        f"generator, load them with load_state_dict, and {_HOW}"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"cannot load {path} ({_last_line(error)}); it is cut short or damaged: copy it again"
+
+
+def _steady(generator: Generator) -> bool:
+    """Whether eval mode ties no code to its batch; a module without statistics must be refused."""
+    return not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        for module in (generator.modules() if isinstance(generator, nn.Module) else ())
+    )
+
+
+def _first_weight(generator: Generator) -> tuple[int, ...] | None:
+    weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
+    return next((tuple(weight.shape) for weight in weights if weight.dim() > 1), None)
+
+
+def _shape_hint(loaded: Loaded, shape: tuple[int, ...]) -> str:
+    first = _first_weight(loaded.generator)
+    hint = "" if first is None else f" (its first weight has the shape {first})"
+    if len(shape) == 1:
+        hint += f", or latent_shape=[{shape[0]},1,1] if it begins with a convolution"
+    return f"set latent_dim or latent_shape{hint}"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # TorchScript puts its traceback first and what went wrong last; others the other way round.
+    line = next((line for line in reversed(lines) if line.startswith("RuntimeError")), None)
+    return (line or (lines[0] if lines else type(error).__name__))[:200]

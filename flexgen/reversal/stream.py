@@ -1,0 +1,232 @@
+"""`reverse_stream`: codes of a set of any size, on disk, whatever happens on the way."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flexgen import __version__
+from flexgen.reversal.engine import reverse
+from flexgen.reversal.modes import Generator
+from flexgen.reversal.parts import Parts
+from flexgen.reversal.watch import Watch
+
+
+class Source(Protocol):
+    """A data set that is read a part at a time; see `flexgen.data.readers`."""
+
+    names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Tensor) -> Tensor:
+        """Examples, float `(n, *shape)`."""
+
+    def stamp(self, index: Tensor) -> str:
+        """Digest that changes when these examples do."""
+
+
+class TensorSource:
+    """A tensor as a source.
+
+    Args:
+        x: data, `(n, *shape)`.
+    """
+
+    names: list[str] | None = None
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, index: Tensor) -> Tensor:
+        """Rows of the tensor."""
+        return self.x[index.to(self.x.device)]
+
+    def stamp(self, index: Tensor) -> str:
+        """Digest of the rows themselves."""
+        rows = self.read(index).detach().cpu().contiguous().view(torch.uint8)
+        return hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What became of a stream.
+
+    Attributes:
+        codes: the file of codes; not there yet if other processes still work, or are to gather.
+        samples: number of samples in it.
+        before: how many of them were done before this call.
+    """
+
+    codes: Path
+    samples: int
+    before: int
+
+
+def reverse_stream(
+    generator: Generator,
+    source: Source,
+    out: str | Path,
+    *,
+    latent_shape: int | Sequence[int],
+    identity: Mapping[str, Any] | None = None,
+    index: Tensor | None = None,
+    chunk: int = 256,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    check: Callable[[], None] | None = None,
+    restart: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Streamed:
+    """Codes of a whole data set, written to `out/codes.safetensors`.
+
+    The set is gone through in chunks: one is read, reversed by `reverse` and written before the
+    next is looked at, so memory holds one chunk. A chunk that is written is never done again: after
+    a kill, however abrupt, the same call goes on where the last one stopped. Codes do not depend on
+    the chunks or on who does them (starts follow from each sample's own index), so the file's
+    tensors are those of one undisturbed run, bit for bit where `reverse` is exact (see there).
+
+    Of `world_size` processes each takes every `world_size`-th chunk, and process 0 joins the
+    parts once all are there. They share nothing but the folder.
+
+    Args:
+        generator: codes to data, as for `reverse`.
+        source: the data.
+        out: folder for the codes; its parts lie in `codes.parts` below until all are done.
+        latent_shape: shape of one code.
+        identity: what says which generator and data these are, plain values. A folder that holds
+            work of another identity is refused. A hash of the weights, if None and the generator is
+            a module; its options and the data's names are always part of it.
+        index: which examples, `(n,)`, rising; all if None.
+        chunk: samples at a time, best a multiple of `batch_size`.
+        device: where a chunk's data are put, for a generator that is no module.
+        rank: number of this process.
+        world_size: number of processes.
+        check: called after each chunk and while process 0 waits for the others; it raises if there
+            is no use in going on, one of them having failed.
+        restart: throw away what the folder holds of an earlier reversal.
+        progress: whether to show progress over all processes on standard error.
+        **options: passed on to `reverse`.
+
+    Returns:
+        Where the file of codes is. It holds `z (n, *latent_shape)` and, `(n,)` each, `loss`,
+        `steps`, `converged` and `index`. Its metadata hold `identity` and, where the source has
+        them, `names`, as JSON.
+
+    Raises:
+        ValueError: if the folder holds other work, another process is writing there, the data have
+            changed since, or for whatever `reverse` refuses.
+        OSError: if the folder cannot be written.
+    """
+    if chunk < 1:
+        raise ValueError(f"`chunk` must be at least 1, got {chunk}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"`rank` must be in [0, {world_size}), got {rank}")
+    if restart and world_size > 1:
+        raise ValueError(
+            "`restart` is for one process: several would remove each other's parts; remove "
+            f"{out} by hand, then start all"
+        )
+    out, shape = (
+        Path(out),
+        torch.Size([latent_shape] if isinstance(latent_shape, int) else latent_shape),
+    )
+    index = torch.arange(len(source)) if index is None else index
+    chunks = index.split(chunk)
+    _check_tied(chunks, options)
+    if identity is None:
+        identity = {"generator": weights_sha256(generator)}
+    parts = Parts(
+        out,
+        {
+            **identity,
+            "latent_shape": list(shape),
+            "options": {name: _plain(value) for name, value in sorted(options.items())},
+            "chunk": chunk,
+            "samples": len(index),
+            "index": _digest(index.tolist()),
+            "names": None if source.names is None else _digest(source.names),
+            "flexgen": __version__,
+            "torch": torch.__version__,
+            "device": torch.device(device).type,
+        },
+        [len(part) for part in chunks],
+    )
+    with parts.alone(rank), Watch(parts, progress and rank == 0, check) as watch:
+        if parts.open(restart):
+            return Streamed(parts.codes, len(index), len(index))
+        watch.look()
+        for number in range(rank, len(chunks), world_size):
+            stamp = source.stamp(chunks[number])
+            if (done := parts.finished().get(number)) is not None:
+                if done["stamp"] != stamp:
+                    raise ValueError(
+                        f"the data of samples {int(chunks[number][0])} to "
+                        f"{int(chunks[number][-1])} have changed since they were reversed; give "
+                        "another folder with out=, or start anew with restart=true"
+                    )
+                continue
+            started = time.perf_counter()
+            x = source.read(chunks[number]).to(device)
+            found = reverse(generator, x, latent_shape=shape, index=chunks[number], **options)
+            tensors = {
+                "z": found.z.cpu(),
+                "loss": found.loss.cpu(),
+                "steps": found.steps.cpu(),
+                "converged": found.converged.cpu(),
+                "index": chunks[number],
+            }
+            about = {
+                "stamp": stamp,
+                "loss": repr(float(found.loss.double().sum())),
+                "seconds": f"{time.perf_counter() - started:.3f}",
+            }
+            parts.write(number, tensors, about)
+            watch.look()
+        if rank == 0:
+            watch.wait()
+            names = [] if source.names is None else [source.names[i] for i in index.tolist()]
+            parts.gather({"names": json.dumps(names, ensure_ascii=False)} if names else {})
+        return Streamed(parts.codes, len(index), watch.before or 0)
+
+
+def weights_sha256(generator: Generator) -> str | None:
+    """Hash of a module's parameters and buffers; None for any other callable."""
+    if not isinstance(generator, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(generator.state_dict().items()):
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_tied(chunks: Sequence[Tensor], options: Mapping[str, Any]) -> None:
+    tied = options.get("norm") == "batch"
+    if tied and len(chunks[-1]) < 2:
+        raise ValueError(
+            "`chunk` must not leave one sample alone in the last chunk with norm='batch', got "
+            f"{len(chunks[0])} for {sum(map(len, chunks))} samples; choose another"
+        )
+
+
+def _digest(values: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return _digest(value.tolist())
+    return list(value) if isinstance(value, tuple) else value
