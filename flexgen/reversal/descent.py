@@ -1,12 +1,12 @@
 """The papers' loop: first-order descent on the codes of one batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flexgen.reversal.losses import Loss, moment_penalty
+from flexgen.reversal.passes import Generate, Tell
 
 # Bit for bit the published algorithms; each keeps its state per element, so per sample.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -37,18 +37,18 @@ class Descent:
     @torch.no_grad()
     def run(
         self,
-        generate: Callable[[Tensor], Tensor],
+        generate: Generate,
         x: Tensor,
-        z: Tensor,
-        tell: Callable[[int, Tensor], None],
+        starts: Tensor,
+        tell: Tell,
     ) -> dict[str, Tensor]:
-        """Descend from z.
+        """Descend from the first start of each sample.
 
         Args:
             generate: codes to data.
             x: targets, `(batch, *shape)`.
-            z: starting codes, `(batch, *latent_shape)`, not changed.
-            tell: called with the number of steps taken and the losses, now and then.
+            starts: starting codes, `(batch, count, *latent_shape)`, not changed.
+            tell: called now and then.
 
         Returns:
             The fields of `Reversal`, for this batch.
@@ -57,6 +57,7 @@ class Descent:
             ValueError: if the generator's output has another shape than x, or none that the loss
                 is defined on.
         """
+        z = starts[:, 0]
         z = (z.clamp(*self.bounds) if self.bounds else z.clone()).requires_grad_()
         optimizer = OPTIMIZERS[self.method]([z], lr=self.lr)  # type: ignore[call-arg]
         rows = (len(z),) + (1,) * (z.dim() - 1)
@@ -90,7 +91,7 @@ class Descent:
             if step == 0:
                 first = before = best
             elif (step + 1) % WINDOW == 0:
-                tell(step + 1, loss)
+                tell((step + 1) / self.steps, previous, loss)
                 if self.tolerance:
                     standing = before - best <= self.tolerance * before.abs()
                     done = active & (standing | (best <= self.tolerance**2 * first))

@@ -1,23 +1,24 @@
 """`reverse`: codes of data under any generator."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from flexgen.reversal.descent import OPTIMIZERS, Descent
+from flexgen.reversal.fast import fast_pass, has_bfloat16
+from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
 from flexgen.reversal.modes import Generator, frozen
-from flexgen.reversal.starts import normal_codes
+from flexgen.reversal.passes import Generate, Passes, Tell, fill
+from flexgen.reversal.progress import bar
+from flexgen.reversal.starts import Bank, Starts, normal_codes
 
-# Below some eight rows CPU kernels sum in another order; see "Exactness" in `reverse`.
-_ROWS = 16
+_BANK_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Reversal:
         x_hat: their reconstructions G(z), `(n, *shape)`.
         loss: reconstruction loss of each, summed over the elements of a sample, `(n,)`; without
             regulariser. Not finite only if the starting code already gave no finite loss.
-        steps: updates that each code took, `(n,)`.
+        steps: updates that each code took, `(n,)`; for "lbfgs" evaluations, over all its starts.
         converged: whether each met `tolerance` within the steps, `(n,)`. A sample that is not
             converged but took fewer steps than asked has met a loss or a gradient that is not
             finite; its code is the best that it had before.
         history: if asked for, the loss before each update, `(steps, n)`; `loss` is what follows.
+        how: what was done, in words, as `method="auto"` chose it.
     """
 
     z: Tensor
@@ -42,6 +44,7 @@ class Reversal:
     steps: Tensor
     converged: Tensor
     history: Tensor | None = None
+    how: str = ""
 
 
 def reverse(
@@ -50,11 +53,14 @@ def reverse(
     *,
     latent_shape: int | Sequence[int],
     loss: Literal["mse", "bce"] = "mse",
-    method: Literal["auto", "adam", "rmsprop", "gd"] = "auto",
+    method: Literal["auto", "lbfgs", "adam", "rmsprop", "gd"] = "auto",
     lr: float = 0.05,
-    steps: int = 300,
-    init: Literal["normal"] | Tensor = "normal",
+    steps: int | None = None,
+    init: Literal["auto", "normal", "bank"] | Tensor | Callable[[Tensor], Tensor] = "auto",
     init_scale: float = 1e-4,
+    bank: int | Tensor = 2048,
+    starts: int = 4,
+    precision: Literal["auto", "float32", "plain"] = "auto",
     constraint: Literal["clip", "moments"] | None = None,
     bounds: tuple[float, float] | None = None,
     moments: tuple[float, float] = (0.0, 1.0),
@@ -66,23 +72,32 @@ def reverse(
     seed: int = 0,
     history: bool = False,
     progress: bool = False,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Reversal:
-    """Codes z whose data G(z) come nearest to x, found by descent on z.
+    """Codes z whose data G(z) come nearest to x: for each sample a minimum of ℓ(G(z), x) over z.
 
-    z ← z − η ∇_z ℓ(G(z), x), for each sample on its own loss, from z ~ N(0, init_scale²).
+    **"lbfgs"**, which is what "auto" takes, descends by limited-memory BFGS with a line search per
+    sample, from the nearest of many G(z) or from an encoder's guess. Each sample takes two starts,
+    and up to `starts` until its two best ends agree within 3 % in loss; the best end is refined.
+    Passes are those of a faster copy of the generator: batch norm folded into the weights, and
+    bfloat16, where the processor has it, until the refinement. A copy that is not the generator's
+    function is not used. What is returned is computed by the generator itself.
 
-    **Exactness.** Samples share a batch for speed alone: losses are summed, never averaged, the
-    optimizer's state is per element, a starting code depends on (seed, index) alone, and samples
-    that have finished stay in the batch untouched. So a code, its loss and its steps are those that
-    the sample has when reversed alone, up to the generator's own arithmetic. Batches are padded
-    (to a multiple of 16 samples on the CPU, to `batch_size` elsewhere) so that its kernels are the
-    same; on the CPU every bit is then the same whatever the companions, their order and the batch
-    size, for the generators of `flexgen.networks` with torch's MKL. Its products with 5 to 11
-    columns are the exception, a latent size of 10 for one (4 and 8 are not): there a sum rounds
-    differently by position in the batch, 1e-7 a step, which a code that the loss does not hold may
-    amplify to 1e-2. `norm="batch"` and `constraint="moments"` do tie a code to its batch; there
-    batches are interleaved (x[0::k], x[1::k], …), so that data sorted by class still make mixed
-    batches.
+    **"gd", "rmsprop", "adam"** are the papers' loop, z ← z − η ∇_z ℓ(G(z), x) from
+    z ~ N(0, init_scale²), by torch's optimizers with their default constants and the plain pass.
+
+    **Exactness.** Samples share a batch for speed alone: losses are summed, never averaged, all
+    state is per sample, a starting code depends on (seed, index) or on the sample, and samples that
+    have finished are not touched any more. So a code, its loss and its steps are those that the
+    sample has when reversed alone, up to the generator's own arithmetic. Batches are padded
+    (to a multiple of 16 samples on the CPU, to `batch_size` or a power of two elsewhere) so that
+    its kernels are the same; on the CPU every bit is then the same whatever the companions, their
+    order and the batch size, for the generators of `flexgen.networks` with torch's MKL. Its
+    products with 5 to 11 columns are the exception, a latent size of 10 for one, in the papers'
+    loop alone (the faster copy widens them): there a sum rounds differently by position in the
+    batch, 1e-7 a step, which a code that the loss does not hold may amplify to 1e-2.
+    `norm="batch"` and `constraint="moments"` do tie a code to its batch; there batches are
+    interleaved (x[0::k], x[1::k], …), so that data sorted by class still make mixed batches.
 
     Args:
         generator: codes to data; a module or any callable. A module is held in eval mode (see
@@ -92,11 +107,21 @@ def reverse(
         latent_shape: shape of one code; an int is the size of a vector.
         loss: "mse", half the squared error ½‖G(z) − x‖², or "bce", the binary cross-entropy (x and
             G(z) in [0, 1]); summed over the elements of a sample, in nats for "bce".
-        method: "gd", "rmsprop" or "adam", torch's with their default constants. "auto" is "adam".
-        lr: step size η.
-        steps: updates at most.
-        init: "normal", or starting codes `(n, *latent_shape)`, such as draws from the prior.
+        method: see above. "auto" is "lbfgs", but "adam" where codes are tied to their batch or the
+            history is asked for.
+        lr: step size η of the papers' loop.
+        steps: updates at most, 300 by default; for "lbfgs" evaluations of a start, 100 by default.
+        init: "normal"; "bank", the codes of the `bank` whose data lie nearest to the sample; a
+            function from data to codes, such as :func:`~flexgen.reversal.train_encoder` gives
+            (further starts are the bank's); or starting codes, `(n, *latent_shape)` or
+            `(n, count, *latent_shape)`. "auto" is "bank" for "lbfgs", "normal" else.
         init_scale: standard deviation of the normal start.
+        bank: number of codes in the bank, drawn from N(0, I), or uniformly within `bounds`; or
+            codes `(size, *latent_shape)`, such as draws from the prior. No more of them are drawn
+            than make 2²⁶ elements of data (256 MiB).
+        starts: starts of a sample at most, for "lbfgs" alone.
+        precision: "auto" as described, "float32" for a faster copy in the generator's own precision
+            only, "plain" for the generator's own pass; for "lbfgs" alone.
         constraint: "clip" projects codes onto `bounds` after each step; "moments" adds
             γ [(μ − μ̂)² + (σ − σ̂)²] to each sample's loss, with μ̂ and σ̂ the mean and standard
             deviation of all code elements of its batch. The regulariser does nothing beside a loss
@@ -113,16 +138,21 @@ def reverse(
             more than this share of itself in 50 steps (a very slow descent passes for one), or to
             the square of this share of where it started (for "mse" the distance ‖G(z) − x‖ has then
             fallen to this share). Its code is frozen where the objective was lowest. 0 takes all
-            steps with every sample, as the papers do, and calls none converged.
+            steps with every sample, as the papers do, and calls none converged. For "lbfgs" it is
+            the share by which the loss falls in 8 evaluations, ten times that before the
+            refinement.
         index: index of each sample in its data set, `(n,)`, which with the seed sets its normal
             start; 0, 1, …, n − 1 by default. Give it to reverse a part of a set as in the whole.
-        seed: seed of the normal start, not negative. The global generator is not touched.
-        history: whether to keep the loss of every step.
-        progress: whether to show a progress bar, on standard error.
+        seed: seed of the normal start and of the bank, not negative. The global generator is not
+            touched.
+        history: whether to keep the loss of every step; not for "lbfgs".
+        progress: whether to show what was chosen and a progress bar, on standard error.
+        watch: called now and then with the codes of the batch in work, its real samples alone:
+            for "lbfgs" the best so far.
 
     Returns:
-        The codes after the last step, as in the papers (the best seen of a sample that converged
-        or met a value that is not finite), and what became of each.
+        For "lbfgs" the best codes; else the codes after the last step, as in the papers (the best
+        seen of a sample that converged or met a value that is not finite). And what became of each.
 
     Raises:
         ValueError: for an option out of its range, data that are empty or not finite, shapes that
@@ -130,9 +160,12 @@ def reverse(
             running statistics under `norm="eval"`.
         RuntimeError: inside `torch.inference_mode`, where no gradient can be had.
 
+    Memory: beside the generator's own, O(batch_size) activations of one pass and its gradient, and
+        for "lbfgs" 20 codes a sample and the bank.
+
     Source: Kilcher et al., 2017, Algorithm 1, eq. 4 and appendix E (lr, init_scale); Creswell &
         Bharath, 2016, Algorithm 1, eq. 2 to 5. Departures: the cross-entropy and the regulariser's
-        signs as their Algorithm 1 has them, not eq. 1 and 5; the default optimizer is Adam.
+        signs as their Algorithm 1 has them, not eq. 1 and 5; "auto" is not their optimizer.
 
     Example:
         >>> z = torch.tensor([[0.3, -1.2], [2.0, 0.5]])
@@ -147,9 +180,15 @@ def reverse(
             "build the trainer with Trainer(inference_mode=False)"
         )
     _one_of("loss", loss, LOSSES)
-    _one_of("method", method, ("auto", *OPTIMIZERS))
+    _one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
     _one_of("constraint", constraint, (None, "clip", "moments"))
     _one_of("norm", norm, ("eval", "batch"))
+    _one_of("precision", precision, ("auto", "float32", "plain"))
+    tied = norm == "batch" or constraint == "moments"
+    if method == "auto":
+        method = "adam" if tied or history else "lbfgs"
+    searching = method == "lbfgs"
+    steps = (100 if searching else 300) if steps is None else steps
     for name, value, least in (
         ("steps", steps, 0),
         ("batch_size", batch_size, 1),
@@ -157,6 +196,7 @@ def reverse(
         ("constraint_weight", constraint_weight, 0),
         ("tolerance", tolerance, 0),
         ("seed", seed, 0),
+        ("starts", starts, 1),
     ):
         if not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}")
@@ -169,25 +209,26 @@ def reverse(
         )
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (low, high) with low < high, got {bounds}")
+    if searching and (tied or history):
+        raise ValueError(
+            "`method='lbfgs'` goes with neither norm='batch' nor constraint='moments', which tie "
+            "the samples of a batch, nor with history=True; use method='adam'"
+        )
     shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
     _check_data(x, unit=loss == "bce")
-    start = _start(init, init_scale, index, seed, len(x), shape)
-
-    descent = Descent(
-        loss=LOSSES[loss],
-        method="adam" if method == "auto" else method,
-        lr=lr,
-        steps=steps,
-        bounds=bounds,
-        moments=moments if constraint == "moments" else None,
-        constraint_weight=constraint_weight,
-        tolerance=tolerance,
-        history=history,
-    )
-    device, dtype = _home(generator, x)
-    tied = norm == "batch" or constraint == "moments"
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
+    device, dtype = _home(generator, x)
+    first = Starts(
+        init="bank" if searching and init == "auto" else init,
+        count=starts if searching else 1,
+        num_samples=len(x),
+        latent_shape=shape,
+        scale=init_scale,
+        bounds=bounds,
+        index=index,
+        seed=seed,
+    )
 
     def generate(z: Tensor) -> Tensor:
         x_hat = generator(z)
@@ -202,26 +243,102 @@ def reverse(
     parts: list[dict[str, Tensor]] = []
     places: list[Tensor] = []
     # The caller's autocast would round the generator's pass to 16 bits.
-    with (
-        frozen(generator, norm),
-        torch.autocast(device.type, enabled=False),
-        _bar(len(x), steps, progress) as bar,
-    ):
-        for place in _batches(len(x), batch_size, tied):
-            padded = place if tied else _pad(place, batch_size, device)
-            x_part = x[padded.to(x.device)].to(device, dtype)
-            z_part = start[padded.to(start.device)].to(device, dtype)
-            if not parts and loss == "bce":
-                with torch.no_grad():
-                    _check_unit("the generator's output", generate(z_part))
-            part = descent.run(generate, x_part, z_part, bar(len(place)))
-            parts.append({key: value[: len(place)].to(x.device) for key, value in part.items()})
-            places.append(place)
+    with frozen(generator, norm), torch.autocast(device.type, enabled=False):
+        probe = first.probe().to(device, dtype)
+        with torch.no_grad():
+            made = generate(probe)
+        if loss == "bce":
+            _check_unit("the generator's output", made)
+        passes = Passes(generate, generate, "plain passes")
+        if searching and precision != "plain" and isinstance(generator, nn.Module):
+            passes = _faster(generator, generate, probe, made, precision)
+        if first.wants_bank:
+            first.bank = _bank(bank, passes.coarse, made[0].numel(), shape, bounds, seed, probe)
+        solver: LBFGS | Descent
+        if searching:
+            solver = LBFGS(LOSSES[loss], steps, bounds, tolerance)
+            how = f"lbfgs, {first}, {passes.how}"
+        else:
+            solver = Descent(
+                loss=LOSSES[loss],
+                method=method,
+                lr=lr,
+                steps=steps,
+                bounds=bounds,
+                moments=moments if constraint == "moments" else None,
+                constraint_weight=constraint_weight,
+                tolerance=tolerance,
+                history=history,
+            )
+            how = f"{method}, step size {lr:g}, at most {steps} steps, {first}"
+        if progress:
+            print(f"reverse: {how}", file=sys.stderr)
+        with bar(len(x), progress) as told:
+            for place in _batches(len(x), batch_size, tied):
+                padded = place if tied or searching else _pad(place, batch_size, device)
+                x_part = x[padded.to(x.device)].to(device, dtype)
+                tell = _teller(told(len(place)), watch, len(place), shape)
+                part = solver.run(passes, x_part, first(padded, x_part), tell)
+                parts.append({key: value[: len(place)].to(x.device) for key, value in part.items()})
+                places.append(place)
     order = torch.cat(places).argsort().to(x.device)
     fields = {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
     if history:
         fields["history"] = fields["history"].T
-    return Reversal(**fields)
+    return Reversal(**fields, how=how)
+
+
+def _faster(
+    generator: nn.Module, generate: Generate, probe: Tensor, made: Tensor, precision: str
+) -> Passes:
+    """The generator's faster copies, as far as they are its function."""
+    fine = fast_pass(generator, probe.dtype, probe, made)
+    name = str(probe.dtype).removeprefix("torch.")
+    if fine is None:
+        return Passes(generate, generate, "plain passes (no copy was the generator's function)")
+    if precision == "auto" and probe.dtype == torch.float32 and has_bfloat16(probe.device):
+        coarse = fast_pass(generator, torch.bfloat16, probe, made)
+        if coarse is not None:
+            return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
+    return Passes(fine, fine, f"passes in {name}", plain=generate)
+
+
+def _bank(
+    bank: int | Tensor,
+    generate: Generate,
+    elements: int,
+    shape: tuple[int, ...],
+    bounds: tuple[float, float] | None,
+    seed: int,
+    like: Tensor,
+) -> Bank:
+    if isinstance(bank, Tensor):
+        if bank.shape[1:] != shape or not len(bank) or not bank.isfinite().all():
+            raise ValueError(
+                f"`bank` must be a number, or finite codes of shape (size, *{shape}), got "
+                f"{tuple(bank.shape)}; give draws from the prior"
+            )
+        return Bank(generate, bank.detach().to(like.device, like.dtype))
+    if bank < 1:
+        raise ValueError(f"`bank` must be at least 1, got {bank}; use init='normal' for none")
+    codes = normal_codes(torch.arange(min(bank, max(_BANK_ELEMENTS // elements, 64))), shape, seed)
+    if bounds is not None:
+        codes = bounds[0] + (bounds[1] - bounds[0]) * torch.special.ndtr(codes)
+    return Bank(generate, codes.to(like.device, like.dtype))
+
+
+def _teller(
+    told: Callable[[float, Tensor], None],
+    watch: Callable[[Tensor], None] | None,
+    size: int,
+    shape: tuple[int, ...],
+) -> Tell:
+    def tell(share: float, z: Tensor, loss: Tensor) -> None:
+        told(share, loss)
+        if watch is not None:
+            watch(z[:size].view(-1, *shape))
+
+    return tell
 
 
 def _one_of(name: str, value: object, known: Collection[object]) -> None:
@@ -255,31 +372,6 @@ def _check_unit(name: str, x: Tensor) -> None:
         )
 
 
-def _start(
-    init: str | Tensor,
-    scale: float,
-    index: Tensor | None,
-    seed: int,
-    num_samples: int,
-    latent_shape: tuple[int, ...],
-) -> Tensor:
-    if isinstance(init, Tensor):
-        if init.shape != (num_samples, *latent_shape) or not init.isfinite().all():
-            raise ValueError(
-                f"`init` must be 'normal' or finite codes of shape {(num_samples, *latent_shape)}, "
-                f"got {tuple(init.shape)}; give one code for each sample"
-            )
-        return init.detach()
-    _one_of("init", init, ("normal",))
-    index = torch.arange(num_samples) if index is None else index
-    if index.shape != (num_samples,) or index.is_floating_point() or (index < 0).any():
-        raise ValueError(
-            f"`index` must hold a whole number of at least 0 for each of {num_samples} samples, "
-            f"got {index.dtype} of shape {tuple(index.shape)}"
-        )
-    return scale * normal_codes(index, latent_shape, seed)
-
-
 def _home(generator: Generator, x: Tensor) -> tuple[torch.device, torch.dtype]:
     """Where and in what precision the generator works; x's own for a plain callable."""
     weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
@@ -297,36 +389,4 @@ def _batches(num_samples: int, batch_size: int, tied: bool) -> list[Tensor]:
 
 
 def _pad(place: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    rows = batch_size if device.type != "cpu" else -(-len(place) // _ROWS) * _ROWS
-    return torch.cat([place, place[:1].expand(max(rows - len(place), 0))])
-
-
-@contextmanager
-def _bar(
-    num_samples: int, steps: int, show: bool
-) -> Iterator[Callable[[int], Callable[[int, Tensor], None]]]:
-    """A progress bar: called with the size of a batch, it gives what to tell its steps to."""
-    columns = (
-        TextColumn("reverse"),
-        BarColumn(),
-        TextColumn("{task.fields[samples]}/{task.fields[all]} samples, loss {task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
-        task = bar.add_task("", total=num_samples, samples=0, all=num_samples, loss="-")
-        done = 0
-
-        def batch(size: int) -> Callable[[int, Tensor], None]:
-            nonlocal done
-            before, done = done, done + size
-
-            def tell(step: int, loss: Tensor) -> None:
-                if show:  # reading the loss makes the device wait
-                    share = before + size * step / max(steps, 1)
-                    mean = f"{float(loss[:size].mean()):.4g}"
-                    bar.update(task, completed=share, samples=int(share), loss=mean)
-
-            return tell
-
-        yield batch
-        bar.update(task, completed=num_samples, samples=num_samples)
+    return fill(place, batch_size if device.type != "cpu" else None)

@@ -1,10 +1,18 @@
 """Starting codes that do not depend on which samples are reversed together."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from flexgen.reversal.passes import Generate, fill
+
 _BLOCK = 1024
+
+# Codes of a bank that go through the generator at a time.
+_PASS = 128
 
 
 def normal_codes(index: Tensor, latent_shape: tuple[int, ...], seed: int) -> Tensor:
@@ -31,3 +39,147 @@ def normal_codes(index: Tensor, latent_shape: tuple[int, ...], seed: int) -> Ten
         inside = blocks == block
         codes[inside] = drawn[index[inside] % _BLOCK]
     return codes
+
+
+class Bank:
+    """Data that a generator makes of many codes; those nearest to a sample are starts for it.
+
+    Args:
+        generate: codes to data.
+        codes: `(size, *latent_shape)`, draws from the prior.
+    """
+
+    def __init__(self, generate: Generate, codes: Tensor) -> None:
+        with torch.no_grad():
+            passes = [generate(part).flatten(1) for part in codes.split(_PASS)]
+        self.codes, self.data = codes, torch.cat(passes)
+        self.squares = self.data.square().sum(1)
+
+    def nearest(self, x: Tensor, count: int) -> Tensor:
+        """Codes whose data lie nearest to x by Euclidean distance, every fourth of them.
+
+        The very nearest resemble each other and often lead to the same end.
+
+        Args:
+            x: data, `(batch, *shape)`.
+            count: codes for each.
+
+        Returns:
+            Codes, `(batch, count, *latent_shape)`, the nearest first.
+        """
+        rows = fill(x.flatten(1))
+        distance = torch.addmm(self.squares, rows, self.data.T, alpha=-2)[: len(x)]
+        stride = max(1, min(4, len(self.codes) // count))
+        near = distance.topk(min(stride * count, len(self.codes)), largest=False).indices
+        return self.codes[near[:, ::stride][:, :count]]
+
+
+class Starts:
+    """Starting codes of samples, each a function of the sample and its index alone.
+
+    Args:
+        init: "normal", "bank", a function from data to codes, or codes; see
+            :func:`~flexgen.reversal.reverse`.
+        count: starts of a sample; codes given with two batch dimensions have their own.
+        num_samples: how many samples there are.
+        latent_shape: shape of one code.
+        scale: standard deviation of normal starts.
+        bounds: support of the codes, if bounded.
+        index: of the samples in their data set, `(num_samples,)`; their number if None.
+        seed: of normal starts.
+
+    Raises:
+        ValueError: if `init` is none of these, or codes or `index` do not fit.
+    """
+
+    def __init__(
+        self,
+        init: Literal["auto", "normal", "bank"] | Tensor | Callable[[Tensor], Tensor],
+        count: int,
+        num_samples: int,
+        latent_shape: tuple[int, ...],
+        scale: float,
+        bounds: tuple[float, float] | None,
+        index: Tensor | None,
+        seed: int,
+    ) -> None:
+        self.init: Tensor | Callable[[Tensor], Tensor] | str
+        self.init = "normal" if isinstance(init, str) and init == "auto" else init
+        self.shape, self.scale, self.bounds, self.seed = latent_shape, scale, bounds, seed
+        self.bank: Bank | None = None
+        if isinstance(self.init, Tensor):
+            codes = self.init.detach()
+            codes = codes[:, None] if codes.dim() == 1 + len(latent_shape) else codes
+            fits = (codes.shape[0], *codes.shape[2:]) == (num_samples, *latent_shape)
+            if not fits or not codes.shape[1] or not codes.isfinite().all():
+                raise ValueError(
+                    "`init` must be finite codes of shape "
+                    f"{(num_samples, *latent_shape)}, or {(num_samples, 'count', *latent_shape)}, "
+                    f"got {tuple(self.init.shape)}; give codes for each sample"
+                )
+            self.init, count = codes, codes.shape[1]
+        elif not callable(self.init) and self.init not in ("normal", "bank"):
+            raise ValueError(
+                "`init` must be 'auto', 'normal', 'bank', codes, or a function from data to codes, "
+                f"got {init!r}"
+            )
+        self.count = count
+        self.index = torch.arange(num_samples) if index is None else index
+        if (
+            self.index.shape != (num_samples,)
+            or self.index.is_floating_point()
+            or (self.index < 0).any()
+        ):
+            raise ValueError(
+                f"`index` must hold a whole number of at least 0 for each of {num_samples} "
+                f"samples, got {self.index.dtype} of shape {tuple(self.index.shape)}"
+            )
+
+    @property
+    def wants_bank(self) -> bool:
+        """Whether some starts are the bank's."""
+        return self.init == "bank" if isinstance(self.init, str) else self._guesses
+
+    @property
+    def _guesses(self) -> bool:
+        return not isinstance(self.init, Tensor | str) and self.count > 1
+
+    def probe(self) -> Tensor:
+        """A few codes such as the prior's, `(32, *latent_shape)`, to try a generator on."""
+        codes = normal_codes(torch.arange(32), self.shape, self.seed)
+        return codes if self.bounds is None else codes.clamp(*self.bounds)
+
+    def __call__(self, place: Tensor, x: Tensor) -> Tensor:
+        """Starts of the samples at `place`, whose data are x, `(batch, count, *latent_shape)`."""
+        if isinstance(self.init, Tensor):
+            codes = self.init[place.to(self.init.device)]
+        elif self.init == "normal":
+            index = self.index[place.to(self.index.device)]
+            draws = [normal_codes(index, self.shape, self.seed + k) for k in range(self.count)]
+            codes = self.scale * torch.stack(draws, 1)
+        elif callable(self.init):
+            with torch.no_grad():
+                guess = self.init(fill(x))[: len(x)]
+            if guess.shape != (len(x), *self.shape):
+                raise ValueError(
+                    f"`init` gave codes of shape {tuple(guess.shape)} for {len(x)} samples, "
+                    f"expected {(len(x), *self.shape)}; give an encoder of this generator"
+                )
+            guess = guess[:, None]
+            more = [] if self.bank is None else [self.bank.nearest(x, self.count - 1)]
+            codes = torch.cat([guess, *more], 1)
+        else:
+            assert self.bank is not None
+            codes = self.bank.nearest(x, self.count)
+        return codes.to(x.device, x.dtype)
+
+    def __str__(self) -> str:
+        many = "1 start" if self.count == 1 else f"up to {self.count} starts"
+        if isinstance(self.init, Tensor):
+            return f"{many} as given"
+        if self.init == "normal":
+            return f"{many} from N(0, {self.scale:g}²)"
+        near = "" if self.bank is None else f"the nearest of {len(self.bank.codes)} samples"
+        if callable(self.init):
+            return f"{many} from an encoder" + (f" and {near}" if near else "")
+        return f"{many} from {near}"

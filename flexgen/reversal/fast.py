@@ -1,0 +1,224 @@
+"""A faster copy of a generator's pass, for the hundreds of passes that a reversal takes."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+# Transposed convolutions with so few output channels leave the library's vector units idle.
+_FEW_CHANNELS = 4
+
+# MKL's products with 5 to 11 columns round a row by its place in the batch; 16 do not.
+_COLUMNS = 16
+
+# How far a copy may be from the generator, as a share of the output's norm over a batch.
+_AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05}
+
+
+class FastPass(nn.Module):
+    """A frozen copy of a generator with batch norms folded in, in a given precision.
+
+    Codes go in and data come out in their own precision. The generator itself is not touched.
+
+    Args:
+        generator: a module in eval mode from here on; batch norms that follow a linear or a
+            convolutional layer in an `nn.Sequential` are folded into its weights, maps lie channels
+            last, and transposed convolutions to few channels are a product with overlap-add. What
+            is not recognised stays as it is.
+        dtype: of the weights and activations, float32 or bfloat16.
+    """
+
+    def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        for module in list(generator.modules()):
+            if isinstance(module, nn.Sequential):
+                _fold_batch_norms(module)
+        wrapper = nn.Sequential(generator)  # so that a bare layer is replaced as any other
+        last = [module for module in wrapper.modules() if list(module.parameters(recurse=False))][
+            -1:
+        ]
+        for module in list(wrapper.modules()):
+            for name, child in list(module.named_children()):
+                if (replaced := _replacement(child)) or child in last:
+                    replaced = replaced or child
+                    setattr(module, name, _Wide(replaced) if child in last else replaced)
+        self.generator = wrapper.to(dtype)
+        self.dtype = dtype
+        if dtype.is_floating_point:
+            self.generator.to(memory_format=torch.channels_last)  # of four-dimensional weights
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.generator(z.to(self.dtype))
+        return x.to(z.dtype)
+
+
+def fast_pass(
+    generator: nn.Module, dtype: torch.dtype, z: Tensor, x_hat: Tensor
+) -> FastPass | None:
+    """The fast copy of `generator`, or None where it could not be made or is not the same function.
+
+    Args:
+        generator: in eval mode.
+        dtype: precision of the copy.
+        z: codes to compare the two on, `(batch, *latent_shape)`.
+        x_hat: what the generator itself makes of them, `(batch, *shape)`.
+
+    Returns:
+        A copy whose data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm.
+        A generator that draws noise, or one whose forward pass reads a batch norm that was folded
+        away, has none.
+    """
+    try:
+        fast = FastPass(generator, dtype).to(z.device)
+        with torch.no_grad():
+            error = (fast(z) - x_hat).norm() / x_hat.norm().clamp_min(1e-12)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError, IndexError):
+        return None  # any module may come here; one that cannot be copied is run as it is
+    return fast if error <= _AGREEMENT[dtype] else None
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu  # emulated, they are slower
+    return device.type == "cpu" and (
+        cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    )
+
+
+class _Wide(nn.Module):
+    """The last layer, whose output goes on in float32: 1 − tanh² of a rounded tanh is no slope."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y.to(torch.promote_types(y.dtype, torch.float32))
+
+
+class _PaddedLinear(nn.Module):
+    """A linear layer whose few inputs or outputs are padded with zeros; see `_COLUMNS`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.out_features = layer.out_features
+        self.pad = max(_COLUMNS - layer.in_features, 0)
+        more = max(_COLUMNS - layer.out_features, 0)
+        self.weight = nn.Parameter(F.pad(layer.weight, (0, self.pad, 0, more)), requires_grad=False)
+        self.bias = None
+        if layer.bias is not None:
+            self.bias = nn.Parameter(F.pad(layer.bias, (0, more)), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(F.pad(x, (0, self.pad)), self.weight, self.bias)
+        return y[..., : self.out_features]
+
+
+class _Deconvolution(nn.Module):
+    """A transposed convolution on channels-last maps; a bias inside it is slow in bfloat16."""
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.bias, layer.bias = layer.bias, None
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.contiguous(memory_format=torch.channels_last))
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+class _ProductDeconvolution(nn.Module):
+    """A transposed convolution to few channels: one product over all pixels, then overlap-add."""
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        assert isinstance(layer.padding, tuple)
+        self.geometry = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        self.extra = layer.output_padding
+        self.weight = nn.Parameter(layer.weight.flatten(1), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        size = tuple(
+            (pixels - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            for pixels, kernel, dilation, padding, stride, extra in zip(
+                (height, width), *self.geometry, self.extra, strict=True
+            )
+        )
+        patches = x.permute(0, 2, 3, 1).reshape(-1, channels) @ self.weight
+        # In float32 at least: overlap-add would round each partial sum to the weights' precision.
+        wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        columns = wide.view(n, height * width, -1).transpose(1, 2)
+        y = F.fold(columns, size, *self.geometry)
+        y = y.to(patches.dtype)
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+def _fold_batch_norms(net: nn.Sequential) -> None:
+    """Fold each batch norm into the layer before it; an identity keeps its place."""
+    names = list(net._modules)
+    for i, name in enumerate(names):
+        norm = net._modules[name]
+        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or i == 0:
+            continue
+        before = net._modules[names[i - 1]]
+        per_channel = 1
+        if isinstance(before, nn.Unflatten) and i > 1:  # a linear layer that makes the first map
+            per_channel = _pixels(before)
+            before = net._modules[names[i - 2]]
+        if (
+            isinstance(before, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+            and not parametrize.is_parametrized(before)
+            and _fold(before, norm, per_channel)
+        ):
+            net._modules[name] = nn.Identity()
+
+
+def _pixels(layer: nn.Unflatten) -> int:
+    sizes = tuple(int(size) for size in layer.unflattened_size)
+    return int(torch.tensor(sizes[1:]).prod()) if layer.dim in (1, -1) else 0
+
+
+def _fold(
+    layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, norm: _BatchNorm, per_channel: int
+) -> bool:
+    """y = (W x + b − μ) s + β with s = γ / √(σ² + ε), as one layer of weights s W."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    scale, shift = scale.repeat_interleave(per_channel), shift.repeat_interleave(per_channel)
+    weight = layer.weight
+    outputs = weight.shape[1] if isinstance(layer, nn.ConvTranspose2d) else weight.shape[0]
+    if outputs != len(scale):
+        return False  # groups, or a batch norm over another dimension
+    across = (
+        (1, -1, 1, 1)
+        if isinstance(layer, nn.ConvTranspose2d)
+        else (-1,) + (1,) * (weight.dim() - 1)
+    )
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    layer.weight = nn.Parameter(weight * scale.view(across), requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    return True
+
+
+def _replacement(layer: nn.Module) -> nn.Module | None:
+    if parametrize.is_parametrized(layer):
+        return None
+    if type(layer) is nn.Linear and min(layer.in_features, layer.out_features) < _COLUMNS:
+        return _PaddedLinear(layer)
+    if type(layer) is nn.ConvTranspose2d:
+        few = layer.out_channels <= _FEW_CHANNELS and layer.groups == 1
+        return _ProductDeconvolution(layer) if few else _Deconvolution(layer)
+    return None

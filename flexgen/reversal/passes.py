@@ -1,0 +1,41 @@
+"""What the solvers share: passes of a generator, blocks of rows, and what is told on the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Generate = Callable[[Tensor], Tensor]
+
+# Called with the share of the work done, the codes and their losses.
+Tell = Callable[[float, Tensor, Tensor], None]
+
+# Below some eight rows CPU kernels sum in another order; see "Exactness" in `reverse`.
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One generator's function by passes of different speed.
+
+    Attributes:
+        coarse: for the way to a minimum.
+        fine: for the last steps.
+        how: which these are, in words.
+        plain: the generator's own, which the results are of; `fine` if None.
+    """
+
+    coarse: Generate
+    fine: Generate
+    how: str
+    plain: Generate | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (self.plain or self.fine)(z)
+
+
+def fill(rows: Tensor, size: int | None = None) -> Tensor:
+    """Rows, filled up by copies of the first one to a size, or to a multiple of 16."""
+    size = -(-len(rows) // _ROWS) * _ROWS if size is None else size
+    return torch.cat([rows, rows[:1].expand(max(size - len(rows), 0), *rows.shape[1:])])

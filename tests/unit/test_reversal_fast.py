@@ -1,0 +1,139 @@
+"""The faster pass is the generator's function, and leaves the generator alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from flexgen.networks import DCGANGenerator, MLPGenerator
+from flexgen.reversal import calibrate_batch_norm
+from flexgen.reversal.fast import FastPass, fast_pass
+
+
+def dcgan(**options):
+    return DCGANGenerator(20, (1, 28, 28), (-1, 1), [16, 8, 4], **options)
+
+
+GENERATORS = {
+    "dcgan": dcgan,
+    "colour": lambda: DCGANGenerator(8, (3, 32, 32), (0, 1), [16, 8]),
+    "nearest": lambda: dcgan(upsampling="nearest", linear_features=[32]),
+    "odd kernel": lambda: dcgan(kernel_size=5),
+    "layer norm": lambda: dcgan(norm="layer"),
+    "mlp": lambda: MLPGenerator(10, (1, 8, 8), (-1, 1), [32, 32], norm="batch"),
+    "narrow mlp": lambda: MLPGenerator(5, (2,), None, [7, 9]),
+    "map of codes": lambda: nn.Sequential(
+        nn.ConvTranspose2d(16, 8, 4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 2, 3, 2, 1, 1, dilation=2),
+        nn.Tanh(),
+    ),
+    "bare layer": lambda: nn.ConvTranspose2d(16, 3, 4, 2),
+}
+
+
+def codes(name, n=32):
+    z = torch.randn(n, {"colour": 8, "mlp": 10, "narrow mlp": 5}.get(name, 20))
+    return z if name not in ("map of codes", "bare layer") else torch.randn(n, 16, 2, 2)
+
+
+@pytest.fixture(params=GENERATORS)
+def generator(request):
+    torch.manual_seed(0)
+    generator = GENERATORS[request.param]()
+    for module in generator.modules():  # weights that a folding must not confuse
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, 0, 0.3)
+    z = codes(request.param)
+    calibrate_batch_norm(generator, torch.cat([z] * 4))
+    return generator.eval(), z
+
+
+def value_and_gradient(function, z, x):
+    z = z.clone().requires_grad_()
+    loss = (function(z) - x).square().flatten(1).sum(1) / 2
+    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+
+
+def test_float64_pass_is_the_generator_with_its_gradient(generator):
+    generator, z = generator[0].double(), generator[1].double()
+    x = torch.rand_like(generator(z))
+    expected = value_and_gradient(generator, z, x)
+    found = value_and_gradient(FastPass(generator, torch.float64), z, x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pass_agrees_in_its_precision_and_the_generator_is_not_changed(generator, dtype):
+    generator, z = generator
+    before = copy.deepcopy(generator.state_dict())
+    wanted = [parameter.requires_grad for parameter in generator.parameters()]
+    x_hat = generator(z).detach()
+    fast = fast_pass(generator, dtype, z, x_hat)
+    assert fast is not None
+    assert fast(z).dtype == torch.float32
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    assert torch.equal(generator(z).detach(), x_hat)
+    assert [parameter.requires_grad for parameter in generator.parameters()] == wanted
+    for name, value in generator.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_depend_on_the_batch(generator, dtype):
+    generator, z = generator
+    if z.dim() == 4:
+        pytest.skip("the library's convolutions of odd sizes may round by batch")
+    fast = FastPass(generator, dtype)
+    x = torch.rand_like(generator(z).detach())
+    loss, gradient = value_and_gradient(fast, z, x)
+    rows = torch.randperm(len(z))[:16]
+    alone = value_and_gradient(fast, z[rows], x[rows])
+    assert torch.equal(alone[0], loss[rows])
+    assert torch.equal(alone[1], gradient[rows])
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 16)
+
+    def forward(self, z):
+        return self.layer(z) + torch.randn(len(z), 16)
+
+
+class Peeking(nn.Module):
+    """Reads the batch norm's statistics, which a folded copy has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16))
+
+    def forward(self, z):
+        return self.net(z) + self.net[1].running_mean
+
+
+class Uncopyable(nn.Module):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("has a handle")
+
+    def forward(self, z):
+        return z
+
+
+@pytest.mark.parametrize("kind", [Noisy, Peeking, Uncopyable])
+def test_a_generator_that_cannot_be_copied_faithfully_has_no_fast_pass(kind):
+    generator, z = kind().eval(), torch.randn(16, 4)
+    assert fast_pass(generator, torch.float32, z, generator(z).detach()) is None
+
+
+def test_spectral_norm_is_left_as_it_is():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(20, 32))
+    generator = nn.Sequential(layer, nn.BatchNorm1d(32)).eval()
+    z = torch.randn(16, 20)
+    fast = fast_pass(generator, torch.float32, z, generator(z).detach())
+    assert fast is not None
+    assert any(isinstance(module, nn.BatchNorm1d) for module in fast.modules())

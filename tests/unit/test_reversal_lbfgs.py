@@ -1,0 +1,263 @@
+"""The search by L-BFGS: a code is its own sample's alone, and none is worse than where it began."""
+
+import pytest
+import torch
+from torch import nn
+
+from flexgen.networks import DCGANGenerator, MLPGenerator
+from flexgen.reversal import calibrate_batch_norm, reverse
+from flexgen.reversal.lbfgs import LBFGS, direction
+from flexgen.reversal.losses import half_squared_error
+from flexgen.reversal.passes import Passes
+from flexgen.reversal.starts import Bank, normal_codes
+
+
+def codes(n, latent_dim, seed=2, dtype=torch.float32):
+    return torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def network(kind, latent_dim=12):
+    torch.manual_seed(0)
+    if kind == "mlp":
+        return MLPGenerator(latent_dim, (1, 8, 8), (-1, 1), [32, 32]).eval()
+    generator = DCGANGenerator(latent_dim, (1, 8, 8), (-1, 1), [16, 8])
+    calibrate_batch_norm(generator, codes(256, latent_dim))
+    return generator.eval()
+
+
+def images(n, seed=1):
+    return 2 * torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def two_loop(s, y, g):
+    """Nocedal & Wright, algorithm 7.4, for one row whose pairs are all there."""
+    q, alphas = g.clone(), []
+    for step, change in zip(s.flip(0), y.flip(0), strict=True):
+        alpha = (step @ q) / (step @ change)
+        alphas.append(alpha)
+        q = q - alpha * change
+    q = q * (s[-1] @ y[-1]) / (y[-1] @ y[-1])
+    for step, change, alpha in zip(s, y, reversed(alphas), strict=True):
+        q = q + step * (alpha - (change @ q) / (step @ change))
+    return -q
+
+
+@pytest.mark.parametrize("missing", [0, 1, 3, 4])
+def test_compact_direction_is_the_two_loop_recursion(missing):
+    draw = torch.Generator().manual_seed(0)
+    hessian = torch.randn(5, 7, 7, generator=draw, dtype=torch.float64)
+    hessian = hessian @ hessian.mT + torch.eye(7, dtype=torch.float64)
+    s = torch.randn(5, 4, 7, generator=draw, dtype=torch.float64)
+    s[:, :missing] = 0
+    y = s @ hessian
+    g = torch.randn(5, 7, generator=draw, dtype=torch.float64)
+    found, known = direction(s, y, g)
+    assert known.tolist() == [missing < 4] * 5
+    if missing < 4:
+        expected = [two_loop(s[i, missing:], y[i, missing:], g[i]) for i in range(5)]
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_linear_generator_gives_its_codes_back():
+    torch.manual_seed(0)
+    generator = nn.Linear(4, 9).double()
+    z = codes(6, 4, dtype=torch.float64)
+    found = reverse(generator, generator(z).detach(), latent_shape=4, tolerance=1e-9)
+    torch.testing.assert_close(found.z, z, atol=1e-5, rtol=0)
+    assert found.converged.all()
+
+
+def test_misfit_gives_the_least_squares_code():
+    torch.manual_seed(0)
+    generator = nn.Linear(4, 9).double()
+    x = torch.rand(5, 9, dtype=torch.float64)
+    found = reverse(generator, x, latent_shape=4, tolerance=1e-9)
+    least = torch.linalg.lstsq(generator.weight.detach(), (x - generator.bias.detach()).T)
+    torch.testing.assert_close(found.z, least.solution.T, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "plain"])
+def test_result_is_of_the_generator_itself(kind, precision):
+    generator, x = network(kind), images(20)
+    found = reverse(generator, x, latent_shape=12, steps=30, precision=precision)
+    torch.testing.assert_close(found.x_hat, generator(found.z).detach())
+    expected = (found.x_hat - x).square().flatten(1).sum(1) / 2
+    torch.testing.assert_close(found.loss, expected)
+    slow = reverse(generator, x, latent_shape=12, method="adam", steps=30)
+    assert found.loss.mean() < slow.loss.mean()
+
+
+# The search is chaotic enough that any difference in one bit would show.
+@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+@pytest.mark.parametrize("latent_dim", [2, 10, 12])
+def test_a_code_does_not_depend_on_its_companions(kind, latent_dim):
+    generator, x = network(kind, latent_dim), images(37)
+    options = {"latent_shape": latent_dim, "steps": 25, "bank": 256}
+    whole = reverse(generator, x, **options)
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(3))
+    shuffled = reverse(generator, x[order], index=order, batch_size=9, **options)
+    alone = reverse(generator, x[5:6], index=torch.tensor([5]), **options)
+    for field in ("z", "x_hat", "loss", "steps", "converged"):
+        assert torch.equal(getattr(shuffled, field), getattr(whole, field)[order])
+        assert torch.equal(getattr(alone, field), getattr(whole, field)[5:6])
+
+
+@pytest.mark.parametrize("init", ["normal", "bank", "codes", "several", "encoder"])
+def test_starts_of_every_kind(init):
+    generator, x = network("mlp"), images(17)
+    starts = {
+        "codes": codes(17, 12),
+        "several": codes(17 * 3, 12).view(17, 3, 12),
+        "encoder": lambda x: x.flatten(1)[:, :12],
+    }
+    options = {"latent_shape": 12, "init": starts.get(init, init), "init_scale": 0.1, "steps": 30}
+    found = reverse(generator, x, **options)
+    rows = torch.tensor([3, 16])
+    if isinstance(options["init"], torch.Tensor):
+        options["init"] = options["init"][rows]
+    again = reverse(generator, x[rows], index=rows, **options)
+    assert torch.equal(again.z, found.z[rows])
+
+
+def test_result_is_never_worse_than_the_start():
+    generator, x = network("dcgan"), images(16)
+    start = codes(16, 12)
+    before = half_squared_error(generator(start).detach(), x)
+    for steps in (1, 2, 50):
+        found = reverse(generator, x, latent_shape=12, init=start, steps=steps)
+        assert (found.loss <= before * (1 + 1e-6)).all()
+
+
+def test_bank_holds_the_nearest_first_and_skips():
+    bank = Bank(lambda z: z, torch.arange(100.0)[:, None])
+    near = bank.nearest(torch.tensor([[0.2], [99.0]]), 3)
+    assert near[:, :, 0].tolist() == [[0, 4, 8], [99, 95, 91]]
+
+
+def test_bank_smaller_than_the_starts():
+    generator = nn.Linear(2, 8)
+    found = reverse(generator, torch.rand(3, 8), latent_shape=2, bank=2, starts=5)
+    assert found.z.isfinite().all()
+
+
+def test_codes_stay_within_bounds_and_reach_the_constrained_minimum():
+    torch.manual_seed(0)
+    generator = nn.Linear(3, 9).double()
+    x = generator(torch.tensor([[0.5, 2.0, -3.0]]).double()).detach()
+    found = reverse(
+        generator, x, latent_shape=3, constraint="clip", bounds=(-1, 1), tolerance=1e-10, steps=200
+    )
+    slow = reverse(
+        generator, x, latent_shape=3, constraint="clip", bounds=(-1, 1), method="gd", lr=0.3,
+        steps=3000, tolerance=0,
+    )  # fmt: skip
+    assert found.z.abs().max() <= 1
+    torch.testing.assert_close(found.z, slow.z, atol=1e-4, rtol=0)
+
+
+def test_hard_samples_take_more_starts_and_easy_ones_two():
+    def generate(z):  # one well at 1 beside many at other heights, met from other starts
+        return torch.cat([z, (3 * z).sin() * (z < 0.5)], 1)
+
+    calls = []
+
+    def counted(z):
+        calls.append(len(z))
+        return generate(z)
+
+    x = torch.tensor([[1.0, 0.0], [-2.0, 3.0]])
+    starts = torch.tensor([[0.9, 1.1, 1.2, 1.3], [-3.0, -1.2, 0.3, -2.5]])[:, :, None]
+    found = reverse(counted, x, latent_shape=1, init=starts)
+    one = reverse(generate, x[:1], latent_shape=1, init=starts[:1, :2])
+    assert torch.equal(found.steps[:1], one.steps)
+    assert found.steps[1] > found.steps[0]
+
+
+def test_a_sample_without_a_finite_loss_spoils_no_other():
+    def generate(z):
+        return torch.where(z[:, :1] > 50, torch.nan, z)
+
+    x, start = torch.zeros(4, 2), codes(4, 2)
+    start[2] = 100
+    found = reverse(generate, x, latent_shape=2, init=start)
+    assert found.loss.isfinite().tolist() == [True, True, False, True]
+    assert found.converged.tolist() == [True, True, False, True]
+
+
+def test_restarts_and_tell_report_the_best_so_far():
+    generator, x = network("mlp"), images(16)
+    seen = []
+    found = reverse(generator, x, latent_shape=12, watch=seen.append, precision="plain")
+    losses = torch.stack([half_squared_error(generator(z).detach(), x) for z in seen])
+    assert (losses.diff(dim=0) <= 1e-4).all()
+    torch.testing.assert_close(losses[-1], found.loss, atol=1e-3, rtol=1e-3)
+
+
+def test_codes_of_any_shape():
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Flatten(), nn.Linear(18, 48), nn.Unflatten(1, (3, 4, 4))).eval()
+    z = codes(5, 18).view(5, 2, 3, 3)
+    x = generator(z).detach()
+    found = reverse(generator, x, latent_shape=(2, 3, 3), tolerance=1e-6)
+    assert found.z.shape == z.shape
+    torch.testing.assert_close(found.z, z, atol=0.02, rtol=0)
+
+
+def test_auto_says_what_it_chose():
+    generator, x = network("dcgan"), images(3)
+    found = reverse(generator, x, latent_shape=12, steps=2)
+    assert found.how.startswith("lbfgs, up to 4 starts from the nearest of 2048 samples, passes in")
+    assert reverse(lambda z: generator(z), x, latent_shape=12, steps=2).how.endswith("plain passes")
+    tied = reverse(generator, x, latent_shape=12, steps=2, norm="batch")
+    assert tied.how == "adam, step size 0.05, at most 2 steps, 1 start from N(0, 0.0001²)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "batch"}, "goes with neither norm='batch'"),
+        ({"history": True}, "nor with history=True"),
+        ({"constraint": "moments"}, "goes with neither"),
+        ({"starts": 0}, "`starts` must be at least 1, got 0"),
+        ({"bank": 0}, "`bank` must be at least 1"),
+        ({"bank": torch.zeros(5, 3)}, r"`bank` must be .* got \(5, 3\)"),
+        ({"precision": "half"}, "`precision` must be one of"),
+        ({"init": torch.zeros(3, 2, 5)}, r"`init` must be finite codes"),
+        ({"init": lambda x: x}, "`init` gave"),
+    ],
+)
+def test_wrong_calls_are_refused_with_a_remedy(options, message):
+    with pytest.raises(ValueError, match=message):
+        reverse(network("mlp"), images(3), latent_shape=12, method="lbfgs", **options)
+
+
+def test_generator_and_random_state_are_left_as_they_were():
+    generator = network("dcgan").train()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    state = torch.get_rng_state()
+    reverse(generator, images(4), latent_shape=12, steps=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert generator.training
+    assert all(parameter.requires_grad for parameter in generator.parameters())
+    assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
+
+
+def test_rosenbrock_is_solved_from_the_classic_start():
+    # Half the squared error of (10 (b - a²), 1 - a) is Rosenbrock's function.
+    def generate(z):
+        a, b = z.unbind(1)
+        return torch.stack([10 * (b - a.square()), 1 - a], 1)
+
+    solver = LBFGS(half_squared_error, steps=300, bounds=None, tolerance=0.0)
+    start = torch.tensor([[[-1.2, 1.0]]], dtype=torch.float64)
+    target = torch.zeros(1, 2, dtype=torch.float64)
+    passes = Passes(generate, generate, "")
+    found = solver.run(passes, target, start, lambda share, z, loss: None)
+    torch.testing.assert_close(found["z"], torch.ones(1, 2, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_normal_starts_differ_by_sample_and_by_start():
+    a = normal_codes(torch.arange(3), (4,), 0)
+    b = normal_codes(torch.arange(3), (4,), 1)
+    assert not torch.equal(a, b)
