@@ -36,8 +36,9 @@ PUBLISHED = {
     ("omniglot_small", "normal", "none"): 0.020,
     ("omniglot_small", "normal", "moments"): 0.020,
 }
-KEY = ("data", "prior", "constraint", "norm", "method", "lr", "steps", "training", "seed")
-SETTING = KEY[:7]
+KEY = ("data", "prior", "constraint", "norm", "method", "lr", "steps", "split", "training", "seed")
+SETTING = KEY[:8]
+ITS_OWN = ("auto", "lbfgs")  # methods with starts, steps and a stopping rule of their own
 PICTURED = 16
 
 
@@ -46,27 +47,31 @@ def main() -> None:
     parser.add_argument("--method", default="rmsprop", help="gd, rmsprop, adam, auto, …")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--norms", nargs="+", default=["eval", "batch"])
+    parser.add_argument("--split", default="test", help="where the images come from (test)")
     parser.add_argument("--free", action="store_true", help="without the prior's constraint only")
     parser.add_argument("--no-curves", action="store_true", help="leave curves and pictures as is")
     asked = parser.parse_args()
+    descent = {"lr": asked.lr, "steps": asked.steps}
+    if asked.method in ITS_OWN:
+        descent, asked.no_curves = {"lr": "its own", "steps": "its own"}, True
     for path in asked.runs:
         parts, about = load_run(path)
         bound = "moments" if parts.model.prior.current.support is None else "clip"
         rows, curves, shown = [], [], {}
         for constraint in ("none",) if asked.free else ("none", bound):
             for norm in asked.norms:
-                how = {"constraint": constraint, "norm": norm, "method": asked.method}
+                how = {"constraint": constraint, "norm": norm, "method": asked.method, **descent}
                 for seed in asked.seeds:
-                    x = parts.data.split("test", asked.n, seed)[0].to(parts.model.device)
-                    run = {**about, **how, "lr": asked.lr, "steps": asked.steps, "seed": seed}
-                    found = invert(parts, x, seed, **how, lr=asked.lr, steps=asked.steps)
+                    x = parts.data.split(asked.split, asked.n, seed)[0].to(parts.model.device)
+                    run = {**about, **how, "split": asked.split, "seed": seed}
+                    found = invert(parts, x, seed, **how)
                     rows.append(run | errors(parts, x, found))
                     print(", ".join(str(value) for value in rows[-1].values()), flush=True)
                     if seed != asked.seeds[0] or asked.no_curves:
                         continue
                     shown["images"], shown[f"{constraint}/{norm}"] = x, found.x_hat
                     for steps in grid(asked.steps):
-                        early = invert(parts, x, seed, **how, lr=asked.lr, steps=steps)
+                        early = invert(parts, x, seed, **{**how, "steps": steps})
                         curves.append({**run, "after": steps, "mae": mae(early.x_hat, x)})
                     curves.append({**run, "after": asked.steps, "mae": mae(found.x_hat, x)})
         merge(asked.out / "inversions.csv", rows, KEY)
@@ -105,19 +110,21 @@ def invert(
 ) -> Reversal:
     """Algorithm 1 of the paper: cross-entropy, codes that start as draws from the prior.
 
-    All images share one batch, as `norm="batch"` and the moments need. `method="auto"` finds its
-    own starting codes.
+    All images share one batch, as `norm="batch"` and the moments need. L-BFGS takes its starts from
+    a bank of 2,048 draws of the prior, and its own number of steps.
     """
     prior = parts.model.prior.current
-    if method != "auto":
-        with isolated_rng(seed):
-            options["init"] = prior().sample((len(x),))
+    with isolated_rng(seed):
+        if method in ITS_OWN:
+            options = {"norm": options["norm"], "bank": prior().sample((2048,))}
+        else:
+            options |= {"init": prior().sample((len(x),)), "tolerance": 0}
     if constraint == "clip":
         options["bounds"] = prior.support
     return reverse(
         parts.model.sampler, x, latent_shape=parts.model.latent_dim, loss="bce", method=method,
-        constraint=None if constraint == "none" else constraint, batch_size=len(x), tolerance=0,
-        seed=seed, **options,
+        constraint=None if constraint == "none" else constraint, batch_size=len(x), seed=seed,
+        **options,
     )  # fmt: skip
 
 
