@@ -4,17 +4,17 @@ import inspect
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flexgen.cli.generator import open_generator, pair, shape_text
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
-from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
-from flexgen.reversal.modes import Generator
+from flexgen.reversal.loading import Loaded, Probe
 from flexgen.reversal.parts import clear
 from flexgen.reversal.stream import Streamed, reverse_stream
 
@@ -79,23 +79,11 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))
-    loaded, its_range, its_options = _load(asked, device)
-    options = its_options | options
-    if options.get("norm") == "batch" and loaded.kind.startswith("TorchScript"):
-        raise ValueError(
-            "norm=batch reaches the batch norms of a torch.nn.Module, got a TorchScript file; "
-            "give the module itself with generator=package.module:attribute"
-        )
-    latent_shape = _latent_shape(asked, loaded)
-    tried = probe(loaded, latent_shape, device)
-    low, high = _pair("range", asked["range"]) or its_range or (-1.0, 1.0)
-    if options.get("loss") == "bce" and (low, high) != (0.0, 1.0):
-        # The cross-entropy wants [0, 1]: both sides are moved there.
-        loaded = replace(loaded, generator=_Unit(loaded.generator, low, high))
-        tried = replace(tried, low=(tried.low - low) / (high - low),
-                        high=(tried.high - low) / (high - low))  # fmt: skip
-        low, high = 0.0, 1.0
-    reader = _reader(asked, tried.shape, (low, high))
+    found = open_generator(asked, options, device, rank)
+    loaded, (low, high), options = found.loaded, found.range, found.options
+    tried = found.probe
+    data_range = pair("data_range", asked["data_range"]) or found.data_range
+    reader = _reader(asked, tried.shape, (low, high), data_range)
     size = len(reader)
     n = min(asked["n"] or size, size)
     identity = {
@@ -104,10 +92,10 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
         "key": asked["key"],
         "shape": list(tried.shape),
         "range": [low, high],
-        "data_range": asked["data_range"],
+        "data_range": data_range and list(data_range),
     }
     return Job(
-        loaded, latent_shape, tried, (low, high), reader, torch.arange(n) * size // n, device,
+        loaded, found.latent_shape, tried, (low, high), reader, torch.arange(n) * size // n, device,
         options, identity,
     )  # fmt: skip
 
@@ -137,23 +125,12 @@ def work(
     )
 
 
-class _Unit(nn.Module):
-    """A generator whose range [low, high] is moved to [0, 1]."""
-
-    def __init__(self, generator: Generator, low: float, high: float) -> None:
-        super().__init__()
-        self.generator, self.low, self.high = generator, low, high
-
-    def forward(self, z: Tensor) -> Tensor:
-        return (self.generator(z) - self.low) / (self.high - self.low)
-
-
 def _describe(asked: dict[str, Any], job: Job) -> None:
     """Say what was found, and what a person should know of it before waiting."""
     loaded, tried = job.loaded, job.probe
     print(
-        f"generator: {asked['generator']} ({loaded.kind}), codes {_shape(job.latent_shape)} to "
-        f"{_shape(tried.shape)}"
+        f"generator: {asked['generator']} ({loaded.kind}), codes {shape_text(job.latent_shape)} to "
+        f"{shape_text(tried.shape)}"
     )
     some = f"{len(job.index)} of " if len(job.index) < len(job.reader) else ""
     print(f"data: {asked['path']} ({some}{len(job.reader)} samples)")
@@ -174,63 +151,18 @@ def _describe(asked: dict[str, Any], job: Job) -> None:
         print(f"note: {note}")
 
 
-def _load(
-    asked: dict[str, Any], device: torch.device
-) -> tuple[Loaded, tuple[float, float] | None, dict[str, Any]]:
-    """The generator, its range, and the options that it comes with; the last two of a run alone."""
-    folder = Path(asked["generator"])
-    if not (folder / "config.yaml").is_file():
-        return load_generator(folder if folder.exists() else asked["generator"],
-                              trust=asked["trust"], device=device), None, {}  # fmt: skip
-    from flexgen.callbacks.reversal import base_space
-    from flexgen.cli.build import load_trained
-    from flexgen.cli.compose import load_config
-    from flexgen.training import file_sha256
-
-    parts = load_trained(load_config(folder.resolve()), folder.resolve())
-    model = parts.model.to(device).eval()
-    model.requires_grad_(False)
-    generator, prior = base_space(model)
-    assert parts.checkpoint is not None
-    loaded = Loaded(
-        generator, tuple(prior().event_shape), "FlexGen run", file_sha256(parts.checkpoint)
-    )
-    support = getattr(prior, "support", None)
-    bounded = {} if support is None else {"constraint": "clip", "bounds": tuple(support)}
-    return loaded, parts.data.range, bounded
-
-
-def _latent_shape(asked: dict[str, Any], loaded: Loaded) -> tuple[int, ...]:
-    dim, shape = asked["latent_dim"], asked["latent_shape"]
-    if dim is not None and shape is not None:
-        raise ValueError(f"give latent_dim or latent_shape, not both, got {dim} and {shape}")
-    given = [dim] if dim is not None else shape
-    if given is None:
-        if loaded.latent_shape is None:
-            raise ValueError(missing_latent_shape(loaded))
-        return loaded.latent_shape
-    if not isinstance(given, list) or not all(type(size) is int and size > 0 for size in given):
-        raise ValueError(
-            f"latent_dim must be a whole number above 0, latent_shape a list of them, got {given}; "
-            "as in latent_dim=100 or latent_shape=[512,4,4]"
-        )
-    if loaded.latent_shape not in (None, tuple(given)):
-        raise ValueError(
-            f"the {loaded.kind} takes codes of shape {_shape(loaded.latent_shape or ())}, got "
-            f"{_shape(tuple(given))}; leave out {'latent_shape' if dim is None else 'latent_dim'}"
-        )
-    return tuple(given)
-
-
 def _reader(
-    asked: dict[str, Any], shape: tuple[int, ...], value_range: tuple[float, float]
+    asked: dict[str, Any],
+    shape: tuple[int, ...],
+    value_range: tuple[float, float],
+    data_range: tuple[float, float] | None,
 ) -> Reader:
     if asked["data"] == "folder":
         return ImageFolder(asked["path"], shape, value_range, resize=asked["resize"])
     if asked["data"] == "array":
         return ArrayFile(
             asked["path"], shape, value_range, key=asked["key"], resize=asked["resize"],
-            data_range=_pair("data_range", asked["data_range"]),
+            data_range=data_range,
         )  # fmt: skip
     raise ValueError(
         f"`data` must be folder or array, got {asked['data']!r}; data=folder reads all images "
@@ -239,14 +171,15 @@ def _reader(
 
 
 def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    known = set(inspect.signature(reverse).parameters) - {"generator", "x", "latent_shape", "index"}
+    theirs = {"generator", "x", "latent_shape", "index", "history", "progress", "watch"}
+    known = set(inspect.signature(reverse).parameters) - theirs
     options = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(options.keys() - known):
         raise ValueError(
             f"unknown key `reverse.{unknown[0]}`; there are {', '.join(sorted(known & set(asked)))}"
         )
     for name in {"bounds", "moments"} & options.keys():
-        options[name] = _pair(f"reverse.{name}", options[name], rising=name == "bounds")
+        options[name] = pair(f"reverse.{name}", options[name], rising=name == "bounds")
     return options
 
 
@@ -287,16 +220,3 @@ def _at_least(name: str, value: Any, least: int) -> int:
     if type(value) is not int or value < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
     return value
-
-
-def _pair(name: str, value: Any, rising: bool = True) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
-    if not numbers or len(value) != 2 or (rising and not value[0] < value[1]):
-        raise ValueError(f"`{name}` must be [low,high] with low < high, got {value}; as in [-1,1]")
-    return float(value[0]), float(value[1])
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(str(size) for size in shape) or "()"

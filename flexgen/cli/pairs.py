@@ -23,6 +23,7 @@ def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
     """Print how it went; the same figures are returned by name."""
     with safe_open(done.codes, "pt") as file:
         loss, converged = file.get_tensor("loss").double(), file.get_tensor("converged")
+        how = file.metadata()["how"]
     finite = loss[loss.isfinite()]
     mean, median, tail = (
         (finite.mean(), *finite.quantile(torch.tensor([0.5, 0.9], dtype=finite.dtype)))
@@ -36,10 +37,12 @@ def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
         else (math.nan,) * 3
     )
     now = done.samples - done.before
-    before = f"{done.before} were done before" + (", then " if now else "") if done.before else ""
+    before = f"{done.before} were done before, " if done.before else ""
+    before += "then " if now and before else "none are left" if before else ""
     speed = f"{now} samples in {seconds:.1f} s, {now / seconds:.3g}/s" if now else ""
     bce = job.options.get("loss") == "bce"
     facts = [
+        ("method", how),
         ("reversed", before + speed),
         (
             f"loss ({'cross-entropy, nats' if bce else 'half the squared error'} a sample)",
@@ -129,7 +132,9 @@ def _png(x: Tensor, x_hat: Tensor, value_range: tuple[float, float]) -> bytes:
     from PIL import Image
 
     low, high = value_range
-    gap = torch.full((x.shape[0], max(1, x.shape[1] // 28), x.shape[2]), high)
+    zoom = max(1, 64 // x.shape[1])  # so that the gap between small ones is thin
+    x, x_hat = (side.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for side in (x, x_hat))
+    gap = torch.full((x.shape[0], max(2, x.shape[1] // 32), x.shape[2]), high)
     both = ((torch.cat([x, gap, x_hat], 1) - low) / (high - low)).nan_to_num().clamp(0, 1)
     pixels = (both * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
     file = io.BytesIO()

@@ -1,6 +1,5 @@
 """`flexgen reverse`: codes of a run's own data, scored; or of any images under any generator."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from flexgen._conf import conf_dir
 from flexgen.cli.compose import plain, reversal_options, run_hydra
 
-_TYPED = {"generator": None, "data": "folder", "path": None, "out": "codes"}
+_TYPED = {
+    "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -66,9 +67,7 @@ def _find_codes(cfg: DictConfig) -> None:
             "goes on from there",
             file=sys.stderr,
         )
-        # Interpreters shutting down wait for threads; a second Ctrl-C would print a traceback.
-        sys.stderr.flush()
-        os._exit(130)
+        sys.exit(130)
 
 
 def _help() -> str:

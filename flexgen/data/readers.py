@@ -6,7 +6,8 @@ so that a set larger than memory can be gone through.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -133,11 +134,9 @@ class ImageFolder:
         other = {size: n for size, n in sizes.items() if size != (width, height)}
         if not other:
             return []
-        shown = ", ".join(_size(size) for size in sorted(other)[:3])
         return [
-            f"{sum(other.values())} of {len(self)} images are resized to {width}×{height} pixels, "
-            f"cut about their centre to that aspect (they are {shown}"
-            f"{f' and {len(other) - 3} other sizes' if len(other) > 3 else ''})"
+            f"resized to {width}×{height} pixels, cut about the centre to that aspect: "
+            f"{sum(other.values())} of {len(self)} images ({_some(map(_size, sorted(other)))})"
         ]
 
     def _converted(self, modes: Counter[str]) -> list[str]:
@@ -145,10 +144,8 @@ class ImageFolder:
         other = {mode: n for mode, n in modes.items() if mode != wanted}
         if not other:
             return []
-        kinds = ", ".join(sorted(other))
-        return [
-            f"{sum(other.values())} of {len(self)} images are turned to {word} (they are {kinds})"
-        ]
+        many = f"{sum(other.values())} of {len(self)} images"
+        return [f"turned to {word}: {many} ({_some(sorted(other))})"]
 
     def _left_out(self) -> list[str]:
         known = set(self._names)
@@ -160,11 +157,7 @@ class ImageFolder:
         )
         if not other:
             return []
-        dots = ", …" if len(other) > 3 else ""
-        return [
-            f"{len(other)} files are left out, for their names are not those of images: "
-            f"{', '.join(other[:3])}{dots}"
-        ]
+        return [f"left out, not named as images: {len(other)} ({_some(other)})"]
 
 
 class ArrayFile:
@@ -250,12 +243,12 @@ class ArrayFile:
         lines = []
         if self._found()[1:] != self.shape[1:]:
             lines.append(
-                f"{len(self)} images of {_size(self._found()[:0:-1])} are resized to "
-                f"{_size(self.shape[:0:-1])} pixels, cut about their centre to that aspect"
+                f"resized to {_size(self.shape[:0:-1])} pixels, cut about the centre to that "
+                f"aspect: all {len(self)} images ({_size(self._found()[:0:-1])})"
             )
         if self._found()[0] != self.shape[0]:
             word = "grey" if self.shape[0] == 1 else "colour"
-            lines.append(f"{len(self)} images are turned to {word}")
+            lines.append(f"turned to {word}: all {len(self)} images")
         if self._rows.dtype == torch.uint8:
             return lines
         low, high = torch.inf, -torch.inf
@@ -337,3 +330,8 @@ def _layout(found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> str:
 
 def _size(size: Sequence[int]) -> str:
     return "×".join(str(edge) for edge in size)
+
+
+def _some(words: Iterable[str]) -> str:
+    first = list(islice(words, 4))
+    return ", ".join(first[:3]) + (", …" if len(first) > 3 else "")

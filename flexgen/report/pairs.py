@@ -70,7 +70,10 @@ def pairs_page(
 
 
 def _strip(pairs: Sequence[Pair]) -> Html:
-    return tag("div", *map(_figure, pairs), class_="strip pairs")
+    narrow = (
+        "grid-template-columns: repeat(auto-fill, minmax(min(92px, 22vw), 1fr)); gap: 14px 12px"
+    )
+    return tag("div", *map(_figure, pairs), class_="strip", style=narrow)
 
 
 def _figure(pair: Pair) -> Html:
@@ -84,7 +87,7 @@ def _figure(pair: Pair) -> Html:
     caption = tag(
         "figcaption",
         tag("b", f"{pair.loss:.4g}"),
-        pair.failure is not None and join(" ", tag("b", pair.failure, class_="control")),
+        pair.failure is not None and join(tag("br"), tag("span", pair.failure, class_="control")),
         tag("br"),
         pair.name,
     )

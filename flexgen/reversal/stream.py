@@ -53,7 +53,7 @@ class TensorSource:
 
     def stamp(self, index: Tensor) -> str:
         """Digest of the rows themselves."""
-        rows = self.read(index).detach().cpu().contiguous().view(torch.uint8)
+        rows = self.x[index.to(self.x.device)].detach().cpu().contiguous().view(torch.uint8)
         return hashlib.sha256(rows.numpy().tobytes()).hexdigest()
 
 
@@ -122,7 +122,7 @@ def reverse_stream(
     Returns:
         Where the file of codes is. It holds `z (n, *latent_shape)` and, `(n,)` each, `loss`,
         `steps`, `converged` and `index`. Its metadata hold `identity` and, where the source has
-        them, `names`, as JSON.
+        them, `names`, as JSON, and `how`, in words.
 
     Raises:
         ValueError: if the folder holds other work, another process is writing there, the data have
@@ -189,6 +189,7 @@ def reverse_stream(
             }
             about = {
                 "stamp": stamp,
+                "how": found.how,
                 "loss": repr(float(found.loss.double().sum())),
                 "seconds": f"{time.perf_counter() - started:.3f}",
             }
@@ -197,7 +198,8 @@ def reverse_stream(
         if rank == 0:
             watch.wait()
             names = [] if source.names is None else [source.names[i] for i in index.tolist()]
-            parts.gather({"names": json.dumps(names, ensure_ascii=False)} if names else {})
+            about = {"names": json.dumps(names, ensure_ascii=False)} if names else {}
+            parts.gather({**about, "how": parts.finished()[0]["how"]})
         return Streamed(parts.codes, len(index), watch.before or 0)
 
 
@@ -229,4 +231,8 @@ def _digest(values: Sequence[object]) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Tensor):
         return _digest(value.tolist())
+    if isinstance(value, nn.Module):
+        return weights_sha256(value)
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
     return list(value) if isinstance(value, tuple) else value

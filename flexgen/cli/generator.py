@@ -1,0 +1,222 @@
+"""The generator that `flexgen reverse generator=…` names: loaded, tried, ready to reverse."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
+from flexgen.reversal.modes import Generator
+
+__all__ = ["Found", "open_generator", "pair", "shape_text"]
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A generator, and how it is to be reversed.
+
+    Attributes:
+        loaded: the generator.
+        latent_shape: shape of one code.
+        probe: what it makes.
+        range: (low, high) of its black and white.
+        data_range: that of floats in an array, where it is known to be another.
+        options: for `reverse`: those asked for, on top of what the generator brings.
+    """
+
+    loaded: Loaded
+    latent_shape: tuple[int, ...]
+    probe: Probe
+    range: Range
+    data_range: Range | None
+    options: dict[str, Any]
+
+
+def open_generator(
+    asked: dict[str, Any], options: dict[str, Any], device: torch.device, rank: int
+) -> Found:
+    """Load a generator, find out what its codes and images are, and settle the options.
+
+    Raises:
+        ValueError: if it is none, does not fit what was asked, or cannot be reversed so.
+        FileNotFoundError: if it is not there.
+    """
+    loaded, its_range, prior = _load(asked, device)
+    options = dict(options)
+    if options.get("norm") == "batch" and loaded.kind.startswith("TorchScript"):
+        raise ValueError(
+            "norm=batch reaches the batch norms of a torch.nn.Module, got a TorchScript file; "
+            "give the module itself with generator=package.module:attribute"
+        )
+    latent_shape = _latent_shape(asked, loaded)
+    if prior is not None:
+        _follow(prior, options)
+    found = Found(
+        loaded,
+        latent_shape,
+        probe(loaded, latent_shape, device),
+        pair("range", asked["range"]) or its_range or (-1.0, 1.0),
+        None,
+        options,
+    )
+    if options.get("init") == "encoder":
+        options["init"] = _encoder(asked, found, prior, device, rank)
+    elif asked["encoder"]:
+        raise ValueError(
+            f"`encoder` goes with reverse.init=encoder, got {options.get('init')!r}; give both"
+        )
+    return _in_unit_range(found) if options.get("loss") == "bce" else found
+
+
+def pair(name: str, value: Any, rising: bool = True) -> Range | None:
+    """Two numbers from a configuration, or None.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if value is None:
+        return None
+    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    if not numbers or len(value) != 2 or (rising and not value[0] < value[1]):
+        raise ValueError(f"`{name}` must be [low,high] with low < high, got {value}; as in [-1,1]")
+    return float(value[0]), float(value[1])
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as a person writes it."""
+    return "×".join(str(size) for size in shape)
+
+
+class _Unit(nn.Module):
+    """A generator whose range [low, high] is moved to [0, 1]."""
+
+    def __init__(self, generator: Generator, low: float, high: float) -> None:
+        super().__init__()
+        self.generator, self.low, self.high = generator, low, high
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (self.generator(z) - self.low) / (self.high - self.low)
+
+
+def _in_unit_range(found: Found) -> Found:
+    """With a cross-entropy, which wants [0, 1], both sides are moved there."""
+    low, high = found.range
+    if (low, high) == (0.0, 1.0):
+        return found
+    lowest, highest = (
+        (value - low) / (high - low) for value in (found.probe.low, found.probe.high)
+    )
+    return replace(
+        found,
+        loaded=replace(found.loaded, generator=_Unit(found.loaded.generator, low, high)),
+        probe=replace(found.probe, low=lowest, high=highest),
+        range=(0.0, 1.0),
+        data_range=(low, high),
+    )
+
+
+def _load(
+    asked: dict[str, Any], device: torch.device
+) -> tuple[Loaded, Range | None, nn.Module | None]:
+    """The generator; of a FlexGen run also its range and the prior over its codes."""
+    folder = Path(asked["generator"])
+    if not (folder / "config.yaml").is_file():
+        return load_generator(asked["generator"], trust=asked["trust"], device=device), None, None
+    from flexgen.callbacks.reversal import base_space
+    from flexgen.cli.build import load_trained
+    from flexgen.cli.compose import load_config
+    from flexgen.training import file_sha256
+
+    run_dir = folder.resolve()
+    parts = load_trained(load_config(run_dir), run_dir)
+    model = parts.model.to(device).eval()
+    model.requires_grad_(False)
+    generator, prior = base_space(model)
+    assert parts.checkpoint is not None
+    shape = tuple(prior().event_shape)
+    loaded = Loaded(generator, shape, "FlexGen run", file_sha256(parts.checkpoint))
+    return loaded, parts.data.range, prior
+
+
+def _follow(prior: nn.Module, options: dict[str, Any]) -> None:
+    """Keep codes where a run's prior has them, and draw the bank from it."""
+    from flexgen.training import isolated_rng
+
+    support = getattr(prior, "support", None)
+    if support is not None and "constraint" not in options:
+        options["constraint"] = "clip"
+        options.setdefault("bounds", tuple(support))
+    size = options.get("bank", 2048)
+    if options.get("method", "auto") in ("auto", "lbfgs") and isinstance(size, int):
+        with isolated_rng(options.get("seed", 0)):
+            options["bank"] = prior().sample(torch.Size((size,))).cpu()
+
+
+def _encoder(
+    asked: dict[str, Any],
+    found: Found,
+    prior: nn.Module | None,
+    device: torch.device,
+    rank: int,
+) -> Any:
+    """The encoder of a generator, learned now if it is not there."""
+    from flexgen.reversal.encoder import load_or_train_encoder, train_encoder
+
+    path = Path(asked["encoder"] or Path(asked["out"]) / "encoder.safetensors")
+    if rank and not path.is_file():
+        raise ValueError(
+            f"there is no encoder at {path} for this process to share; have one process learn it "
+            "first, with processes=1 n=1"
+        )
+    loaded = found.loaded
+    draw = _draw(found, prior, device)
+    seed = found.options.get("seed", 0)
+    return load_or_train_encoder(
+        path,
+        loaded.sha256,
+        lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
+        say=rank == 0,
+    ).to(device)
+
+
+def _draw(found: Found, prior: nn.Module | None, device: torch.device) -> Callable[[int], Tensor]:
+    """Codes as the generator was trained on: the run's prior, the given box, or N(0, I)."""
+    shape, dtype, bounds = found.latent_shape, found.loaded.dtype, found.options.get("bounds")
+
+    def draw(n: int) -> Tensor:
+        if prior is not None:
+            z: Tensor = prior().sample(torch.Size((n,)))
+            return z
+        if bounds is not None:
+            low, high = bounds
+            return torch.rand(n, *shape, device=device, dtype=dtype) * (high - low) + low
+        return torch.randn(n, *shape, device=device, dtype=dtype)
+
+    return draw
+
+
+def _latent_shape(asked: dict[str, Any], loaded: Loaded) -> tuple[int, ...]:
+    dim, shape = asked["latent_dim"], asked["latent_shape"]
+    if dim is not None and shape is not None:
+        raise ValueError(f"give latent_dim or latent_shape, not both, got {dim} and {shape}")
+    given = [dim] if dim is not None else shape
+    if given is None:
+        if loaded.latent_shape is None:
+            raise ValueError(missing_latent_shape(loaded))
+        return loaded.latent_shape
+    if not isinstance(given, list) or not all(type(size) is int and size > 0 for size in given):
+        raise ValueError(
+            f"latent_dim must be a whole number above 0, latent_shape a list of them, got {given}; "
+            "as in latent_dim=100 or latent_shape=[512,4,4]"
+        )
+    if loaded.latent_shape not in (None, tuple(given)):
+        raise ValueError(
+            f"the {loaded.kind} takes codes of shape {shape_text(loaded.latent_shape or ())}, got "
+            f"{shape_text(tuple(given))}; leave out latent_dim and latent_shape"
+        )
+    return tuple(given)

@@ -1,0 +1,63 @@
+"""Small generators in every form that a file or an import path can have."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Small(nn.Module):
+    """Codes of 4 to images of 1×8×8, with batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 32)
+        self.norm = nn.BatchNorm1d(32)
+        self.last = nn.Linear(32, 64)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.first(z)))
+        return torch.tanh(self.last(h)).view(-1, 1, 8, 8)
+
+
+def small() -> Small:
+    """The same weights every time, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        net = Small()
+        with torch.no_grad():
+            net(torch.randn(256, 4))
+    return net.eval()
+
+
+network = small()
+
+
+def function(z: Tensor) -> Tensor:
+    return network(z)
+
+
+def maps(z: Tensor) -> Tensor:
+    """Codes of the shape (2, 2, 1)."""
+    return network(z.flatten(1))
+
+
+def images(n: int) -> Tensor:
+    """Images that the generator can make."""
+    with torch.no_grad():
+        return network(torch.randn(n, 4, generator=torch.Generator().manual_seed(5)))
+
+
+def script(path: Path, net: nn.Module | None = None) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out
+        torch.jit.script(net or small()).save(path)
+    return path
+
+
+def export(path: Path, batch: int = 4, dynamic: bool = True) -> Path:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(small(), (torch.zeros(batch, 4),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+    return path

@@ -1,0 +1,186 @@
+"""Folders of images and arrays in files, read by index and brought to one shape."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from flexgen.data.readers import ArrayFile, ImageFolder
+
+RANGE = (-1.0, 1.0)
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 6, 5), dtype=np.uint8)
+SCALED = torch.from_numpy(PIXELS).float().unsqueeze(1) / 127.5 - 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    where = tmp_path / "images"
+    (where / "deep").mkdir(parents=True)
+    for i, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(where / ("deep" if i > 5 else "") / f"{i}.png")
+    return where
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(folder: Path) -> None:
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    assert reader.names == [f"{i}.png" for i in range(6)] + [f"deep/{i}.png" for i in (6, 7, 8)]
+    index = torch.tensor([7, 0])
+    torch.testing.assert_close(reader.read(index), SCALED[index])
+    assert reader.check() == []
+
+
+def test_a_folder_says_what_it_converts_and_leaves_out(folder: Path) -> None:
+    Image.new("RGB", (20, 12)).save(folder / "colour.jpg")
+    (folder / "notes.txt").write_text("no image")
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    assert reader.read(torch.arange(10)).shape == (10, 1, 6, 5)
+    resized, converted, left_out = reader.check()
+    assert "resized to 5×6" in resized
+    assert "1 of 10 images (20×12)" in resized
+    assert converted == "turned to grey: 1 of 10 images (RGB)"
+    assert "notes.txt" in left_out
+    with pytest.raises(ValueError, match=r"resize=false.*got 20×12 in .*colour.jpg"):
+        ImageFolder(folder, (1, 6, 5), RANGE, resize=False).check()
+
+
+def test_a_file_that_is_no_image_is_named(folder: Path) -> None:
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    with pytest.raises(ValueError, match=r"cannot read the image .*3.png"):
+        reader.read(torch.arange(9))
+    (folder / "3.png").write_text("no image at all")
+    with pytest.raises(ValueError, match=r"cannot read the image .*3.png"):
+        reader.check()
+
+
+@pytest.mark.parametrize("reader", [ImageFolder, ArrayFile])
+def test_a_stamp_changes_with_the_files(folder: Path, tmp_path: Path, reader: type) -> None:
+    path = folder
+    if reader is ArrayFile:
+        np.save(path := tmp_path / "x.npy", PIXELS)
+    found = reader(path, (1, 6, 5), RANGE)
+    before = found.stamp(torch.arange(3))
+    assert before == reader(path, (1, 6, 5), RANGE).stamp(torch.arange(3))
+    if reader is ArrayFile:
+        np.save(path, PIXELS[:4])
+    else:
+        Image.fromarray(PIXELS[:, :, 0]).save(path / "2.png")
+        assert found.stamp(torch.arange(3, 6)) == reader(path, (1, 6, 5), RANGE).stamp(
+            torch.arange(3, 6)
+        )
+    assert found.stamp(torch.arange(3)) != before
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda p: p.write_text("x"), "must be a folder of images, got the file"),
+        (lambda p: None, "there is no folder"),
+        (lambda p: p.mkdir(), "no images below"),
+    ],
+)
+def test_folders_that_are_none(tmp_path: Path, make: object, expected: str) -> None:
+    make(tmp_path / "x")  # type: ignore[operator]
+    with pytest.raises((ValueError, FileNotFoundError), match=expected):
+        ImageFolder(tmp_path / "x", (1, 6, 5), RANGE)
+
+
+def test_a_folder_needs_a_generator_of_images(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs a generator of images.*\(7,\)"):
+        ImageFolder(folder, (7,), RANGE)
+
+
+def save(path: Path, x: np.ndarray) -> Path:
+    if path.suffix == ".npy":
+        np.save(path, x)
+    elif path.suffix == ".safetensors":
+        save_file({"x": torch.from_numpy(x)}, path)
+    else:
+        (np.savez if "plain" in path.stem else np.savez_compressed)(path, x=x)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.safetensors"])
+@pytest.mark.parametrize("layout", ["grey", "first", "last"])
+def test_arrays_of_every_format_and_layout(tmp_path: Path, name: str, layout: str) -> None:
+    x = {"grey": PIXELS, "first": PIXELS[:, None], "last": PIXELS[..., None]}[layout]
+    reader = ArrayFile(save(tmp_path / name, np.ascontiguousarray(x)), (1, 6, 5), RANGE)
+    assert len(reader) == 9
+    for index in (torch.arange(9), torch.arange(2, 5), torch.tensor([8, 1, 1])):
+        torch.testing.assert_close(reader.read(index), SCALED[index])
+    assert reader.check() == []
+
+
+def test_floats_are_taken_as_they_are_or_moved(tmp_path: Path) -> None:
+    unit = torch.rand(7, 1, 6, 5)
+    path = save(tmp_path / "x.npy", unit.double().numpy())
+    torch.testing.assert_close(ArrayFile(path, (1, 6, 5), RANGE).read(torch.arange(7)), unit)
+    moved = ArrayFile(path, (1, 6, 5), RANGE, data_range=(0, 1))
+    torch.testing.assert_close(moved.read(torch.arange(7)), unit * 2 - 1)
+    assert moved.check() == []
+    (note,) = ArrayFile(path, (1, 6, 5), RANGE).check()
+    assert "data_range=[0,1]" in note
+    with pytest.raises(ValueError, match=r"must lie in range=\[0,0.5\].*data_range"):
+        ArrayFile(path, (1, 6, 5), (0, 0.5)).check()
+
+
+def test_arrays_are_brought_to_the_generators_size_and_channels(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", np.full((3, 12, 20, 3), 255, np.uint8))
+    reader = ArrayFile(path, (1, 6, 5), RANGE)
+    torch.testing.assert_close(reader.read(torch.arange(3)), torch.ones(3, 1, 6, 5))
+    resized, converted = reader.check()
+    assert "resized to 5×6" in resized
+    assert "grey" in converted
+    with pytest.raises(ValueError, match="resize=false"):
+        ArrayFile(path, (1, 6, 5), RANGE, resize=False)
+
+
+def test_vectors_are_read_for_a_generator_of_vectors(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(size=(4, 7)).astype(np.float32) * 5
+    reader = ArrayFile(save(tmp_path / "x.npy", x), (7,), RANGE)
+    torch.testing.assert_close(reader.read(torch.arange(4)), torch.from_numpy(x))
+    assert reader.check() == []
+    with pytest.raises(ValueError, match=r"must have the shape \(8,\).*got \(7,\)"):
+        ArrayFile(tmp_path / "x.npy", (8,), RANGE)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_name_their_example(tmp_path: Path, bad: float) -> None:
+    x = np.zeros((5, 1, 6, 5), np.float32)
+    x[3, 0, 2, 2] = bad
+    reader = ArrayFile(save(tmp_path / "x.npy", x), (1, 6, 5), RANGE)
+    with pytest.raises(ValueError, match=r"example 3 of .*x.npy holds NaN or infinity"):
+        reader.check()
+    reader.read(torch.arange(3))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.safetensors"])
+def test_an_array_cut_short_is_damaged(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / name, PIXELS)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot read .*cut short"):
+        ArrayFile(path, (1, 6, 5), RANGE).check()
+
+
+def test_arrays_that_are_none(tmp_path: Path) -> None:
+    def refused(path: Path, expected: str, key: str | None = None) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=expected):
+            ArrayFile(path, (1, 6, 5), RANGE, key=key)
+
+    refused(tmp_path / "x.npy", "there is no file")
+    refused(tmp_path, "got the folder")
+    (tmp_path / "x.csv").write_text("1,2")
+    refused(tmp_path / "x.csv", "must end in .npy, .npz or .safetensors")
+    np.save(tmp_path / "o.npy", np.array([{}, {}]), allow_pickle=True)
+    refused(tmp_path / "o.npy", "cannot read")
+    refused(save(tmp_path / "i.npy", PIXELS.astype(int)), "must be uint8 .*torch.int64")
+    refused(save(tmp_path / "e.npy", PIXELS[:0]), "at least one example")
+    refused(save(tmp_path / "v.npy", PIXELS.reshape(9, -1)), "must hold images to bring")
+    np.savez(tmp_path / "two.npz", a=PIXELS, b=PIXELS)
+    refused(tmp_path / "two.npz", "holds the arrays a, b; say which with key=NAME")
+    refused(tmp_path / "two.npz", "arrays a, b, not 'c'", key="c")
+    assert len(ArrayFile(tmp_path / "two.npz", (1, 6, 5), RANGE, key="b")) == 9
