@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         generator = model.sampler.eval()
         options = {"seed": score.seed, **score.options}
         x, _ = data.split(score.split, score.n, score.seed)
-        found = reverse_data(generator, x, model.latent_dim, data.range, **options, history=True)
+        found = reverse_data(generator, model.prior, x, data.range, **options, history=True)
         mean = [*found.history.mean(1).tolist(), float(found.loss.mean())]
         with (run_dir / "loss.csv").open("w", newline="") as file:
             rows = csv.writer(file)
@@ -40,9 +40,7 @@ def main(cfg: DictConfig) -> None:
         columns = [few := x[:PICTURED]]
         for steps in (5, 20, options["steps"]):
             after = {**options, "steps": steps}
-            columns.append(
-                reverse_data(generator, few, model.latent_dim, data.range, **after).x_hat
-            )
+            columns.append(reverse_data(generator, model.prior, few, data.range, **after).x_hat)
         pictures = torch.stack(columns, 1).flatten(0, 1)
         draw_images(pictures, data.range, run_dir / "reconstructions.png", columns=len(columns))
 

@@ -1,12 +1,11 @@
 """Generator reversal of held-out data, and the prior agreement score of its codes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.callbacks.drawing import draw_pairs
@@ -15,6 +14,7 @@ from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_inte
 from flexgen.models import Adversarial
 from flexgen.priors import Pushforward
 from flexgen.reversal import Reversal, reverse
+from flexgen.training import isolated_rng
 from flexgen.training.checkpoint import write_atomically
 
 __all__ = ["ReversalScore", "base_space", "codes_path", "load_codes", "reverse_data"]
@@ -35,21 +35,43 @@ def load_codes(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def base_space(model: Adversarial) -> tuple[Callable[[Tensor], Tensor], torch.nn.Module]:
+class _Pushed(nn.Module):
+    """G∘h, for a pushforward prior h."""
+
+    def __init__(self, prior: Pushforward, generator: nn.Module) -> None:
+        super().__init__()
+        self.prior, self.generator = prior, generator
+
+    def forward(self, z: Tensor) -> Tensor:
+        x: Tensor = self.generator(self.prior.transform(z))
+        return x
+
+
+def base_space(model: Adversarial) -> tuple[nn.Module, nn.Module]:
     """The map from the normal or uniform space under the prior to data, and that space's prior.
 
     With a pushforward prior h#p(z') it is G∘h on Z', else G on Z itself.
     """
     prior = model.prior.current
     if isinstance(prior, Pushforward):
-        transform, sampler = prior.transform, model.sampler
-        return (lambda z: sampler(transform(z))), prior.base
+        return _Pushed(prior, model.sampler), prior.base
     return model.sampler, prior
 
 
+class _ToUnit(nn.Module):
+    """Data in [low, high] moved to [0, 1]."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.low) / (self.high - self.low)
+
+
 def reverse_data(
-    generator: Callable[[Tensor], Tensor],
-    prior: torch.nn.Module,
+    generator: nn.Module,
+    prior: nn.Module,
     x: Tensor,
     value_range: tuple[float, float] | None,
     **options: Any,
@@ -57,7 +79,8 @@ def reverse_data(
     """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
 
     With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
-    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there.
+    The bank's codes are draws from the prior. A binary cross-entropy needs images in [0, 1]; for it
+    both sides are moved there.
     """
     support = getattr(prior, "support", None)
     if options.setdefault("constraint", "auto") == "auto":
@@ -65,10 +88,13 @@ def reverse_data(
     if options["constraint"] == "clip":
         options.setdefault("bounds", support)
     options["latent_shape"] = tuple(prior().event_shape)
+    size = options.get("bank", 2048)
+    if options.get("method", "auto") in ("auto", "lbfgs") and isinstance(size, int):
+        with isolated_rng(options.get("seed", 0)):
+            options["bank"] = prior().sample(torch.Size((size,)))
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
-        low, high = value_range
-        x = (x - low) / (high - low)
-        return reverse(lambda z: (generator(z) - low) / (high - low), x, **options)
+        to_unit = _ToUnit(*value_range)
+        generator, x = nn.Sequential(generator, to_unit), to_unit(x)
     return reverse(generator, x, **options)
 
 

@@ -1,0 +1,175 @@
+"""An encoder of a generator: codes guessed from data, learned once from pairs (G(z), z)."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flexgen.reversal.fast import fast_pass, has_bfloat16
+from flexgen.reversal.modes import Generator, frozen
+
+# Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
+_PAIRS = 4096
+_EPOCHS = 4
+_BATCH = 256
+
+# Noise on the data, as a share of their spread: held-out data are not quite what a generator makes.
+_NOISE = 0.5
+
+
+class Encoder(nn.Module):
+    """E: x → z, two hidden layers over the flattened data.
+
+    Args:
+        shape: of one sample.
+        latent_shape: of one code.
+        hidden_features: width of both hidden layers.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], latent_shape: Sequence[int], hidden_features: int = 512
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent_shape = torch.Size(shape), torch.Size(latent_shape)
+        self.net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(self.shape.numel(), hidden_features),
+            nn.ReLU(),
+            nn.Linear(hidden_features, hidden_features),
+            nn.ReLU(),
+            nn.Linear(hidden_features, self.latent_shape.numel()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Guess codes.
+
+        Args:
+            x: data, `(batch, *shape)`.
+
+        Returns:
+            Codes, `(batch, *latent_shape)`.
+        """
+        z: Tensor = self.net(x)
+        return z.view(-1, *self.latent_shape)
+
+
+def train_encoder(
+    generator: Generator,
+    prior: Callable[[int], Tensor],
+    *,
+    steps: int = 2500,
+    lr: float = 2e-3,
+    seed: int = 0,
+    progress: bool = False,
+) -> Encoder:
+    """Learn to invert a generator on its own samples: min E ‖E(G(z) + noise) − z‖², z ~ prior.
+
+    No data are needed, and the result is a start for :func:`~flexgen.reversal.reverse`
+    (`init=encoder`), not an answer: data that the generator never makes are encoded badly. Half
+    the samples' spread of Gaussian noise makes it less so.
+
+    Args:
+        generator: codes to data; its state is restored afterwards.
+        prior: n to codes, `(n, *latent_shape)`, on the generator's device, by torch's global
+            generator, such as `lambda n: prior().sample((n,))`.
+        steps: of Adam on 256 pairs; the step size falls linearly to 0.
+        lr: first step size.
+        seed: of the weights, the pairs and the noise. The global generator is restored.
+        progress: whether to show a progress bar, on standard error.
+
+    Returns:
+        The encoder, in eval mode, on the generator's device.
+
+    Raises:
+        ValueError: if `steps` is below 1, or the generator makes no finite data.
+
+    Source: the start of Zhu et al., 2016 (generative visual manipulation on the natural image
+        manifold), which learns it from real images; here from pairs, so that codes are the target.
+    """
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    with torch.random.fork_rng(), torch.no_grad(), frozen(generator, "eval"):
+        torch.manual_seed(seed)
+        z = prior(_PAIRS)
+        x = generator(z[:32])
+        if not x.isfinite().all():
+            raise ValueError("the generator must make finite data; check its weights")
+        encoder = Encoder(x.shape[1:], z.shape[1:]).to(z.device, z.dtype)
+        generate = generator
+        if isinstance(generator, nn.Module):
+            half = torch.bfloat16 if has_bfloat16(z.device) and z.dtype == torch.float32 else None
+            generate = fast_pass(generator, half or z.dtype, z[:32], x) or generator
+        optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
+        rounds = range(0, steps, _EPOCHS * _PAIRS // _BATCH)
+        bar = track(rounds, "encoder", console=Console(stderr=True), disable=not progress)
+        step = 0
+        for _ in bar:
+            x = torch.cat([generate(part) for part in z.split(_BATCH)])
+            noise = _NOISE * x.std()
+            for _ in range(_EPOCHS):
+                for rows in torch.randperm(_PAIRS).split(_BATCH):
+                    if step == steps:
+                        break
+                    optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+                    target, data = z[rows], x[rows]
+                    with torch.enable_grad():
+                        guess = encoder(data + noise * torch.randn_like(data))
+                        loss = F.mse_loss(guess, target)
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                    optimizer.step()
+                    step += 1
+            z = prior(_PAIRS)
+    return encoder.eval().requires_grad_(False)
+
+
+def load_or_train_encoder(
+    path: Path, identity: str, train: Callable[[], Encoder], *, say: bool = False
+) -> Encoder:
+    """The encoder saved at `path` for this generator, or a new one, saved there.
+
+    Args:
+        path: a safetensors file.
+        identity: what says which generator it is, such as a hash of its weights; a file of another
+            one is replaced.
+        train: what makes an encoder.
+        say: whether to say on standard error which it was.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    if path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it to train it again") from error
+        if about.get("generator") == identity:
+            shape, latent = ([int(n) for n in about[key].split()] for key in ("shape", "latent"))
+            encoder = Encoder(shape, latent, hidden_features=len(weights["net.1.weight"]))
+            encoder.load_state_dict(weights)
+            if say:
+                print(f"encoder: {path}", file=sys.stderr)
+            return encoder.eval().requires_grad_(False)
+    encoder = train()
+    about = {
+        "generator": identity,
+        "shape": " ".join(map(str, encoder.shape)),
+        "latent": " ".join(map(str, encoder.latent_shape)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.tmp")
+    state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(state, beside, about)
+    beside.replace(path)
+    if say:
+        print(f"encoder: trained and saved to {path}", file=sys.stderr)
+    return encoder
