@@ -8,7 +8,7 @@ COMMANDS = {
     "train": "train a model, measure it, refit its prior on a schedule, write a report",
     "resume": "go on with a stopped run where it stopped, in the same directory",
     "evaluate": "measure a trained run again",
-    "reverse": "map data back to codes under a trained generator",
+    "reverse": "map data back to codes under a trained generator, a run's or any other",
     "refit": "learn the data-induced prior of a trained run and go on training from it",
     "sample": "draw samples from a trained run",
     "table": "mean ± std over seeds of the runs below one or more folders",
