@@ -2,6 +2,19 @@
 
 from flexgen.reversal.encoder import Encoder, train_encoder
 from flexgen.reversal.engine import Reversal, reverse
+from flexgen.reversal.loading import Loaded, load_generator
 from flexgen.reversal.modes import calibrate_batch_norm
+from flexgen.reversal.stream import Streamed, TensorSource, reverse_stream
 
-__all__ = ["Encoder", "Reversal", "calibrate_batch_norm", "reverse", "train_encoder"]
+__all__ = [
+    "Encoder",
+    "Loaded",
+    "Reversal",
+    "Streamed",
+    "TensorSource",
+    "calibrate_batch_norm",
+    "load_generator",
+    "reverse",
+    "reverse_stream",
+    "train_encoder",
+]
