@@ -1,5 +1,6 @@
 """The papers' loop: first-order descent on the codes of one batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,8 @@ class Descent:
         self,
         generate: Generate,
         x: Tensor,
-        starts: Tensor,
+        start: Callable[[int], Tensor],
+        count: int,
         tell: Tell,
     ) -> dict[str, Tensor]:
         """Descend from the first start of each sample.
@@ -47,7 +49,8 @@ class Descent:
         Args:
             generate: codes to data.
             x: targets, `(batch, *shape)`.
-            starts: starting codes, `(batch, count, *latent_shape)`, not changed.
+            start: from the number of a start to codes, `(batch, *latent_shape)`.
+            count: of starts; there is one.
             tell: called now and then.
 
         Returns:
@@ -57,7 +60,7 @@ class Descent:
             ValueError: if the generator's output has another shape than x, or none that the loss
                 is defined on.
         """
-        z = starts[:, 0]
+        z = start(0)
         z = (z.clamp(*self.bounds) if self.bounds else z.clone()).requires_grad_()
         optimizer = OPTIMIZERS[self.method]([z], lr=self.lr)  # type: ignore[call-arg]
         rows = (len(z),) + (1,) * (z.dim() - 1)

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -160,8 +161,8 @@ def reverse(
             running statistics under `norm="eval"`.
         RuntimeError: inside `torch.inference_mode`, where no gradient can be had.
 
-    Memory: beside the generator's own, O(batch_size) activations of one pass and its gradient, and
-        for "lbfgs" 20 codes a sample and the bank.
+    Memory: beside the generator's own, activations of one pass and its gradient over the samples of
+        a batch that are not done, O(active set), and for "lbfgs" 20 codes for each and the bank.
 
     Source: Kilcher et al., 2017, Algorithm 1, eq. 4 and appendix E (lr, init_scale); Creswell &
         Bharath, 2016, Algorithm 1, eq. 2 to 5. Departures: the cross-entropy and the regulariser's
@@ -197,6 +198,7 @@ def reverse(
         ("tolerance", tolerance, 0),
         ("seed", seed, 0),
         ("starts", starts, 1),
+        ("bank", 1 if isinstance(bank, Tensor) else bank, 1),
     ):
         if not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}")
@@ -252,8 +254,9 @@ def reverse(
         passes = Passes(generate, generate, "plain passes")
         if searching and precision != "plain" and isinstance(generator, nn.Module):
             passes = _faster(generator, generate, probe, made, precision)
-        if first.wants_bank:
-            first.bank = _bank(bank, passes.coarse, made[0].numel(), shape, bounds, seed, probe)
+        codes = _bank_codes(bank, made[0].numel(), shape, bounds, seed).to(device, dtype)
+        first.bank_size = len(codes)
+        the_bank = cache(lambda: Bank(passes.coarse, codes))
         solver: LBFGS | Descent
         if searching:
             solver = LBFGS(LOSSES[loss], steps, bounds, tolerance)
@@ -278,7 +281,8 @@ def reverse(
                 padded = place if tied or searching else _pad(place, batch_size, device)
                 x_part = x[padded.to(x.device)].to(device, dtype)
                 tell = _teller(told(len(place)), watch, len(place), shape)
-                part = solver.run(passes, x_part, first(padded, x_part), tell)
+                start = first.of(padded, x_part, the_bank)
+                part = solver.run(passes, x_part, start, first.count, tell)
                 parts.append({key: value[: len(place)].to(x.device) for key, value in part.items()})
                 places.append(place)
     order = torch.cat(places).argsort().to(x.device)
@@ -303,28 +307,25 @@ def _faster(
     return Passes(fine, fine, f"passes in {name}", plain=generate)
 
 
-def _bank(
+def _bank_codes(
     bank: int | Tensor,
-    generate: Generate,
     elements: int,
     shape: tuple[int, ...],
     bounds: tuple[float, float] | None,
     seed: int,
-    like: Tensor,
-) -> Bank:
+) -> Tensor:
     if isinstance(bank, Tensor):
         if bank.shape[1:] != shape or not len(bank) or not bank.isfinite().all():
             raise ValueError(
                 f"`bank` must be a number, or finite codes of shape (size, *{shape}), got "
                 f"{tuple(bank.shape)}; give draws from the prior"
             )
-        return Bank(generate, bank.detach().to(like.device, like.dtype))
-    if bank < 1:
-        raise ValueError(f"`bank` must be at least 1, got {bank}; use init='normal' for none")
-    codes = normal_codes(torch.arange(min(bank, max(_BANK_ELEMENTS // elements, 64))), shape, seed)
-    if bounds is not None:
-        codes = bounds[0] + (bounds[1] - bounds[0]) * torch.special.ndtr(codes)
-    return Bank(generate, codes.to(like.device, like.dtype))
+        return bank.detach()
+    size = min(bank, max(_BANK_ELEMENTS // elements, 64))
+    codes = normal_codes(torch.arange(size), shape, seed)
+    if bounds is None:
+        return codes
+    return bounds[0] + (bounds[1] - bounds[0]) * torch.special.ndtr(codes)
 
 
 def _teller(

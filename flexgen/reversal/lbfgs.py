@@ -54,7 +54,8 @@ class LBFGS:
         self,
         passes: Passes,
         x: Tensor,
-        starts: Tensor,
+        start: Callable[[int], Tensor],
+        count: int,
         tell: Tell,
     ) -> dict[str, Tensor]:
         """From each of a sample's starts by the coarse pass, from the best end by the fine one.
@@ -65,7 +66,9 @@ class LBFGS:
         Args:
             passes: codes to data.
             x: targets, `(batch, *shape)`.
-            starts: starting codes, `(batch, count, *latent_shape)`.
+            start: from the number of a start to codes, `(batch, *latent_shape)`; only called for
+                starts that are taken.
+            count: of starts at most.
             tell: called now and then with the share of the work done, the codes and their losses.
 
         Returns:
@@ -74,21 +77,20 @@ class LBFGS:
         Raises:
             ValueError: if the generator's output has another shape than x.
         """
-        batch, count = starts.shape[:2]
-        shape = starts.shape[2:]
+        first = start(0)
+        batch, shape, z = len(x), first.shape[1:], first.flatten(1).clone()
         far = self._evaluation(passes.coarse, shape, x.is_cuda)
         near = self._evaluation(passes.fine, shape, x.is_cuda)
-        starts = starts.flatten(2)
-        losses = starts.new_full((batch, count), torch.inf)
+        losses = z.new_full((batch, count), torch.inf)
         steps = torch.zeros(batch, dtype=torch.long, device=x.device)
-        z, best = starts[:, 0].clone(), losses[:, 0].clone()
+        best = losses[:, 0].clone()
         everyone = torch.arange(batch, device=x.device)
 
         for k in range(count):
             rows = everyone
             if k > 1:
-                first, second = losses.topk(2, largest=False).values.unbind(1)
-                rows = rows[~(second <= first * (1 + _AGREEMENT))]
+                lowest, second = losses.topk(2, largest=False).values.unbind(1)
+                rows = rows[~(second <= lowest * (1 + _AGREEMENT))]
             if not len(rows):
                 break
 
@@ -98,7 +100,8 @@ class LBFGS:
                 now = best.index_copy(0, rows, torch.minimum(loss, best[rows]))
                 tell((k + 0.5) / (count + 1), codes, now)
 
-            ends = self._descend(far, x, rows, starts[rows, k], _COARSE * self.tolerance, told)
+            begin = start(k).flatten(1)[rows] if k else z.clone()
+            ends = self._descend(far, x, rows, begin, _COARSE * self.tolerance, told)
             better = ends.loss < best[rows]
             z[rows] = torch.where(better[:, None], ends.z, z[rows])
             best[rows] = torch.minimum(ends.loss, best[rows])

@@ -88,6 +88,9 @@ class Starts:
         index: of the samples in their data set, `(num_samples,)`; their number if None.
         seed: of normal starts.
 
+    Attributes:
+        bank_size: of the bank, to tell.
+
     Raises:
         ValueError: if `init` is none of these, or codes or `index` do not fit.
     """
@@ -106,7 +109,7 @@ class Starts:
         self.init: Tensor | Callable[[Tensor], Tensor] | str
         self.init = "normal" if isinstance(init, str) and init == "auto" else init
         self.shape, self.scale, self.bounds, self.seed = latent_shape, scale, bounds, seed
-        self.bank: Bank | None = None
+        self.bank_size = 0
         if isinstance(self.init, Tensor):
             codes = self.init.detach()
             codes = codes[:, None] if codes.dim() == 1 + len(latent_shape) else codes
@@ -135,43 +138,52 @@ class Starts:
                 f"samples, got {self.index.dtype} of shape {tuple(self.index.shape)}"
             )
 
-    @property
-    def wants_bank(self) -> bool:
-        """Whether some starts are the bank's."""
-        return self.init == "bank" if isinstance(self.init, str) else self._guesses
-
-    @property
-    def _guesses(self) -> bool:
-        return not isinstance(self.init, Tensor | str) and self.count > 1
-
     def probe(self) -> Tensor:
         """A few codes such as the prior's, `(32, *latent_shape)`, to try a generator on."""
         codes = normal_codes(torch.arange(32), self.shape, self.seed)
         return codes if self.bounds is None else codes.clamp(*self.bounds)
 
-    def __call__(self, place: Tensor, x: Tensor) -> Tensor:
-        """Starts of the samples at `place`, whose data are x, `(batch, count, *latent_shape)`."""
-        if isinstance(self.init, Tensor):
-            codes = self.init[place.to(self.init.device)]
-        elif self.init == "normal":
-            index = self.index[place.to(self.index.device)]
-            draws = [normal_codes(index, self.shape, self.seed + k) for k in range(self.count)]
-            codes = self.scale * torch.stack(draws, 1)
-        elif callable(self.init):
-            with torch.no_grad():
-                guess = self.init(fill(x))[: len(x)]
-            if guess.shape != (len(x), *self.shape):
-                raise ValueError(
-                    f"`init` gave codes of shape {tuple(guess.shape)} for {len(x)} samples, "
-                    f"expected {(len(x), *self.shape)}; give an encoder of this generator"
-                )
-            guess = guess[:, None]
-            more = [] if self.bank is None else [self.bank.nearest(x, self.count - 1)]
-            codes = torch.cat([guess, *more], 1)
-        else:
-            assert self.bank is not None
-            codes = self.bank.nearest(x, self.count)
-        return codes.to(x.device, x.dtype)
+    def of(self, place: Tensor, x: Tensor, bank: Callable[[], Bank]) -> Callable[[int], Tensor]:
+        """Starts of the samples at `place`, whose data are x.
+
+        Args:
+            place: their numbers, `(batch,)`.
+            x: `(batch, *shape)`.
+            bank: gives the bank, which is not made before a start needs it.
+
+        Returns:
+            A function from the number of a start, below `count`, to codes `(batch, *latent_shape)`.
+
+        Raises:
+            ValueError: if an encoder gives codes of another shape.
+        """
+        nearest: list[Tensor] = []
+
+        def start(k: int) -> Tensor:
+            if isinstance(self.init, Tensor):
+                codes = self.init[place.to(self.init.device), k]
+            elif self.init == "normal":
+                index = self.index[place.to(self.index.device)]
+                codes = self.scale * normal_codes(index, self.shape, self.seed + k)
+            elif callable(self.init) and not k:
+                codes = self._guess(self.init, x)
+            else:
+                own = int(callable(self.init))
+                nearest[:] = nearest or [bank().nearest(x, self.count - own)]
+                codes = nearest[0][:, k - own]
+            return codes.to(x.device, x.dtype)
+
+        return start
+
+    def _guess(self, encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with torch.no_grad():
+            codes = encoder(fill(x))[: len(x)]
+        if codes.shape != (len(x), *self.shape):
+            raise ValueError(
+                f"`init` gave codes of shape {tuple(codes.shape)} for {len(x)} samples, expected "
+                f"{(len(x), *self.shape)}; give an encoder of this generator"
+            )
+        return codes
 
     def __str__(self) -> str:
         many = "1 start" if self.count == 1 else f"up to {self.count} starts"
@@ -179,7 +191,7 @@ class Starts:
             return f"{many} as given"
         if self.init == "normal":
             return f"{many} from N(0, {self.scale:g}²)"
-        near = "" if self.bank is None else f"the nearest of {len(self.bank.codes)} samples"
-        if callable(self.init):
-            return f"{many} from an encoder" + (f" and {near}" if near else "")
-        return f"{many} from {near}"
+        if self.init == "bank":
+            return f"{many} from the nearest of {self.bank_size} samples"
+        more = f" and the nearest of {self.bank_size} samples" if self.count > 1 else ""
+        return f"{many} from an encoder{more}"

@@ -71,7 +71,7 @@ def test_saved_encoder_is_loaded_for_its_own_generator_alone(tmp_path, trained):
 def test_damaged_file_is_told(tmp_path, trained):
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(b"\x08\x00")
-    with pytest.raises(ValueError, match="is damaged .* remove it"):
+    with pytest.raises(ValueError, match=r"is damaged .* remove it"):
         load_or_train_encoder(path, "one", lambda: trained)
 
 

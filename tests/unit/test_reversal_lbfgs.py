@@ -250,10 +250,10 @@ def test_rosenbrock_is_solved_from_the_classic_start():
         return torch.stack([10 * (b - a.square()), 1 - a], 1)
 
     solver = LBFGS(half_squared_error, steps=300, bounds=None, tolerance=0.0)
-    start = torch.tensor([[[-1.2, 1.0]]], dtype=torch.float64)
+    start = torch.tensor([[-1.2, 1.0]], dtype=torch.float64)
     target = torch.zeros(1, 2, dtype=torch.float64)
     passes = Passes(generate, generate, "")
-    found = solver.run(passes, target, start, lambda share, z, loss: None)
+    found = solver.run(passes, target, lambda k: start, 1, lambda share, z, loss: None)
     torch.testing.assert_close(found["z"], torch.ones(1, 2, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
