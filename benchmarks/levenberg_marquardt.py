@@ -5,7 +5,7 @@
 Why `reverse` has the one and not the other. Per image, z ← z − (JᵀJ + λ diag JᵀJ)⁻¹ Jᵀ(G(z) − x),
 λ a third of itself after a step that lowers the loss, four times itself after one that does not.
 J has d columns, each a forward-mode derivative: one step costs d passes with their derivatives.
-Both start at the nearest of 2,048 G(z), both use the fast pass in float32, each image is timed to its
+Both start at the nearest of 2,048 G(z), both use the fast pass in float32; an image is timed to its
 own mark: 1.05 of the lower of its two final losses.
 """
 

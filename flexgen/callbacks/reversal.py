@@ -14,10 +14,18 @@ from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_inte
 from flexgen.models import Adversarial
 from flexgen.priors import Pushforward
 from flexgen.reversal import Reversal, reverse
+from flexgen.reversal.losses import ToUnit
 from flexgen.training import isolated_rng
 from flexgen.training.checkpoint import write_atomically
 
-__all__ = ["ReversalScore", "base_space", "codes_path", "load_codes", "reverse_data"]
+__all__ = [
+    "ReversalScore",
+    "base_space",
+    "codes_path",
+    "load_codes",
+    "prior_options",
+    "reverse_data",
+]
 
 
 def codes_path(run_dir: Path, step: int) -> Path:
@@ -58,15 +66,24 @@ def base_space(model: Adversarial) -> tuple[nn.Module, nn.Module]:
     return model.sampler, prior
 
 
-class _ToUnit(nn.Module):
-    """Data in [low, high] moved to [0, 1]."""
+def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """Options for :func:`flexgen.reversal.reverse` under a prior.
 
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.low) / (self.high - self.low)
+    With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
+    The codes of a bank are draws from the prior.
+    """
+    support = getattr(prior, "support", None)
+    options = {"constraint": "auto", **options, "latent_shape": tuple(prior().event_shape)}
+    if options["constraint"] == "auto":
+        options["constraint"] = None if support is None else "clip"
+    if options["constraint"] == "clip" and support is not None:
+        options.setdefault("bounds", tuple(support))
+    size = options.get("bank", 2048)
+    searches = options.get("method", "auto") in ("auto", "lbfgs") or options.get("init") == "bank"
+    if searches and isinstance(size, int):
+        with isolated_rng(options.get("seed", 0)):
+            options["bank"] = prior().sample(torch.Size((size,)))
+    return options
 
 
 def reverse_data(
@@ -78,24 +95,13 @@ def reverse_data(
 ) -> Reversal:
     """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
 
-    With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
-    The bank's codes are draws from the prior. A binary cross-entropy needs images in [0, 1]; for it
-    both sides are moved there.
+    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there. Other options
+    are those of :func:`prior_options`.
     """
-    support = getattr(prior, "support", None)
-    if options.setdefault("constraint", "auto") == "auto":
-        options["constraint"] = None if support is None else "clip"
-    if options["constraint"] == "clip":
-        options.setdefault("bounds", support)
-    options["latent_shape"] = tuple(prior().event_shape)
-    size = options.get("bank", 2048)
-    if options.get("method", "auto") in ("auto", "lbfgs") and isinstance(size, int):
-        with isolated_rng(options.get("seed", 0)):
-            options["bank"] = prior().sample(torch.Size((size,)))
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
-        to_unit = _ToUnit(*value_range)
+        to_unit = ToUnit(*value_range)
         generator, x = nn.Sequential(generator, to_unit), to_unit(x)
-    return reverse(generator, x, **options)
+    return reverse(generator, x, **prior_options(prior, options))
 
 
 class ReversalScore(Measurement):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
+from flexgen.reversal.losses import ToUnit
 from flexgen.reversal.modes import Generator
 
 __all__ = ["Found", "open_generator", "pair", "shape_text"]
@@ -55,7 +56,10 @@ def open_generator(
         )
     latent_shape = _latent_shape(asked, loaded)
     if prior is not None:
-        _follow(prior, options)
+        from flexgen.callbacks.reversal import prior_options
+
+        options = prior_options(prior, options)
+        del options["latent_shape"]
     found = Found(
         loaded,
         latent_shape,
@@ -92,17 +96,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return "×".join(str(size) for size in shape)
 
 
-class _Unit(nn.Module):
-    """A generator whose range [low, high] is moved to [0, 1]."""
-
-    def __init__(self, generator: Generator, low: float, high: float) -> None:
-        super().__init__()
-        self.generator, self.low, self.high = generator, low, high
-
-    def forward(self, z: Tensor) -> Tensor:
-        return (self.generator(z) - self.low) / (self.high - self.low)
-
-
 def _in_unit_range(found: Found) -> Found:
     """With a cross-entropy, which wants [0, 1], both sides are moved there."""
     low, high = found.range
@@ -111,9 +104,15 @@ def _in_unit_range(found: Found) -> Found:
     lowest, highest = (
         (value - low) / (high - low) for value in (found.probe.low, found.probe.high)
     )
+    generator, to_unit = found.loaded.generator, ToUnit(low, high)
+    moved: Generator = (
+        nn.Sequential(generator, to_unit)
+        if isinstance(generator, nn.Module)
+        else lambda z: to_unit(generator(z))
+    )
     return replace(
         found,
-        loaded=replace(found.loaded, generator=_Unit(found.loaded.generator, low, high)),
+        loaded=replace(found.loaded, generator=moved),
         probe=replace(found.probe, low=lowest, high=highest),
         range=(0.0, 1.0),
         data_range=(low, high),
@@ -141,20 +140,6 @@ def _load(
     shape = tuple(prior().event_shape)
     loaded = Loaded(generator, shape, "FlexGen run", file_sha256(parts.checkpoint))
     return loaded, parts.data.range, prior
-
-
-def _follow(prior: nn.Module, options: dict[str, Any]) -> None:
-    """Keep codes where a run's prior has them, and draw the bank from it."""
-    from flexgen.training import isolated_rng
-
-    support = getattr(prior, "support", None)
-    if support is not None and "constraint" not in options:
-        options["constraint"] = "clip"
-        options.setdefault("bounds", tuple(support))
-    size = options.get("bank", 2048)
-    if options.get("method", "auto") in ("auto", "lbfgs") and isinstance(size, int):
-        with isolated_rng(options.get("seed", 0)):
-            options["bank"] = prior().sample(torch.Size((size,))).cpu()
 
 
 def _encoder(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from flexgen.reversal.descent import OPTIMIZERS, Descent
 from flexgen.reversal.fast import fast_pass, has_bfloat16
@@ -252,7 +253,8 @@ def reverse(
         if loss == "bce":
             _check_unit("the generator's output", made)
         passes = Passes(generate, generate, "plain passes")
-        if searching and precision != "plain" and isinstance(generator, nn.Module):
+        own_pass = isinstance(generator, ScriptModule) or precision == "plain"
+        if searching and isinstance(generator, nn.Module) and not own_pass:
             passes = _faster(generator, generate, probe, made, precision)
         codes = _bank_codes(bank, made[0].numel(), shape, bounds, seed).to(device, dtype)
         first.bank_size = len(codes)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,3 +46,14 @@ def moment_penalty(z: Tensor, loc: float, scale: float) -> Tensor:
     """
     std, mean = torch.std_mean(z, correction=0)
     return (mean - loc).square() + (std - scale).square()
+
+
+class ToUnit(nn.Module):
+    """Data in [low, high] moved to [0, 1], where a cross-entropy wants them."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.low) / (self.high - self.low)
