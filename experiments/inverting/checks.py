@@ -2,10 +2,11 @@
 
 python experiments/inverting/checks.py runs/inverting_mnist/… --out experiments/inverting/figures
 
-random weights: the run's network untrained, batch norm calibrated on draws from the prior, half
-    squared error: its mean after 0, 5, 20 and all steps, the share of steps at which it fell, and
-    random_<data>.png (from top to bottom: images, then after 5, 20 and all steps; first seed).
-own images: images G(z) of known codes: relative error of the code, share of codes found to 0.1.
+random: the run's network untrained, with torch's initial weights and with those of standard
+    deviation 0.1, batch norm calibrated on draws from the prior, half squared error: its mean after
+    0, 5, 20 and all steps, the share of steps at which it fell, and random_<data>.png (from top to
+    bottom: images, then after 5, 20 and all steps; first seed, deviation 0.1).
+own: images G(z) of known codes: relative error of the code, share of codes found to 0.1.
 classes (data with ten classes; first seed): ten mixed batches, ten batches of one digit each, and
     ten of one image over and over, with both norms, 32 images in each.
 Prints every number and writes checks.csv.
@@ -30,6 +31,7 @@ PICTURED = 16
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--checks", nargs="+", default=["random", "own", "classes"])
     parser.add_argument("--methods", nargs="+", default=["rmsprop"], help="for own images")
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -44,12 +46,14 @@ def main() -> None:
             print(about, check, seed, {k: f"{float(v):.4g}" for k, v in values.items()}, flush=True)
 
         for seed in asked.seeds:
-            out = asked.out if seed == asked.seeds[0] else None
             x, _ = parts.data.split("test", asked.n, seed)
-            add("random weights", seed, random_weights(path, x, seed, asked.steps, out))
-            for method in asked.methods:
+            for std in (None, 0.1) if "random" in asked.checks else ():
+                out = asked.out if std and seed == asked.seeds[0] else None
+                values = random_weights(path, std, x, seed, asked.steps, out)
+                add(f"random weights, weight_std={std or 'null'}", seed, values)
+            for method in asked.methods if "own" in asked.checks else ():
                 add(f"own images, {method}", seed, own_images(parts, method, seed, asked))
-        if parts.data.num_classes == 10:
+        if parts.data.num_classes == 10 and "classes" in asked.checks:
             for norm in ("eval", "batch"):
                 for name, value in classes(parts, norm, asked.seeds[0], asked.steps).items():
                     add(f"{name}, {norm}", asked.seeds[0], value)
@@ -57,10 +61,11 @@ def main() -> None:
 
 
 def random_weights(
-    run: Path, x: Tensor, seed: int, steps: int, out: Path | None
+    run: Path, weight_std: float | None, x: Tensor, seed: int, steps: int, out: Path | None
 ) -> dict[str, float]:
     """Inversion under the run's network with random weights of a seed."""
     config = load_config(run)
+    config["model"]["generator"]["weight_std"] = weight_std
     parts = build(config | {"seed": seed})
     model = parts.model
     with isolated_rng(seed):
