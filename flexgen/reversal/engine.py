@@ -142,7 +142,7 @@ def reverse(
             fallen to this share). Its code is frozen where the objective was lowest. 0 takes all
             steps with every sample, as the papers do, and calls none converged. For "lbfgs" it is
             the share by which the loss falls in 8 evaluations, ten times that before the
-            refinement.
+            refinement; the other rule is the same.
         index: index of each sample in its data set, `(n,)`, which with the seed sets its normal
             start; 0, 1, …, n − 1 by default. Give it to reverse a part of a set as in the whole.
         seed: seed of the normal start and of the bank, not negative. The global generator is not

@@ -38,6 +38,7 @@ class _Ends(NamedTuple):
     loss: Tensor
     steps: Tensor
     converged: Tensor
+    before: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ class LBFGS:
         steps = torch.zeros(batch, dtype=torch.long, device=x.device)
         best = losses[:, 0].clone()
         everyone = torch.arange(batch, device=x.device)
+        floor = torch.zeros_like(best)
 
         for k in range(count):
             rows = everyone
             if k > 1:
                 lowest, second = losses.topk(2, largest=False).values.unbind(1)
-                rows = rows[~(second <= lowest * (1 + _AGREEMENT))]
+                rows = rows[~((second <= lowest * (1 + _AGREEMENT)) | (lowest <= floor))]
             if not len(rows):
                 break
 
@@ -101,7 +103,9 @@ class LBFGS:
                 tell((k + 0.5) / (count + 1), codes, now)
 
             begin = start(k).flatten(1)[rows] if k else z.clone()
-            ends = self._descend(far, x, rows, begin, _COARSE * self.tolerance, told)
+            ends = self._descend(far, x, rows, begin, _COARSE * self.tolerance, floor[rows], told)
+            if not k:  # for "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance
+                floor = self.tolerance**2 * ends.before
             better = ends.loss < best[rows]
             z[rows] = torch.where(better[:, None], ends.z, z[rows])
             best[rows] = torch.minimum(ends.loss, best[rows])
@@ -109,8 +113,9 @@ class LBFGS:
             steps[rows] += ends.steps
 
         ends = self._descend(
-            near, x, everyone, z, self.tolerance, lambda z, loss: tell(count / (count + 1), z, loss)
-        )
+            near, x, everyone, z, self.tolerance, floor,
+            lambda z, loss: tell(count / (count + 1), z, loss),
+        )  # fmt: skip
         z = ends.z.unflatten(1, shape)
         x_hat = passes(fill(z))[:batch]
         loss = self.loss(x_hat, x)
@@ -139,9 +144,12 @@ class LBFGS:
         rows: Tensor,
         z: Tensor,
         tolerance: float,
+        floor: Tensor,
         tell: Callable[[Tensor, Tensor], None],
     ) -> _Ends:
         """Descend from codes z of the samples `rows` of x until none falls by `tolerance`.
+
+        A sample is also done when its loss has come down to its `floor`.
 
         Samples that have ended leave the work; it shrinks by whole blocks of rows so that every
         evaluation keeps to sizes whose kernels treat a row alike. Ended rows in a block idle.
@@ -151,7 +159,7 @@ class LBFGS:
         z, target = self._inside(z[place]), x[rows[place]]
         alive = torch.arange(len(place), device=x.device) < total
         f, g = evaluate(z, target)
-        out_z, out_f = z[:total].clone(), f[:total].clone()
+        out_z, out_f, before = z[:total].clone(), f[:total].clone(), f[:total].clone()
         taken = alive[:total].long()
         converged = torch.zeros_like(alive[:total])
         alive &= f.isfinite() & g.isfinite().all(1)
@@ -197,7 +205,8 @@ class LBFGS:
             taken[where] += 1
             tell(out_z, out_f)
             if step % _WINDOW == 0:
-                done = alive & (mark - f <= tolerance * mark.abs())
+                standing = mark - f <= tolerance * mark.abs()
+                done = alive & (standing | (f <= floor[place]))
                 converged[place[done]] = True
                 alive &= ~done
                 mark = f
@@ -213,7 +222,7 @@ class LBFGS:
                         )
                     )  # fmt: skip
                     alive[len(going) :] = False  # copies that fill the block
-        return _Ends(out_z, out_f, taken, converged)
+        return _Ends(out_z, out_f, taken, converged, before)
 
     def _inside(self, z: Tensor) -> Tensor:
         return z.clamp(*self.bounds) if self.bounds else z

@@ -194,6 +194,15 @@ def test_restarts_and_tell_report_the_best_so_far():
     torch.testing.assert_close(losses[-1], found.loss, atol=1e-3, rtol=1e-3)
 
 
+def test_exact_fits_are_converged():
+    generator = network("mlp")
+    x = generator(codes(20, 12)).detach()
+    found = reverse(generator, x, latent_shape=12, starts=8, tolerance=1e-2)
+    fitted = found.loss < 1e-5 * half_squared_error(torch.zeros_like(x), x)
+    assert fitted.sum() > 10
+    assert found.converged[fitted].all()
+
+
 def test_codes_of_any_shape():
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Flatten(), nn.Linear(18, 48), nn.Unflatten(1, (3, 4, 4))).eval()
