@@ -221,7 +221,8 @@ def reverse(
     _check_data(x, unit=loss == "bce")
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
-    device, dtype = _home(generator, x)
+    device, weights = _home(generator, x)
+    dtype = torch.promote_types(weights, torch.float32)  # of codes and losses
     first = Starts(
         init="bank" if searching and init == "auto" else init,
         count=starts if searching else 1,
@@ -234,7 +235,7 @@ def reverse(
     )
 
     def generate(z: Tensor) -> Tensor:
-        x_hat = generator(z)
+        x_hat = generator(z.to(weights)).to(dtype)
         if x_hat.shape != (len(z), *x.shape[1:]):
             raise ValueError(
                 f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "

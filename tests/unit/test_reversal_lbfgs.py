@@ -88,6 +88,24 @@ def test_result_is_of_the_generator_itself(kind, precision):
     assert found.loss.mean() < slow.loss.mean()
 
 
+def test_cross_entropy_falls_below_the_papers_loop():
+    torch.manual_seed(0)
+    generator = MLPGenerator(12, (1, 8, 8), (0, 1), [32, 32]).eval()
+    x = (images(20) + 1) / 2
+    found = reverse(generator, x, latent_shape=12, loss="bce")
+    slow = reverse(generator, x, latent_shape=12, loss="bce", method="adam")
+    assert (found.loss <= slow.loss * 1.01).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_half_precision_generators_are_searched_in_float32(method):
+    generator, x = network("mlp").to(torch.bfloat16), images(5)
+    found = reverse(generator, x, latent_shape=12, method=method, steps=20)
+    assert found.z.dtype == found.loss.dtype == torch.float32
+    start = reverse(generator, x, latent_shape=12, method=method, steps=0)
+    assert (found.loss < start.loss).all()
+
+
 # The search is chaotic enough that any difference in one bit would show.
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 @pytest.mark.parametrize("latent_dim", [2, 10, 12])
