@@ -199,9 +199,10 @@ def print_table(rows: list[dict[str, str]]) -> None:
     for setting, group in sorted(groups.items()):
         value, alone = (np.array([float(row[k]) for row in group]) for k in ("mae", "mae_eval"))
         spread = f"± {value.std(ddof=1):.4f}" if len(value) > 1 else ""
+        printed = PUBLISHED.get(setting[:3], "-") if "test" in setting else "-"
         print(
             f"{', '.join(setting)}: {value.mean():.4f} {spread} (batches {len(value)}; codes "
-            f"decoded in eval mode {alone.mean():.4f}; paper {PUBLISHED.get(setting[:3], '-')})"
+            f"decoded in eval mode {alone.mean():.4f}; paper {printed})"
         )
 
 
