@@ -152,7 +152,7 @@ def _encoder(
     """The encoder of a generator, learned now if it is not there."""
     from flexgen.reversal.encoder import load_or_train_encoder, train_encoder
 
-    path = Path(asked["encoder"] or Path(asked["out"]) / "encoder.safetensors")
+    path = _encoder_path(asked)
     if rank and not path.is_file():
         raise ValueError(
             f"there is no encoder at {path} for this process to share; have one process learn it "
@@ -167,6 +167,16 @@ def _encoder(
         lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
         say=rank == 0,
     ).to(device)
+
+
+def _encoder_path(asked: dict[str, Any]) -> Path:
+    """Beside the generator, which it belongs to; in `out` for one that is no file."""
+    if asked["encoder"]:
+        return Path(asked["encoder"])
+    source = Path(asked["generator"])
+    if source.is_file():
+        return source.with_name(f"{source.stem}.encoder.safetensors")
+    return (source if source.is_dir() else Path(asked["out"])) / "encoder.safetensors"
 
 
 def _draw(found: Found, prior: nn.Module | None, device: torch.device) -> Callable[[int], Tensor]:

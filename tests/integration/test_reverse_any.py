@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from flexgen.reversal import reverse
+from flexgen.reversal import encoder, reverse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -144,7 +144,6 @@ def test_cross_entropy_moves_both_sides_to_the_unit_range(flexgen: Run, work: Pa
 def test_an_encoder_is_learned_once_and_shared(
     flexgen: Run, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = pytest.importorskip("flexgen.reversal.encoder")
     learned = []
 
     def quickly(*args: Any, **options: Any) -> Any:
@@ -153,12 +152,13 @@ def test_an_encoder_is_learned_once_and_shared(
 
     train = encoder.train_encoder
     monkeypatch.setattr(encoder, "train_encoder", quickly)
-    words = ("generator=g.pt", "latent_dim=4", "data=array", "path=x.npy", "encoder=e.safetensors")
-    assert "goes with reverse.init=encoder" in message(flexgen, *words)
+    words = ("generator=g.pt", "latent_dim=4", "data=array", "path=x.npy")
+    assert "goes with reverse.init=encoder" in message(flexgen, *words, "encoder=e.safetensors")
     words = (*words, "reverse.init=encoder", "device=cpu", "pairs=0", "reverse.steps=8")
     flexgen("reverse", *words, "out=one")
     flexgen("reverse", *words, "out=two", "chunk=5")
     assert len(learned) == 1
+    assert Path("g.encoder.safetensors").is_file()
     one, two = (load_file(f"{out}/codes.safetensors")["z"] for out in ("one", "two"))
     assert torch.equal(one, two)
 
