@@ -10,8 +10,21 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 """
 
 from flexgen.priors.fitting import fit_prior
+from flexgen.priors.gaussian import Gaussian
+from flexgen.priors.kernel_density import KernelDensity
+from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
 
-__all__ = ["Normal", "Pushforward", "Staged", "Uniform", "fit_prior"]
+__all__ = [
+    "Gaussian",
+    "KernelDensity",
+    "LearnableMixture",
+    "Mixture",
+    "Normal",
+    "Pushforward",
+    "Staged",
+    "Uniform",
+    "fit_prior",
+]

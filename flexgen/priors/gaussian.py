@@ -1,0 +1,118 @@
+"""The Gaussian that fits codes best: what every other learned prior must beat."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from flexgen.priors.simple import check_latent_dim
+
+__all__ = ["Gaussian", "check_codes", "covariance_factor"]
+
+
+class Gaussian(nn.Module):
+    r"""N(μ, Σ) with a full covariance, fitted to codes by maximum likelihood.
+
+    μ = 1/n Σᵢ zᵢ and Σ = 1/n Σᵢ (zᵢ − μ)(zᵢ − μ)ᵀ. It is the baseline of every prior that learns
+    from codes: one that is no closer to held-out codes than this has learned nothing that two
+    moments do not say. Until it is fitted it is N(0, I).
+
+    Args:
+        latent_dim: d, at least 1.
+
+    Raises:
+        ValueError: for a `latent_dim` under 1.
+
+    Departure from the plain estimate: Σ carries 1e-6 of its mean variance on the diagonal, so
+    that codes which agree in one direction still have a density.
+
+    Example:
+        >>> prior = Gaussian(2)
+        >>> _ = prior.fit(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]))
+        >>> prior().mean
+        tensor([1., 2.])
+    """
+
+    has_log_prob = True
+    support: tuple[float, float] | None = None
+
+    loc: Tensor
+    factor: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        check_latent_dim(latent_dim)
+        self.latent_dim = latent_dim
+        self.register_buffer("loc", torch.zeros(latent_dim))
+        self.register_buffer("factor", torch.eye(latent_dim))
+
+    def forward(self) -> MultivariateNormal:
+        return MultivariateNormal(self.loc, scale_tril=self.factor, validate_args=False)
+
+    @torch.no_grad()
+    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+        """Take the mean and the covariance of codes.
+
+        Args:
+            codes: `(n, latent_dim)`, n above latent_dim.
+            seed: not used, there is nothing to draw.
+            progress: not used, there is nothing to wait for.
+
+        Returns:
+            `{"nll_train": …}`: minus the mean log-density of the codes, nats per code.
+
+        Raises:
+            ValueError: for codes of another shape, too few, not finite, or all the same.
+        """
+        check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
+        covariance = torch.cov(codes.detach().double().mT, correction=0)
+        self.factor.copy_(covariance_factor(covariance))
+        self.loc.copy_(codes.detach().double().mean(0))
+        return {"nll_train": -float(self().log_prob(codes.to(self.loc)).mean())}
+
+
+def check_codes(codes: Tensor, latent_dim: int, *, at_least: int) -> None:
+    """Refuse codes that a prior cannot be fitted to.
+
+    Args:
+        codes: should be `(n, latent_dim)`, finite, n at least `at_least`.
+        latent_dim: the prior's.
+        at_least: the smallest n that the fit can use.
+
+    Raises:
+        ValueError: naming what is wrong and the remedy.
+    """
+    if codes.ndim != 2 or codes.shape[1] != latent_dim:
+        raise ValueError(
+            f"`codes` must be (n, {latent_dim}), got {tuple(codes.shape)}; "
+            "reverse with the generator that this prior belongs to"
+        )
+    if len(codes) < at_least:
+        raise ValueError(
+            f"`codes` must number at least {at_least} for this prior in {latent_dim} dimensions, "
+            f"got {len(codes)}; reverse more images"
+        )
+    if not codes.isfinite().all():
+        bad = int((~codes.isfinite().all(1)).sum())
+        raise ValueError(
+            f"`codes` must be finite, got {bad} of {len(codes)} that are not; "
+            "drop those whose reversal did not converge"
+        )
+
+
+def covariance_factor(covariance: Tensor) -> Tensor:
+    """The lower Cholesky factor of a covariance `(d, d)`, which may be singular but not zero.
+
+    Raises:
+        ValueError: if the covariance is zero.
+    """
+    variance = float(covariance.diagonal().mean())
+    if not (variance > 0 and math.isfinite(variance)):
+        raise ValueError(
+            f"`codes` must differ from each other, got a mean variance of {variance}; "
+            "reverse different images, or give the reversal more steps"
+        )
+    # A direction in which all codes agree has no variance: rounding would make it negative.
+    jitter = 1e-6 * variance * torch.eye(len(covariance)).to(covariance)
+    return torch.linalg.cholesky(covariance + jitter)
