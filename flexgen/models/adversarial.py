@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.models.scoring import CriticScore, FlatCritic, attach_critic, training_prior
 from flexgen.objectives import Objective, gradient_penalty
 from flexgen.priors import Staged
 from flexgen.priors.staged import event_dim
@@ -34,7 +35,8 @@ class Adversarial(pl.LightningModule):
         generator: codes `(batch, latent_dim)` to data `(batch, *shape)`.
         critic: data to raw outputs `(batch,)`.
         prior: p(z); it becomes stage 0 of a :class:`~flexgen.priors.Staged`. Its parameters, if
-            it has trainable ones, learn with the generator.
+            it has trainable ones, learn with the generator. One that draws by score is handed the
+            critic's.
         objective: the game.
         generator_optimizer: parameters to an optimizer, e.g. a `functools.partial` of Adam.
         critic_optimizer: the same for the critic.
@@ -108,6 +110,8 @@ class Adversarial(pl.LightningModule):
         self.prior = prior if isinstance(prior, Staged) else Staged([prior])
         self.objective = objective
         self.ema = None if ema_decay is None else EMA(generator, ema_decay)
+        attach_critic(self.prior, self.sampler, critic, objective.clip)
+        self._score, self._flat = CriticScore(generator, critic), FlatCritic()
         self.latent_dim = dim
         self.critic_steps, self.accumulate, self.log_every = critic_steps, accumulate, log_every
         self.gradient_clip = gradient_clip
@@ -212,7 +216,7 @@ class Adversarial(pl.LightningModule):
             real = next(stream)
             self._batch_size = len(real)
             with torch.no_grad():
-                fake = self.generator(self.prior().sample((len(real),)))
+                fake = self.generator(self._codes("critic", len(real)))
             loss = self.objective.critic(self.critic(real), self.critic(fake))
             self._record("loss/critic", loss)
             if self.objective.penalty_weight:
@@ -239,7 +243,7 @@ class Adversarial(pl.LightningModule):
             weight.requires_grad = False
         optimizer.zero_grad()
         for _ in range(self.accumulate):
-            fake = self.generator(self.prior().rsample((self._batch_size,)))
+            fake = self.generator(self._codes("generator", self._batch_size))
             loss = self.objective.generator(self.critic(fake))
             self._record("loss/generator", loss)
             self._backward(loss)
@@ -249,6 +253,14 @@ class Adversarial(pl.LightningModule):
         if self.ema is not None:
             self.ema.update(self.generator)
         self.counters.generator_steps += 1
+
+    def _codes(self, player: str, n: int) -> Tensor:
+        """Codes `(n, latent_dim)` for a step of `player`."""
+        prior = training_prior(self.prior, player, self.counters.generator_steps, self._score)
+        z: Tensor = prior.rsample(torch.Size((n,)))
+        for name, value in getattr(prior, "statistics", {}).items():
+            self._record(f"prior/{name}", value)
+        return z
 
     def _backward(self, loss: Tensor) -> None:
         self.manual_backward(loss if self.accumulate == 1 else loss / self.accumulate)
@@ -289,10 +301,10 @@ class Adversarial(pl.LightningModule):
         means = {name: float(torch.stack(v).mean()) for name, v in self._losses.items() if v}
         if means:
             if self.counters.generator_steps % self.log_every == 0:
-                for losses in self._losses.values():
-                    losses.clear()
+                self._losses.clear()
             self.last_losses = means
             self.log_values(means)
+            self._flat.watch(means, self.counters.generator_steps)
 
     def log_values(self, values: dict[str, float]) -> None:
         """Log values with every step counter, at the generator step.

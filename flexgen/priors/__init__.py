@@ -6,7 +6,9 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 * ``latent_dim``: the size of its event, `event_shape == (latent_dim,)`,
 * ``has_log_prob``: whether `log_prob` exists; one without raises with the remedy,
 * ``support``: the (low, high) box that codes live in, or None,
-* ``fit(codes, …)``: present on priors that learn from codes.
+* ``fit(codes, …)``: present on priors that learn from codes,
+* ``attach(score)``: present on priors that draw by a critic's score, and
+  ``at(player, step, score)`` where training steps draw by it too.
 """
 
 from flexgen.priors.fitting import fit_prior
@@ -14,6 +16,7 @@ from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.pushforward import Pushforward
+from flexgen.priors.reweighted import Masked, Weighted
 from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
 
@@ -21,10 +24,12 @@ __all__ = [
     "Gaussian",
     "KernelDensity",
     "LearnableMixture",
+    "Masked",
     "Mixture",
     "Normal",
     "Pushforward",
     "Staged",
     "Uniform",
+    "Weighted",
     "fit_prior",
 ]

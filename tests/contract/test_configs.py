@@ -1,5 +1,6 @@
 """Every YAML file, found by glob, composes, instantiates and does its work once."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     assert model.counters.critic_steps == model.counters.generator_steps == 1
 
 
+@pytest.mark.parametrize("name", [n for n in names("model") if n != "adversarial"])
+@pytest.mark.parametrize("prior", names("prior"))
+def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
+    if prior.startswith("zuko"):
+        pytest.importorskip("zuko")
+    torch.manual_seed(0)
+    ring = ("data=ring8", "latent_dim=2", "network.generator.hidden_features=[8]")
+    model = instantiate(config(f"model={name}", f"prior={prior}", *ring)["model"])
+    optimizers = model.configure_optimizers()[0]
+    model._scaler = None
+    model._trainer = type("Alone", (), {"world_size": 1})()
+    model.manual_backward = lambda loss: loss.backward()
+    model._update(iter(lambda: torch.randn(20, 2), None), *optimizers)
+    assert with_gradients([model.generator, model.prior]) == []
+
+
 @pytest.mark.parametrize("name", names("network"))
 def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
@@ -78,6 +95,9 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
     torch.manual_seed(0)
     prior = instantiate(config(f"prior={name}", "latent_dim=3")["prior"])
     assert event_dim(prior) == 3
+    score = functools.partial(torch.sum, dim=-1)
+    if hasattr(prior, "attach"):
+        prior.attach(score)
     p = prior()
     assert p.event_shape == (3,)
     assert p.sample((5,)).shape == p.rsample((5,)).shape == (5, 3)
@@ -94,6 +114,8 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
             p.log_prob(first)
     restored = instantiate(config(f"prior={name}", "latent_dim=3")["prior"])
     restored.load_state_dict(prior.state_dict())
+    if hasattr(restored, "attach"):
+        restored.attach(score)
     torch.manual_seed(1)
     torch.testing.assert_close(restored().sample((4,)), first)
     if (support := getattr(prior, "support", None)) is not None:

@@ -24,6 +24,8 @@ OPTIONS = (
     "optimizer@model.critic_optimizer=rmsprop",
 )
 
+MASKED = ("prior=masked", "prior.warmup=9", *REFIT)
+
 
 def same(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two nested structures of tensors and plain values differ."""
@@ -49,8 +51,8 @@ def state(run_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("extra", "critic_step"),
-    [((), 64), ((), 61), (REFIT, 113), (OPTIONS, 64)],
-    ids=["mid-epoch", "critic-phase", "after-refit", "options"],
+    [((), 64), ((), 61), (REFIT, 113), (OPTIONS, 64), (MASKED, 63)],
+    ids=["mid-epoch", "critic-phase", "after-refit", "options", "masked"],
 )
 def test_stopped_and_resumed_equals_undisturbed(
     flexgen: Callable[..., Path],

@@ -1,0 +1,270 @@
+"""Priors that a critic's scores reweight: masked and weighted, from a pre-sample of any base."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.nn.functional import logsigmoid
+
+from flexgen.priors.staged import event_dim
+
+__all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Score", "Weighted"]
+
+Score = Callable[[Tensor], Tensor]
+"""Codes `(n, d)` to how real their data look, `(n,)`; higher is more real."""
+
+# The share of few codes that score high says little of the share of the prior's.
+_SMALLEST_PRESAMPLE = 100
+
+
+class ReweightedDistribution(Distribution):
+    """Draws from `base` that `prior` chose by `score`; each draw takes a pre-sample of its own.
+
+    Args:
+        base: what the pre-sample is drawn from.
+        prior: turns scores into weights and weights into choices.
+        score: codes to scores; None: nothing can be drawn.
+
+    Attributes:
+        statistics: of the last draw: the standard deviation of the scores over the pre-sample,
+            `critic_std`, and of the weights w the effective sample size `(Σw)² / (n Σw²)` and the
+            acceptance `mean w / max w` that sampling by rejection would have, both in (0, 1].
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, base: Distribution, prior: "Reweighted", score: Score | None) -> None:
+        self.base, self.prior, self.score = base, prior, score
+        self.statistics: dict[str, Tensor] = {}
+        super().__init__(event_shape=base.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        num = math.prod(sample_shape)
+        n = max(math.ceil(self.prior.presample * num), _SMALLEST_PRESAMPLE)
+        z = self.base.rsample(torch.Size((n,)))
+        with torch.no_grad():
+            scores = self._scores(z.detach())
+            weights = self.prior.weights(scores)
+            self.statistics = {
+                "critic_std": scores.std(),
+                "effective_sample_size": 1 / (n * weights.square().sum()),
+                "acceptance": 1 / (n * weights.max()),
+            }
+            chosen = self.prior.choose(weights, num)
+        return z[chosen].view(*sample_shape, *self._event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a masked or weighted prior has no density, it is known by its draws only; "
+            "use its base, or a flow such as `prior=zuko_nsf`, where a log-likelihood is needed"
+        )
+
+    def _scores(self, z: Tensor) -> Tensor:
+        if self.score is None:
+            raise RuntimeError(
+                f"a {type(self.prior).__name__} prior draws by scores, and it was given none; "
+                "call `prior.attach(score)` with a function of codes (n, d) to scores (n,)"
+            )
+        scores = self.score(z).float()
+        if scores.shape != z.shape[:1]:
+            raise ValueError(
+                f"`score` must return one score a code, ({len(z)},), got {tuple(scores.shape)}; "
+                "flatten its output"
+            )
+        if not scores.isfinite().all():
+            raise FloatingPointError(
+                f"`score` must be finite, got {int((~scores.isfinite()).sum())} scores of "
+                f"{len(scores)} that are not; lower the critic's step size"
+            )
+        return scores
+
+
+class Reweighted(nn.Module):
+    """A base prior whose draws are chosen from a pre-sample by their scores.
+
+    It knows no model: whoever has a critic attaches `score`, which is neither saved nor copied
+    with the prior. A training step asks :meth:`at` what it draws from, with the score of the
+    networks as they are then.
+
+    Args:
+        base: any prior; if it has trainable parameters, they learn through the chosen draws.
+        presample: codes that are scored for each that is drawn, at least 2; a pre-sample holds at
+            least 100.
+        where: which training steps draw by score, "critic", "generator" or "both"; the others
+            draw from the base. "generation": none, only who calls the prior does, as sampling and
+            measuring do; they always draw by score.
+        warmup: generator steps in which training draws from the base.
+
+    Raises:
+        ValueError: for a value out of range.
+
+    Source: Goerttler & Kloft, "Learning a multimodal prior distribution for generative adversarial
+    nets", section 3.
+    """
+
+    has_log_prob = False
+
+    def __init__(
+        self, base: nn.Module, *, presample: float = 2.0, where: str = "both", warmup: int = 0
+    ) -> None:
+        super().__init__()
+        if not presample >= 2:
+            raise ValueError(
+                f"`presample` must be at least 2 codes for one drawn, got {presample}; "
+                "set `prior.presample=2`"
+            )
+        if where not in ("critic", "generator", "both", "generation"):
+            raise ValueError(
+                f"`where` must be critic, generator, both or generation, got {where!r}; "
+                "set `prior.where=both`"
+            )
+        if warmup < 0:
+            raise ValueError(
+                f"`warmup` must be at least 0 generator steps, got {warmup}; set `prior.warmup=0`"
+            )
+        self.base, self.latent_dim = base, event_dim(base)
+        self.presample, self.where, self.warmup = float(presample), where, warmup
+        self._score: Score | None = None
+
+    @property
+    def support(self) -> tuple[float, float] | None:
+        return getattr(self.base, "support", None)
+
+    def attach(self, score: Score) -> None:
+        """Draw by `score` from now on: codes `(n, d)` to scores `(n,)`, called without gradient."""
+        # Wrapped: a module that were an attribute would be saved and trained as a part of this one.
+        self._score = functools.partial(score)
+
+    def forward(self) -> ReweightedDistribution:
+        return ReweightedDistribution(self.base(), self, self._score)
+
+    def at(self, player: str, step: int, score: Score) -> Distribution:
+        """What a training step draws from.
+
+        Args:
+            player: whose step it is, "critic" or "generator".
+            step: generator steps before it.
+            score: by the networks as they are in this step.
+        """
+        base: Distribution = self.base()
+        if step < self.warmup or self.where not in ("both", player):
+            return base
+        return ReweightedDistribution(base, self, score)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """The probability of each code of a pre-sample, `(n,)`, from its scores `(n,)`."""
+        raise NotImplementedError
+
+    def choose(self, weights: Tensor, num: int) -> Tensor:
+        """Indices `(num,)` of the codes that are drawn, by `weights` `(n,)`."""
+        return torch.multinomial(weights, num, replacement=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, would take the whole model along with the score.
+        return {**self.__dict__, "_score": None}
+
+
+class Masked(Reweighted):
+    r"""The base restricted to the share r of its codes that score highest.
+
+    .. math:: pm(z_i) = 1/(rn) \text{ for the } rn \text{ highest } s(z_i), \text{ else } 0
+
+    Args:
+        base: any prior.
+        rate: r, in (0, 1]; 1 is the base itself.
+        **options: see :class:`Reweighted`.
+
+    Raises:
+        ValueError: for a `rate` out of range.
+
+    Source: Goerttler & Kloft, Definition 3. Departures: the rn highest are kept, whatever their
+    ties, as a critic that is flat has none strictly above its percentile; and a draw takes no code
+    twice as long as enough are kept.
+    """
+
+    def __init__(self, base: nn.Module, rate: float = 0.7, **options: Any) -> None:
+        super().__init__(base, **options)
+        if not 0 < rate <= 1:
+            raise ValueError(f"`rate` must be in (0, 1], got {rate}; set `prior.rate=0.7`")
+        self.rate = float(rate)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        kept = self._kept(len(scores))
+        return torch.zeros_like(scores).index_fill_(0, scores.topk(kept).indices, 1 / kept)
+
+    def choose(self, weights: Tensor, num: int) -> Tensor:
+        return torch.multinomial(weights, num, replacement=num > self._kept(len(weights)))
+
+    def _kept(self, n: int) -> int:
+        return max(1, round(self.rate * n))
+
+
+class Weighted(Reweighted):
+    r"""The base resampled in proportion to a rising function w of the scores.
+
+    .. math:: pm(z_i) = w(s(z_i)) / Σ_j w(s(z_j))
+
+    Args:
+        base: any prior.
+        weights: w, over the scores s of a pre-sample. "exponential": exp((s − mean)/std);
+            "minmax": (s − min)/(max − min); "rank": how many scores are at most s; "sigmoid":
+            1/(1 + exp(−s)), the paper's own with the original game, which hardly weighs at all
+            once a critic's scores are near each other. A flat critic weighs all codes alike.
+        **options: see :class:`Reweighted`.
+
+    Raises:
+        ValueError: for unknown `weights`.
+
+    Source: Goerttler & Kloft, Definition 4, without its factor p(z): the pre-sample is drawn from
+    p already, which the factor would count twice.
+    """
+
+    def __init__(self, base: nn.Module, weights: str = "exponential", **options: Any) -> None:
+        super().__init__(base, **options)
+        if weights not in _WEIGHTS:
+            raise ValueError(
+                f"`weights` must be one of {', '.join(_WEIGHTS)}, got {weights!r}; "
+                "set `prior.weights=exponential`"
+            )
+        self._weigh = _WEIGHTS[weights]
+
+    def weights(self, scores: Tensor) -> Tensor:
+        w = self._weigh(scores)
+        return w / w.sum()
+
+
+def _exponential(scores: Tensor) -> Tensor:
+    std, mean = torch.std_mean(scores)
+    # A flat critic's scores have no spread but their rounding.
+    real = torch.finfo(scores.dtype)
+    floor = real.eps * scores.abs().max() + real.tiny
+    # By softmax: one far outlier among many codes overflows exp.
+    return ((scores - mean) / std.maximum(floor)).softmax(0)
+
+
+def _minmax(scores: Tensor) -> Tensor:
+    low, high = scores.aminmax()
+    return torch.where(high > low, (scores - low) / (high - low), 1.0)
+
+
+def _sigmoid(scores: Tensor) -> Tensor:
+    # In logarithms: the sigmoids of very low scores are all 0.
+    return logsigmoid(scores).softmax(0)
+
+
+def _rank(scores: Tensor) -> Tensor:
+    return torch.searchsorted(scores.sort().values, scores, right=True).to(scores)
+
+
+_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exponential": _exponential,
+    "minmax": _minmax,
+    "rank": _rank,
+    "sigmoid": _sigmoid,
+}
