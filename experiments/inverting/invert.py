@@ -37,7 +37,7 @@ PUBLISHED = {
     ("omniglot_small", "normal", "moments"): 0.020,
 }
 KEY = ("data", "prior", "constraint", "norm", "method", "lr", "steps", "split", "training", "seed")
-SETTING = KEY[:8]
+SETTING = KEY[:9]
 ITS_OWN = ("auto", "lbfgs")  # methods with starts, steps and a stopping rule of their own
 PICTURED = 16
 
@@ -192,7 +192,7 @@ def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
-    """Mean ± standard deviation over training runs and seeds, beside what the paper printed."""
+    """Mean ± standard deviation over seeds for each run, beside what the paper printed."""
     groups = defaultdict(list)
     for row in rows:
         groups[tuple(row[k] for k in SETTING)].append(row)
