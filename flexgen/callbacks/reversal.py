@@ -245,7 +245,7 @@ def _spread(prior: Distribution) -> float:
         variance = prior.variance
     except NotImplementedError:
         variance = prior.sample(torch.Size((10_000,))).var(0)
-    return float(variance.mean().sqrt())
+    return float(variance.detach().mean().sqrt())
 
 
 def _pag(z: Tensor, sigma: float, convention: Literal["unit", "literal"] = "unit") -> float:

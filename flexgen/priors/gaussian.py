@@ -8,7 +8,17 @@ from torch.distributions import MultivariateNormal
 
 from flexgen.priors.simple import check_latent_dim
 
-__all__ = ["Gaussian", "check_codes", "covariance_factor"]
+__all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
+
+
+class FullNormal(MultivariateNormal):
+    """torch's N(μ, L Lᵀ), drawn by one product: theirs takes several times as long on a batch."""
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        loc: Tensor = self.loc
+        eps = torch.randn(*sample_shape, *loc.shape, device=loc.device, dtype=loc.dtype)
+        z = torch.addmm(loc, eps.view(-1, len(loc)), self._unbroadcasted_scale_tril.mT)
+        return z.view(eps.shape)
 
 
 class Gaussian(nn.Module):
@@ -47,8 +57,8 @@ class Gaussian(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
-    def forward(self) -> MultivariateNormal:
-        return MultivariateNormal(self.loc, scale_tril=self.factor, validate_args=False)
+    def forward(self) -> FullNormal:
+        return FullNormal(self.loc, scale_tril=self.factor, validate_args=False)
 
     @torch.no_grad()
     def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:

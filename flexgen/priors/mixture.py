@@ -229,7 +229,8 @@ class LearnableMixture(nn.Module):
 
     Source: Gurumurthy, Sarvadevabhatla, Babu, "DeLiGAN", 2017, section 4. Departures: log σ is the
     parameter, so that σ stays above 0; k is drawn, where the authors' program has as many
-    components as codes in a batch and takes each once.
+    components as codes in a batch and takes each once; their penalty on the generator's loss,
+    λ times the mean of (1 − σ)², is not there, so watch σ: a component may shrink to a point.
     """
 
     has_log_prob = True

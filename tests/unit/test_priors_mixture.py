@@ -192,6 +192,15 @@ def test_kernel_density_equals_scipys(bandwidth: float | str, codes: Tensor) -> 
     torch.testing.assert_close(prior().log_prob(at), theirs, atol=1e-2, rtol=1e-4)
 
 
+def test_a_kernel_has_the_shape_of_the_codes() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(500, 2) @ torch.tensor([[2.0, 1.5], [0.0, 0.4]])
+    prior = KernelDensity(2, 500, bandwidth=1.0)
+    prior.fit(codes)
+    covariance = prior().sample((50_000,)).mT.cov()
+    torch.testing.assert_close(covariance, 2 * codes.mT.cov(), atol=0.05, rtol=0.03)
+
+
 def test_the_bandwidth_is_the_most_likely_for_codes_left_out(codes: Tensor) -> None:
     z = codes[:150].double()
     prior = KernelDensity(2, 150).double()
