@@ -42,12 +42,16 @@ class PriorRefit(Scheduled):
         n: how many training images to reverse, at most what there are; None: all.
         n_held_out: how many held-out images to reverse.
         keep: "closer", "always" or "never".
+        source: "data", or "prior": then the codes are draws from the prior in use, which nothing
+            is reversed for. It distils a prior that needs the critic, a masked one say, into one
+            that does not; `refit/distance_after` against `refit/floor` is what that loses.
         options: passed on to :func:`flexgen.reversal.reverse`.
         seed: of the draws and the fit; training draws the same numbers with or without a refit.
         progress: whether to draw progress bars.
 
     Raises:
-        ValueError: for an unknown `keep`, or no step in `at`.
+        ValueError: for an unknown `keep` or `source`, for `keep="closer"` with draws from the
+            prior itself, to which none is closer, or no step in `at`.
 
     Source: Kilcher et al., section 3 and figure 1.
     """
@@ -60,6 +64,7 @@ class PriorRefit(Scheduled):
         n: int | None = None,
         n_held_out: int = 1000,
         keep: str = "closer",
+        source: str = "data",
         options: dict[str, Any] | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -67,9 +72,17 @@ class PriorRefit(Scheduled):
         super().__init__(at=at, at_end=False)
         if keep not in ("closer", "always", "never"):
             raise ValueError(f"`keep` must be closer, always or never, got {keep!r}")
+        if source not in ("data", "prior"):
+            raise ValueError(f"`source` must be data or prior, got {source!r}")
+        if source == "prior" and keep == "closer":
+            raise ValueError(
+                "`keep=closer` cannot be met with `source=prior`, no prior is closer to its own "
+                "draws; set `refit.keep=always`"
+            )
         if not self.at:
             raise ValueError("`at` must name the generator steps of a refit, got none")
         self.prior, self.keep, self.n, self.n_held_out = prior, keep, n, n_held_out
+        self.source = source
         self.options, self.seed, self.progress = dict(options or {}), seed, progress
         self._stage_at: dict[int, int] = {}
         self._done: list[int] = []
@@ -141,6 +154,10 @@ class PriorRefit(Scheduled):
         return values | {"refit/kept": float(kept), "prior/stage": float(model.prior.in_use)}
 
     def _codes(self, model: Adversarial, data: Any, split: str, n: int | None) -> Tensor:
+        if self.source == "prior":
+            with model.evaluating():
+                drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))
+            return drawn
         n = None if n is None else min(n, data.size(split))
         x, _ = data.split(split, n, self.seed)
         options = {"seed": self.seed, "progress": self.progress, **self.options}

@@ -53,7 +53,7 @@ class ReweightedDistribution(Distribution):
             weights = self.prior.weights(scores)
             self.statistics = {
                 "critic_std": scores.std(),
-                "effective_sample_size": 1 / (n * weights.square().sum()),
+                "effective_sample_size": 1 / (n * weights.dot(weights)),
                 "acceptance": 1 / (n * weights.max()),
             }
             chosen = self.prior.choose(weights, num)

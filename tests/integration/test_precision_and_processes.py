@@ -26,7 +26,14 @@ def test_bf16_mixed_trains_with_float32_weights(flexgen: Callable[..., Path]) ->
 
 def test_two_processes_train_one_model(flexgen: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "two"
-    words = [*SMALL, *REFIT, "trainer=ddp_cpu", "report=false", f"paths.run_dir={run}"]
+    words = [
+        *SMALL,
+        *REFIT,
+        "prior=masked",
+        "trainer=ddp_cpu",
+        "report=false",
+        f"paths.run_dir={run}",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "flexgen", "train", *words],
         capture_output=True, text=True, timeout=120, check=False,
