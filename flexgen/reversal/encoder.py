@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flexgen.reversal.fast import fast_pass, has_bfloat16
+from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.modes import Generator, frozen
 
 # Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
@@ -104,8 +104,9 @@ def train_encoder(
         encoder = Encoder(x.shape[1:], z.shape[1:]).to(z.device, z.dtype)
         generate = generator
         if isinstance(generator, nn.Module):
-            half = torch.bfloat16 if has_bfloat16(z.device) and z.dtype == torch.float32 else None
-            generate = fast_pass(generator, half or z.dtype, z[:32], x) or generator
+            half = z.dtype == torch.float32 and worth_bfloat16(generator, z[:32])
+            dtype = torch.bfloat16 if half else z.dtype
+            generate = fast_pass(generator, dtype, z[:32], x) or generator
         optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
         rounds = range(0, steps, _EPOCHS * _PAIRS // _BATCH)
         bar = track(rounds, "encoder", console=Console(stderr=True), disable=not progress)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from flexgen.reversal.descent import OPTIMIZERS, Descent
-from flexgen.reversal.fast import fast_pass, has_bfloat16
+from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
 from flexgen.reversal.modes import Generator, frozen
@@ -82,8 +82,9 @@ def reverse(
     sample, from the nearest of many G(z) or from an encoder's guess. Each sample takes two starts,
     and up to `starts` until its two best ends agree within 3 % in loss; the best end is refined.
     Passes are those of a faster copy of the generator: batch norm folded into the weights, and
-    bfloat16, where the processor has it, until the refinement. A copy that is not the generator's
-    function is not used. What is returned is computed by the generator itself.
+    bfloat16 until the refinement, where the processor has it and a pass is 10⁶ operations or more.
+    A copy that is not the generator's function is not used. What is returned is computed by the
+    generator itself.
 
     **"gd", "rmsprop", "adam"** are the papers' loop, z ← z − η ∇_z ℓ(G(z), x) from
     z ~ N(0, init_scale²), by torch's optimizers with their default constants and the plain pass.
@@ -303,7 +304,7 @@ def _faster(
     name = str(probe.dtype).removeprefix("torch.")
     if fine is None:
         return Passes(generate, generate, "plain passes (no copy was the generator's function)")
-    if precision == "auto" and probe.dtype == torch.float32 and has_bfloat16(probe.device):
+    if precision == "auto" and probe.dtype == torch.float32 and worth_bfloat16(fine, probe):
         coarse = fast_pass(generator, torch.bfloat16, probe, made)
         if coarse is not None:
             return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 # Transposed convolutions with so few output channels leave the library's vector units idle.
 _FEW_CHANNELS = 4
@@ -21,6 +22,10 @@ _AGREEMENT = {
     torch.float64: (1e-4, 1e-2),
     torch.bfloat16: (0.05, 0.3),
 }
+
+
+# Floating-point operations of one sample's pass from which bfloat16 pays.
+_WORTH_IT = 1_000_000
 
 
 class FastPass(nn.Module):
@@ -98,6 +103,18 @@ def _with_gradient(generate: nn.Module, z: Tensor, towards: Tensor) -> tuple[Ten
         x_hat = generate(z)
         (gradient,) = torch.autograd.grad((x_hat * towards).sum(), z)
     return x_hat.detach(), gradient
+
+
+def worth_bfloat16(generator: nn.Module, z: Tensor) -> bool:
+    """Whether a pass is so much work that casts cost less than bfloat16 saves.
+
+    Counted, not timed, so that it is the same every time.
+    """
+    if not has_bfloat16(z.device):
+        return False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        generator(z)
+    return counter.get_total_flops() >= _WORTH_IT * len(z)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flexgen.networks import DCGANGenerator, MLPGenerator
-from flexgen.reversal import calibrate_batch_norm, reverse
+from flexgen.reversal import calibrate_batch_norm, fast, reverse
 from flexgen.reversal.lbfgs import LBFGS, direction
 from flexgen.reversal.losses import half_squared_error
 from flexgen.reversal.passes import Passes
@@ -78,7 +78,8 @@ def test_misfit_gives_the_least_squares_code():
 
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 @pytest.mark.parametrize("precision", ["auto", "float32", "plain"])
-def test_result_is_of_the_generator_itself(kind, precision):
+def test_result_is_of_the_generator_itself(kind, precision, monkeypatch):
+    monkeypatch.setattr(fast, "_WORTH_IT", 0)
     generator, x = network(kind), images(20)
     found = reverse(generator, x, latent_shape=12, steps=30, precision=precision)
     torch.testing.assert_close(found.x_hat, generator(found.z).detach())
@@ -109,7 +110,8 @@ def test_half_precision_generators_are_searched_in_float32(method):
 # The search is chaotic enough that any difference in one bit would show.
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 @pytest.mark.parametrize("latent_dim", [2, 10, 12])
-def test_a_code_does_not_depend_on_its_companions(kind, latent_dim):
+def test_a_code_does_not_depend_on_its_companions(kind, latent_dim, monkeypatch):
+    monkeypatch.setattr(fast, "_WORTH_IT", 0)  # bfloat16 for these small networks too
     generator, x = network(kind, latent_dim), images(37)
     options = {"latent_shape": latent_dim, "steps": 25, "bank": 256}
     whole = reverse(generator, x, **options)
@@ -239,6 +241,13 @@ def test_auto_says_what_it_chose():
     assert reverse(lambda z: generator(z), x, latent_shape=12, steps=2).how.endswith("plain passes")
     tied = reverse(generator, x, latent_shape=12, steps=2, norm="batch")
     assert tied.how == "adam, step size 0.05, at most 2 steps, 1 start from N(0, 0.0001²)"
+
+
+def test_bfloat16_is_for_passes_that_are_work():
+    small, large = network("mlp"), MLPGenerator(12, (1, 8, 8), (-1, 1), [700, 700]).eval()
+    assert "bfloat16" not in reverse(small, images(2), latent_shape=12, steps=2).how
+    how = reverse(large, images(2), latent_shape=12, steps=2).how
+    assert ("bfloat16" in how) == fast.has_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
