@@ -15,6 +15,8 @@ __all__ = ["CriticScore", "FlatCritic", "attach_critic", "training_prior"]
 log = logging.getLogger(__name__)
 
 _CODES_A_PASS = 1000
+# Scores on the ring of eight, 20 to 160 steps, one seed: GAN and WGAN-GP 0.009 to 0.23, WGAN
+# clipped to 0.01 at most 1.2e-5.
 _FLAT = 1e-4
 _ALL_BUT_LINEAR = 0.01
 
@@ -72,7 +74,8 @@ def training_prior(prior: Staged, player: str, step: int, score: CriticScore) ->
 class FlatCritic:
     """Warns once when the scores that a prior draws by hardly differ.
 
-    A masked or weighted game has many optima, and in all that fit the data the critic is flat.
+    The game has degenerated then: a masked one has every p with p_data ≤ p/r as an optimum, and a
+    flat critic tells none of them from another.
     """
 
     def __init__(self) -> None:
@@ -85,8 +88,8 @@ class FlatCritic:
             self.told = True
             log.warning(
                 "the critic's scores hardly differ (standard deviation %.1e before generator step "
-                "%d): drawing by score is no better than drawing from the base; raise "
-                "`prior.rate`, or use `model=wgan_gp`",
+                "%d): drawing by score is no better than drawing from the base; use "
+                "`model=wgan_gp`, or for a masked prior raise `prior.rate`",
                 std,
                 step,
             )
