@@ -60,6 +60,13 @@ METRICS: dict[str, Metric] = {
         Metric("own/error", "Own-sample error", "lower", "reversal error on own samples"),
         Metric("codes/cluster_ratio", "Cluster ratio", "", "between over within classes, codes"),
         Metric("codes/cluster_ratio_tsne", "Cluster ratio, t-SNE", "", "in the t-SNE plane"),
+        Metric(
+            "prior/critic_std", "Critic's spread", "", "std of the scores that a prior draws by"
+        ),
+        Metric(
+            "prior/effective_sample_size", "Effective sample size", "", "of the weights, a share"
+        ),
+        Metric("prior/acceptance", "Acceptance", "", "that rejection by the weights would have"),
         Metric("disagreement/distance", "Disagreement", "", "farthest draws over the mean draw"),
         Metric("loss/critic", "Critic loss"),
         Metric("loss/generator", "Generator loss"),
