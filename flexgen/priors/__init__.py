@@ -17,17 +17,20 @@ from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
+from flexgen.priors.sampled import Langevin, Rejection
 from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
 
 __all__ = [
     "Gaussian",
     "KernelDensity",
+    "Langevin",
     "LearnableMixture",
     "Masked",
     "Mixture",
     "Normal",
     "Pushforward",
+    "Rejection",
     "Staged",
     "Uniform",
     "Weighted",
