@@ -9,7 +9,7 @@ from flexgen.reversal import calibrate_batch_norm, fast, reverse
 from flexgen.reversal.lbfgs import LBFGS, direction
 from flexgen.reversal.losses import half_squared_error
 from flexgen.reversal.passes import Passes
-from flexgen.reversal.starts import Bank, normal_codes
+from flexgen.reversal.starts import Bank, Starts, normal_codes
 
 
 def codes(n, latent_dim, seed=2, dtype=torch.float32):
@@ -162,36 +162,35 @@ def test_bank_smaller_than_the_starts():
 
 
 def test_codes_stay_within_bounds_and_reach_the_constrained_minimum():
-    torch.manual_seed(0)
-    generator = nn.Linear(3, 9).double()
-    x = generator(torch.tensor([[0.5, 2.0, -3.0]]).double()).detach()
-    found = reverse(
-        generator, x, latent_shape=3, constraint="clip", bounds=(-1, 1), tolerance=1e-10, steps=200
-    )
-    slow = reverse(
-        generator, x, latent_shape=3, constraint="clip", bounds=(-1, 1), method="gd", lr=0.3,
-        steps=3000, tolerance=0,
-    )  # fmt: skip
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(20, 12, generator=draw).double() * torch.logspace(0, -1, 12).double()
+    x = torch.randn(8, 20, generator=draw).double() * 3
+    box = {"latent_shape": 12, "constraint": "clip", "bounds": (-1, 1)}
+    found = reverse(lambda z: z @ weight.T, x, **box, tolerance=1e-10, steps=150)
+    slow = reverse(lambda z: z @ weight.T, x, **box, method="gd", lr=0.02, steps=2000, tolerance=0)
     assert found.z.abs().max() <= 1
-    torch.testing.assert_close(found.z, slow.z, atol=1e-4, rtol=0)
+    assert (found.z.abs() == 1).any()
+    torch.testing.assert_close(found.loss, slow.loss, atol=0, rtol=1e-4)
 
 
 def test_hard_samples_take_more_starts_and_easy_ones_two():
-    def generate(z):  # one well at 1 beside many at other heights, met from other starts
-        return torch.cat([z, (3 * z).sin() * (z < 0.5)], 1)
+    def generate(z):  # wells at every whole number, the deeper the nearer to 0
+        return torch.cat([0.1 * z, (torch.pi * z).sin()], 1)
 
-    calls = []
+    x = torch.zeros(2, 2)
+    starts = torch.tensor([[1.1, 0.9, 0.05, 2.9], [3.1, 4.9, 2.1, 0.05]])[:, :, None]
+    two = reverse(generate, x, latent_shape=1, init=starts[:, :2])
+    four = reverse(generate, x, latent_shape=1, init=starts)
+    assert torch.equal(four.z[:1], two.z[:1])  # its first two agree, so the third is not taken
+    assert torch.equal(four.steps[:1], two.steps[:1])
+    assert four.loss[1] < 0.01 * two.loss[1]
 
-    def counted(z):
-        calls.append(len(z))
-        return generate(z)
 
-    x = torch.tensor([[1.0, 0.0], [-2.0, 3.0]])
-    starts = torch.tensor([[0.9, 1.1, 1.2, 1.3], [-3.0, -1.2, 0.3, -2.5]])[:, :, None]
-    found = reverse(counted, x, latent_shape=1, init=starts)
-    one = reverse(generate, x[:1], latent_shape=1, init=starts[:1, :2])
-    assert torch.equal(found.steps[:1], one.steps)
-    assert found.steps[1] > found.steps[0]
+def test_normal_starts_of_a_sample_differ():
+    starts = Starts("normal", 3, 2, (4,), 1.0, None, None, 0)
+    start = starts.of(torch.arange(2), torch.zeros(2, 5), lambda: pytest.fail("no bank is needed"))
+    assert not torch.equal(start(0), start(1))
+    assert torch.equal(start(0)[1:], normal_codes(torch.tensor([1]), (4,), 0))
 
 
 def test_a_sample_without_a_finite_loss_spoils_no_other():
@@ -220,6 +219,8 @@ def test_an_exact_fit_is_converged_though_its_loss_still_falls():
     options = {"latent_shape": 30, "tolerance": 1e-2, "steps": 40}
     found = reverse(lambda z: z * scales, z * scales, **options)
     assert found.converged.all()
+    fewer = reverse(lambda z: z * scales, z * scales, **options, starts=2)
+    assert torch.equal(found.steps, fewer.steps)  # nothing better is left to look for
     longer = reverse(lambda z: z * scales, z * scales, **options | {"tolerance": 1e-6})
     assert (longer.loss < 0.5 * found.loss).all()
 
