@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ __all__ = [
     "prior_options",
     "reverse_data",
 ]
+
+_BANK = 1  # tells the bank's draws from others by the same seed
 
 
 def codes_path(run_dir: Path, step: int) -> Path:
@@ -81,7 +84,10 @@ def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     size = options.get("bank", 2048)
     searches = options.get("method", "auto") in ("auto", "lbfgs") or options.get("init") == "bank"
     if searches and isinstance(size, int):
-        with isolated_rng(options.get("seed", 0)):
+        # Not the seed itself: whoever draws codes by it, to generate images and reverse them, would
+        # find these very codes in the bank.
+        own = np.random.SeedSequence([options.get("seed", 0), _BANK]).generate_state(1)
+        with isolated_rng(int(own[0])):
             options["bank"] = prior().sample(torch.Size((size,)))
     return options
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -96,7 +97,8 @@ def train_encoder(
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}")
     with torch.random.fork_rng(), torch.no_grad(), frozen(generator, "eval"):
-        torch.manual_seed(seed)
+        # Not the seed itself, by which others may draw the codes that the encoder is tried on.
+        torch.manual_seed(int(np.random.SeedSequence([seed, _PAIRS]).generate_state(1)[0]))
         z = prior(_PAIRS)
         x = generator(z[:32])
         if not x.isfinite().all():

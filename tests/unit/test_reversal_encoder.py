@@ -82,3 +82,15 @@ def test_damaged_file_is_told(tmp_path, trained):
 def test_wrong_calls_are_refused(module, steps, message):
     with pytest.raises(ValueError, match=message):
         train_encoder(module, prior, steps=steps)
+
+
+def test_pairs_are_not_the_draws_of_the_seed_itself():
+    seen = []
+
+    def remembered(n):
+        seen.append(torch.randn(n, 4))
+        return seen[-1]
+
+    train_encoder(generator(), remembered, steps=1, seed=7)
+    same = torch.randn(4096, 4, generator=torch.Generator().manual_seed(7))
+    assert not (seen[0] == same).all(1).any()
