@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
-from flexgen.reversal.losses import ToUnit
+from flexgen.reversal.losses import FromUnit, ToUnit
 from flexgen.reversal.modes import Generator
 
 __all__ = ["Found", "open_generator", "pair", "shape_text"]
@@ -110,8 +110,12 @@ def _in_unit_range(found: Found) -> Found:
         if isinstance(generator, nn.Module)
         else lambda z: to_unit(generator(z))
     )
+    options = dict(found.options)
+    if callable(options.get("init")):  # learned on the generator's own range
+        options["init"] = nn.Sequential(FromUnit(low, high), options["init"])
     return replace(
         found,
+        options=options,
         loaded=replace(found.loaded, generator=moved),
         probe=replace(found.probe, low=lowest, high=highest),
         range=(0.0, 1.0),
@@ -163,7 +167,7 @@ def _encoder(
     seed = found.options.get("seed", 0)
     return load_or_train_encoder(
         path,
-        loaded.sha256,
+        f"{loaded.sha256} {found.latent_shape} {found.options.get('bounds')}",
         lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
         say=rank == 0,
     ).to(device)

@@ -57,7 +57,8 @@ class Encoder(nn.Module):
         Returns:
             Codes, `(batch, *latent_shape)`.
         """
-        z: Tensor = self.net(x)
+        weight = next(self.parameters())
+        z: Tensor = self.net(x.to(weight.dtype))
         return z.view(-1, *self.latent_shape)
 
 
@@ -99,16 +100,25 @@ def train_encoder(
     with torch.random.fork_rng(), torch.no_grad(), frozen(generator, "eval"):
         # Not the seed itself, by which others may draw the codes that the encoder is tried on.
         torch.manual_seed(int(np.random.SeedSequence([seed, _PAIRS]).generate_state(1)[0]))
-        z = prior(_PAIRS)
-        x = generator(z[:32])
+        own = _weights_dtype(generator)
+
+        def draw() -> Tensor:
+            z = prior(_PAIRS)
+            return z.to(torch.promote_types(own or z.dtype, torch.float32))
+
+        def make(z: Tensor) -> Tensor:
+            return generator(z.to(own or z.dtype)).to(z.dtype)
+
+        z = draw()
+        x = make(z[:32])
         if not x.isfinite().all():
             raise ValueError("the generator must make finite data; check its weights")
         encoder = Encoder(x.shape[1:], z.shape[1:]).to(z.device, z.dtype)
-        generate = generator
+        generate = make
         if isinstance(generator, nn.Module):
-            half = z.dtype == torch.float32 and worth_bfloat16(generator, z[:32])
+            half = own == torch.float32 and worth_bfloat16(generator, z[:32])
             dtype = torch.bfloat16 if half else z.dtype
-            generate = fast_pass(generator, dtype, z[:32], x) or generator
+            generate = fast_pass(generator, dtype, z[:32], x) or make
         optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
         rounds = range(0, steps, _EPOCHS * _PAIRS // _BATCH)
         bar = track(rounds, "encoder", console=Console(stderr=True), disable=not progress)
@@ -129,8 +139,13 @@ def train_encoder(
                         loss.backward()
                     optimizer.step()
                     step += 1
-            z = prior(_PAIRS)
+            z = draw()
     return encoder.eval().requires_grad_(False)
+
+
+def _weights_dtype(generator: Generator) -> torch.dtype | None:
+    weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def load_or_train_encoder(
@@ -146,7 +161,7 @@ def load_or_train_encoder(
         say: whether to say on standard error which it was.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged, or is not an encoder's.
     """
     if path.is_file():
         try:
@@ -155,7 +170,9 @@ def load_or_train_encoder(
             weights = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); remove it to train it again") from error
-        if about.get("generator") == identity:
+        if not {"generator", "shape", "latent"} <= about.keys():
+            raise ValueError(f"{path} is no encoder; give the name of another file")
+        if about["generator"] == identity:
             shape, latent = ([int(n) for n in about[key].split()] for key in ("shape", "latent"))
             encoder = Encoder(shape, latent, hidden_features=len(weights["net.1.weight"]))
             encoder.load_state_dict(weights)

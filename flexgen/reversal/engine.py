@@ -32,7 +32,8 @@ class Reversal:
         x_hat: their reconstructions G(z), `(n, *shape)`.
         loss: reconstruction loss of each, summed over the elements of a sample, `(n,)`; without
             regulariser. Not finite only if the starting code already gave no finite loss.
-        steps: updates that each code took, `(n,)`; for "lbfgs" evaluations, over all its starts.
+        steps: updates that each code took, `(n,)`; for "lbfgs" evaluations, over all its starts
+            and the refinement.
         converged: whether each met `tolerance` within the steps, `(n,)`. A sample that is not
             converged but took fewer steps than asked has met a loss or a gradient that is not
             finite; its code is the best that it had before.
@@ -193,7 +194,7 @@ def reverse(
     searching = method == "lbfgs"
     steps = (100 if searching else 300) if steps is None else steps
     for name, value, least in (
-        ("steps", steps, 0),
+        ("steps", steps, int(searching)),
         ("batch_size", batch_size, 1),
         ("init_scale", init_scale, 0),
         ("constraint_weight", constraint_weight, 0),
@@ -204,6 +205,8 @@ def reverse(
     ):
         if not value >= least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}")
+        if name in ("steps", "batch_size", "seed", "starts", "bank") and int(value) != value:
+            raise ValueError(f"`{name}` must be a whole number, got {value}")
     if not 0 < lr < math.inf:
         raise ValueError(f"`lr` must be positive and finite, got {lr}")
     if (constraint == "clip") != (bounds is not None):
@@ -211,14 +214,19 @@ def reverse(
             f"`bounds` go with constraint='clip' and only with it, got bounds={bounds} and "
             f"constraint={constraint!r}; pass bounds=prior.support to clip, bounds=None otherwise"
         )
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"`bounds` must be (low, high) with low < high, got {bounds}")
+    if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise ValueError(f"`bounds` must be finite, (low, high) with low < high, got {bounds}")
     if searching and (tied or history):
         raise ValueError(
             "`method='lbfgs'` goes with neither norm='batch' nor constraint='moments', which tie "
             "the samples of a batch, nor with history=True; use method='adam'"
         )
     shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+    if not shape or not all(int(size) == size and size > 0 for size in shape):
+        raise ValueError(
+            f"`latent_shape` must be a size or sizes of at least 1, got {latent_shape}; "
+            "a code that is a number is latent_shape=1"
+        )
     _check_data(x, unit=loss == "bce")
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
@@ -236,7 +244,13 @@ def reverse(
     )
 
     def generate(z: Tensor) -> Tensor:
-        x_hat = generator(z.to(weights)).to(dtype)
+        x_hat = generator(z.to(weights))
+        if not isinstance(x_hat, Tensor):
+            raise ValueError(
+                f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
+                "function that returns its data"
+            )
+        x_hat = x_hat.to(dtype)
         if x_hat.shape != (len(z), *x.shape[1:]):
             raise ValueError(
                 f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "
@@ -250,8 +264,14 @@ def reverse(
     # The caller's autocast would round the generator's pass to 16 bits.
     with frozen(generator, norm), torch.autocast(device.type, enabled=False):
         probe = first.probe().to(device, dtype)
-        with torch.no_grad():
-            made = generate(probe)
+        with torch.enable_grad():
+            made = generate(probe.clone().requires_grad_().clone())
+        if not made.requires_grad:
+            raise ValueError(
+                "the generator must be differentiable in its codes, got data without a gradient; "
+                "take torch.no_grad or detach out of it"
+            )
+        made = made.detach()
         if loss == "bce":
             _check_unit("the generator's output", made)
         passes = Passes(generate, generate, "plain passes")
@@ -259,7 +279,7 @@ def reverse(
         if searching and isinstance(generator, nn.Module) and not own_pass:
             passes = _faster(generator, generate, probe, made, precision)
         codes = _bank_codes(bank, made[0].numel(), shape, bounds, seed).to(device, dtype)
-        first.bank_size = len(codes)
+        first.limit(len(codes))
         the_bank = cache(lambda: Bank(passes.coarse, codes))
         solver: LBFGS | Descent
         if searching:

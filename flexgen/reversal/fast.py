@@ -1,7 +1,6 @@
 """A faster copy of a generator's pass, for the hundreds of passes that a reversal takes."""
 
 import copy
-import itertools
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +86,8 @@ def fast_pass(
         fast = FastPass(generator, dtype).to(z.device)
         ours, our_gradient = _with_gradient(fast, z, x_hat)
         theirs, gradient = _with_gradient(generator, z, x_hat)
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError, IndexError):
-        return None  # any module may come here; one that cannot be copied is run as it is
+    except Exception:  # any module may come here; one that cannot be copied is run as it is
+        return None
     allowed = _AGREEMENT[dtype]
     agrees = (ours - x_hat).norm() <= allowed[0] * x_hat.norm()
     agrees &= (our_gradient - gradient).norm() <= allowed[1] * gradient.norm()
@@ -222,10 +221,14 @@ def _fold_batch_norms(net: nn.Sequential) -> None:
 
 def _rectify_in_place(net: nn.Sequential) -> None:
     """Let each ReLU write over the sums before it, which nobody else reads in a sequence."""
-    sums = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Identity, nn.Unflatten, _BatchNorm)
-    for (_, before), (name, layer) in itertools.pairwise(list(net.named_children())):
-        if type(layer) is nn.ReLU and isinstance(before, sums):
+    sums = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, _BatchNorm)
+    made_here = False  # what a sequence is given belongs to others, a residual's input for one
+    for name, layer in list(net.named_children()):
+        if type(layer) is nn.ReLU and made_here:
             setattr(net, name, nn.ReLU(inplace=True))
+        # Identities, a folded batch norm for one, and views pass on what they get.
+        passes_on = isinstance(layer, nn.Identity | nn.Unflatten)
+        made_here = isinstance(layer, sums) or (passes_on and made_here)
 
 
 def _pixels(layer: nn.Unflatten) -> int:

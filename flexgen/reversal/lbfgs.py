@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen.reversal.losses import Loss
@@ -86,13 +87,14 @@ class LBFGS:
         steps = torch.zeros(batch, dtype=torch.long, device=x.device)
         best = losses[:, 0].clone()
         everyone = torch.arange(batch, device=x.device)
-        floor = torch.zeros_like(best)
+        floor, lowest_start = torch.zeros_like(best), best.clone()
 
         for k in range(count):
             rows = everyone
             if k > 1:
                 lowest, second = losses.topk(2, largest=False).values.unbind(1)
-                rows = rows[~((second <= lowest * (1 + _AGREEMENT)) | (lowest <= floor))]
+                agreed = lowest.isfinite() & (second <= lowest * (1 + _AGREEMENT))
+                rows = rows[~(agreed | (lowest <= floor))]
             if not len(rows):
                 break
 
@@ -104,8 +106,10 @@ class LBFGS:
 
             begin = start(k).flatten(1)[rows] if k else z.clone()
             ends = self._descend(far, x, rows, begin, _COARSE * self.tolerance, floor[rows], told)
-            if not k:  # for "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance
-                floor = self.tolerance**2 * ends.before
+            # For "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance.
+            begun = torch.where(ends.before.isfinite(), ends.before, torch.inf)
+            lowest_start[rows] = torch.minimum(lowest_start[rows], begun)
+            floor = self.tolerance**2 * torch.where(lowest_start.isfinite(), lowest_start, 0)
             better = ends.loss < best[rows]
             z[rows] = torch.where(better[:, None], ends.z, z[rows])
             best[rows] = torch.minimum(ends.loss, best[rows])
@@ -131,7 +135,7 @@ class LBFGS:
         def evaluate(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
-                loss = self.loss(generate(z.unflatten(1, shape)), x)
+                loss = self.loss(generate(z.clone().unflatten(1, shape)), x)
                 (gradient,) = torch.autograd.grad(loss.sum(), z)
             return loss.detach(), gradient
 
@@ -204,7 +208,7 @@ class LBFGS:
             out_z[where], out_f[where] = z[alive], f[alive]
             taken[where] += 1
             tell(out_z, out_f)
-            if step % _WINDOW == 0:
+            if step % _WINDOW == 0 and tolerance:
                 standing = mark - f <= tolerance * mark.abs()
                 done = alive & (standing | (f <= floor[place]))
                 converged[place[done]] = True
@@ -252,6 +256,9 @@ def direction(s: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Byrd, Nocedal & Schnabel, 1994, eq. 3.1 (theorem 2.2 for BFGS in compact form).
     """
+    features = g.shape[1]
+    # Products over 7 or 17 columns, say, round a row by its place in the batch; over 16 not.
+    s, y, g = (F.pad(value, (0, -features % 16)) for value in (s, y, g))
     products = s @ y.mT
     diagonal = products.diagonal(dim1=1, dim2=2)
     r = products.triu() + torch.diag_embed((diagonal == 0).to(s.dtype))  # no pair: an identity
@@ -261,7 +268,7 @@ def direction(s: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     u = torch.linalg.solve_triangular(r, s @ g, upper=True)
     w = diagonal[:, :, None] * u + gamma * (y @ (y.mT @ u - g))
     v = torch.linalg.solve_triangular(r.mT, w, upper=False)
-    return -(gamma * (g - y.mT @ u) + s.mT @ v)[:, :, 0], known
+    return -(gamma * (g - y.mT @ u) + s.mT @ v)[:, :features, 0], known
 
 
 class Captured:

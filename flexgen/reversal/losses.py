@@ -57,3 +57,10 @@ class ToUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.low) / (self.high - self.low)
+
+
+class FromUnit(ToUnit):
+    """Data in [0, 1] moved back to [low, high]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.high - self.low) + self.low

@@ -69,7 +69,8 @@ class Bank:
         """
         rows = fill(x.flatten(1))
         distance = torch.addmm(self.squares, rows, self.data.T, alpha=-2)[: len(x)]
-        stride = max(1, min(4, len(self.codes) // count))
+        count = min(count, len(self.codes))
+        stride = min(4, len(self.codes) // count)
         near = distance.topk(min(stride * count, len(self.codes)), largest=False).indices
         return self.codes[near[:, ::stride][:, :count]]
 
@@ -137,6 +138,12 @@ class Starts:
                 f"`index` must hold a whole number of at least 0 for each of {num_samples} "
                 f"samples, got {self.index.dtype} of shape {tuple(self.index.shape)}"
             )
+
+    def limit(self, bank_size: int) -> None:
+        """Take no more starts from the bank than it has codes."""
+        self.bank_size = bank_size
+        if self.init == "bank" if isinstance(self.init, str) else callable(self.init):
+            self.count = min(self.count, bank_size + int(callable(self.init)))
 
     def probe(self) -> Tensor:
         """A few codes such as the prior's, `(32, *latent_shape)`, to try a generator on."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from flexgen.networks import MLPGenerator
@@ -94,3 +95,21 @@ def test_pairs_are_not_the_draws_of_the_seed_itself():
     train_encoder(generator(), remembered, steps=1, seed=7)
     same = torch.randn(4096, 4, generator=torch.Generator().manual_seed(7))
     assert not (seen[0] == same).all(1).any()
+
+
+def test_another_file_is_not_overwritten(tmp_path, trained):
+    path = tmp_path / "weights.safetensors"
+    save_file({"w": torch.zeros(3)}, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is no encoder"):
+        load_or_train_encoder(path, "one", lambda: trained)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_encoders_of_generators_in_other_precisions(dtype):
+    module = generator().to(dtype)
+    encoder = train_encoder(module, prior, steps=2)
+    x = module(torch.randn(5, 4).to(dtype)).detach()
+    found = reverse(module, x, latent_shape=4, init=encoder, steps=5)
+    assert found.z.isfinite().all()

@@ -124,7 +124,19 @@ class Uncopyable(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("kind", [Noisy, Peeking, Uncopyable])
+class Asserting(nn.Module):
+    """Insists on the layer that it was built with."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, z):
+        assert isinstance(self.layer, nn.Linear)
+        return self.layer(z)
+
+
+@pytest.mark.parametrize("kind", [Noisy, Peeking, Uncopyable, Asserting])
 def test_a_generator_that_cannot_be_copied_faithfully_has_no_fast_pass(kind):
     generator, z = kind().eval(), torch.randn(16, 4)
     assert fast_pass(generator, torch.float32, z, generator(z).detach()) is None
@@ -137,3 +149,18 @@ def test_spectral_norm_is_left_as_it_is():
     fast = fast_pass(generator, torch.float32, z, generator(z).detach())
     assert fast is not None
     assert any(isinstance(module, nn.BatchNorm1d) for module in fast.modules())
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, z):
+        return z + self.branch(z)
+
+
+def test_a_residual_keeps_its_input_when_the_branch_begins_with_a_relu():
+    generator = Residual().eval()
+    z = torch.randn(16, 4)
+    torch.testing.assert_close(FastPass(generator, torch.float32)(z), generator(z))

@@ -1,5 +1,7 @@
 """The search by L-BFGS: a code is its own sample's alone, and none is worse than where it began."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -103,20 +105,20 @@ def test_half_precision_generators_are_searched_in_float32(method):
     generator, x = network("mlp").to(torch.bfloat16), images(5)
     found = reverse(generator, x, latent_shape=12, method=method, steps=20)
     assert found.z.dtype == found.loss.dtype == torch.float32
-    start = reverse(generator, x, latent_shape=12, method=method, steps=0)
+    start = reverse(generator, x, latent_shape=12, method=method, steps=1)
     assert (found.loss < start.loss).all()
 
 
 # The search is chaotic enough that any difference in one bit would show.
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
-@pytest.mark.parametrize("latent_dim", [2, 10, 12])
+@pytest.mark.parametrize("latent_dim", [2, 10, 17])
 def test_a_code_does_not_depend_on_its_companions(kind, latent_dim, monkeypatch):
     monkeypatch.setattr(fast, "_WORTH_IT", 0)  # bfloat16 for these small networks too
     generator, x = network(kind, latent_dim), images(37)
     options = {"latent_shape": latent_dim, "steps": 25, "bank": 256}
     whole = reverse(generator, x, **options)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(3))
-    shuffled = reverse(generator, x[order], index=order, batch_size=9, **options)
+    shuffled = reverse(generator, x[order], index=order, batch_size=7, **options)
     alone = reverse(generator, x[5:6], index=torch.tensor([5]), **options)
     for field in ("z", "x_hat", "loss", "steps", "converged"):
         assert torch.equal(getattr(shuffled, field), getattr(whole, field)[order])
@@ -155,10 +157,25 @@ def test_bank_holds_the_nearest_first_and_skips():
     assert near[:, :, 0].tolist() == [[0, 4, 8], [99, 95, 91]]
 
 
-def test_bank_smaller_than_the_starts():
-    generator = nn.Linear(2, 8)
-    found = reverse(generator, torch.rand(3, 8), latent_shape=2, bank=2, starts=5)
+@pytest.mark.parametrize("bank", [1, 2, 3])
+def test_bank_smaller_than_the_starts(bank):
+    generator, x = network("mlp"), images(30)
+    found = reverse(generator, x, latent_shape=12, bank=bank, starts=5, steps=20)
+    assert found.how.startswith(f"lbfgs, {'1 start' if bank == 1 else f'up to {bank} starts'} from")
     assert found.z.isfinite().all()
+
+
+def test_a_start_without_a_finite_loss_does_not_end_the_search():
+    x = torch.tensor([[1e4]])
+    for init in ([60.0, 0.0], [60.0, 61.0, 9.0], [60.0, 61.0, 62.0, 9.0]):
+        found = reverse(lambda z: z.exp(), x, latent_shape=1, init=torch.tensor([init])[:, :, None])
+        assert found.loss < 1
+
+
+def test_tolerance_0_takes_all_evaluations():
+    found = reverse(network("mlp"), images(3), latent_shape=12, tolerance=0, steps=30, starts=1)
+    assert found.steps.tolist() == [60, 60, 60]  # of the start and the refinement
+    assert not found.converged.any()
 
 
 def test_codes_stay_within_bounds_and_reach_the_constrained_minimum():
@@ -263,11 +280,20 @@ def test_bfloat16_is_for_passes_that_are_work():
         ({"precision": "half"}, "`precision` must be one of"),
         ({"init": torch.zeros(3, 2, 5)}, r"`init` must be finite codes"),
         ({"init": lambda x: x}, "`init` gave"),
+        ({"starts": 2.5}, "`starts` must be a whole number, got 2.5"),
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"latent_shape": ()}, "`latent_shape` must be a size or sizes of at least 1"),
+        ({"latent_shape": 0}, "`latent_shape` must be a size or sizes of at least 1"),
+        ({"constraint": "clip", "bounds": (0.0, math.inf)}, "`bounds` must be finite"),
+        ({"generator": torch.no_grad()(lambda z: 2 * z)}, "must be differentiable in its codes"),
+        ({"generator": lambda z: (z, z)}, "must return one tensor, got tuple"),
     ],
 )
 def test_wrong_calls_are_refused_with_a_remedy(options, message):
+    call = {"generator": network("mlp"), "latent_shape": 12, "method": "lbfgs"} | options
+    x = images(3) if "generator" not in options else torch.zeros(3, 12)
     with pytest.raises(ValueError, match=message):
-        reverse(network("mlp"), images(3), latent_shape=12, method="lbfgs", **options)
+        reverse(call.pop("generator"), x, **call)
 
 
 def test_generator_and_random_state_are_left_as_they_were():
