@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
-from flexgen.reversal.modes import Generator, frozen
+from flexgen.reversal.modes import Generator, frozen, home
+from flexgen.reversal.parts import write_atomically
 
 # Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
 _PAIRS = 4096
@@ -100,16 +101,14 @@ def train_encoder(
     with torch.random.fork_rng(), torch.no_grad(), frozen(generator, "eval"):
         # Not the seed itself, by which others may draw the codes that the encoder is tried on.
         torch.manual_seed(int(np.random.SeedSequence([seed, _PAIRS]).generate_state(1)[0]))
-        own = _weights_dtype(generator)
-
-        def draw() -> Tensor:
-            z = prior(_PAIRS)
-            return z.to(torch.promote_types(own or z.dtype, torch.float32))
+        z = prior(_PAIRS)
+        _, own = home(generator, z)
+        wide = torch.promote_types(own, torch.float32)
 
         def make(z: Tensor) -> Tensor:
-            return generator(z.to(own or z.dtype)).to(z.dtype)
+            return generator(z.to(own)).to(wide)
 
-        z = draw()
+        z = z.to(wide)
         x = make(z[:32])
         if not x.isfinite().all():
             raise ValueError("the generator must make finite data; check its weights")
@@ -139,13 +138,8 @@ def train_encoder(
                         loss.backward()
                     optimizer.step()
                     step += 1
-            z = draw()
+            z = prior(_PAIRS).to(wide)
     return encoder.eval().requires_grad_(False)
-
-
-def _weights_dtype(generator: Generator) -> torch.dtype | None:
-    weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
-    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def load_or_train_encoder(
@@ -186,10 +180,8 @@ def load_or_train_encoder(
         "latent": " ".join(map(str, encoder.latent_shape)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.tmp")
     state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(state, beside, about)
-    beside.replace(path)
+    write_atomically(path, lambda beside: save_file(state, beside, about))
     if say:
         print(f"encoder: trained and saved to {path}", file=sys.stderr)
     return encoder

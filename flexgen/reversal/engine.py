@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from flexgen.reversal.checks import check_data, check_unit, one_of
 from flexgen.reversal.descent import OPTIMIZERS, Descent
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
-from flexgen.reversal.modes import Generator, frozen
+from flexgen.reversal.modes import Generator, frozen, home
 from flexgen.reversal.passes import Generate, Passes, Tell, fill
 from flexgen.reversal.progress import bar
 from flexgen.reversal.starts import Bank, Starts, normal_codes
@@ -122,7 +123,7 @@ def reverse(
         init_scale: standard deviation of the normal start.
         bank: number of codes in the bank, drawn from N(0, I), or uniformly within `bounds`; or
             codes `(size, *latent_shape)`, such as draws from the prior. No more of them are drawn
-            than make 2²⁶ elements of data (256 MiB).
+            than make 2²⁶ elements of data (256 MiB), but always 64.
         starts: starts of a sample at most, for "lbfgs" alone.
         precision: "auto" as described, "float32" for a faster copy in the generator's own precision
             only, "plain" for the generator's own pass; for "lbfgs" alone.
@@ -183,11 +184,11 @@ def reverse(
             "`reverse` needs gradients, which torch.inference_mode rules out; call it outside, or "
             "build the trainer with Trainer(inference_mode=False)"
         )
-    _one_of("loss", loss, LOSSES)
-    _one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
-    _one_of("constraint", constraint, (None, "clip", "moments"))
-    _one_of("norm", norm, ("eval", "batch"))
-    _one_of("precision", precision, ("auto", "float32", "plain"))
+    one_of("loss", loss, LOSSES)
+    one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
+    one_of("constraint", constraint, (None, "clip", "moments"))
+    one_of("norm", norm, ("eval", "batch"))
+    one_of("precision", precision, ("auto", "float32", "plain"))
     tied = norm == "batch" or constraint == "moments"
     if method == "auto":
         method = "adam" if tied or history else "lbfgs"
@@ -227,10 +228,10 @@ def reverse(
             f"`latent_shape` must be a size or sizes of at least 1, got {latent_shape}; "
             "a code that is a number is latent_shape=1"
         )
-    _check_data(x, unit=loss == "bce")
+    check_data(x, unit=loss == "bce")
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
-    device, weights = _home(generator, x)
+    device, weights = home(generator, x)
     dtype = torch.promote_types(weights, torch.float32)  # of codes and losses
     first = Starts(
         init="bank" if searching and init == "auto" else init,
@@ -273,7 +274,7 @@ def reverse(
             )
         made = made.detach()
         if loss == "bce":
-            _check_unit("the generator's output", made)
+            check_unit("the generator's output", made)
         passes = Passes(generate, generate, "plain passes")
         own_pass = isinstance(generator, ScriptModule) or precision == "plain"
         if searching and isinstance(generator, nn.Module) and not own_pass:
@@ -364,44 +365,6 @@ def _teller(
             watch(z[:size].view(-1, *shape))
 
     return tell
-
-
-def _one_of(name: str, value: object, known: Collection[object]) -> None:
-    if value not in known:
-        options = ", ".join(repr(option) for option in known)
-        raise ValueError(f"`{name}` must be one of {options}, got {value!r}")
-
-
-def _check_data(x: Tensor, unit: bool) -> None:
-    if x.dim() < 2 or not len(x):
-        raise ValueError(
-            f"`x` must be a batch of at least one sample, (n, *shape), got {tuple(x.shape)}; "
-            "a single sample is x[None]"
-        )
-    if not x.is_floating_point():
-        raise ValueError(f"`x` must be floating point, got {x.dtype}; scale it to the data's range")
-    if not x.isfinite().all():
-        raise ValueError(
-            "`x` must be finite, got NaN or infinity in "
-            f"{int((~x.flatten(1).isfinite().all(1)).sum())} of {len(x)} samples; leave them out"
-        )
-    if unit:
-        _check_unit("`x`", x)
-
-
-def _check_unit(name: str, x: Tensor) -> None:
-    if ((x < 0) | (x > 1)).any():
-        raise ValueError(
-            f"{name} must lie in [0, 1] under loss='bce', got values from {float(x.min()):.4g} to "
-            f"{float(x.max()):.4g}; train with `data.range=[0,1]` or use loss='mse'"
-        )
-
-
-def _home(generator: Generator, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where and in what precision the generator works; x's own for a plain callable."""
-    weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
-    weight = next((weight for weight in weights if weight.is_floating_point()), x)
-    return weight.device, weight.dtype
 
 
 def _batches(num_samples: int, batch_size: int, tied: bool) -> list[Tensor]:

@@ -14,6 +14,13 @@ def _batch_norms(generator: nn.Module) -> list[_BatchNorm]:
     return [module for module in generator.modules() if isinstance(module, _BatchNorm)]
 
 
+def home(generator: Generator, like: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where and in what precision a generator works: as its weights, or as `like` without any."""
+    weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
+    weight = next((weight for weight in weights if weight.is_floating_point()), like)
+    return weight.device, weight.dtype
+
+
 @contextmanager
 def frozen(generator: Generator, norm: str) -> Iterator[None]:
     """Hold a generator still: parameters without gradients, eval mode, all restored on leaving.

@@ -70,7 +70,7 @@ class Parts:
         if any(folder.glob("*.safetensors")):
             self._compare(written.read_text() if written.is_file() else None, folder)
         text = _json(self.identity)
-        _write(written, lambda beside: Path(beside).write_text(text))
+        write_atomically(written, lambda beside: Path(beside).write_text(text))
         return False
 
     def finished(self) -> dict[int, dict[str, str]]:
@@ -89,7 +89,7 @@ class Parts:
         path = self._part(number)
         metadata = {**about, "digest": self.digest}
         kept = {name: value.contiguous() for name, value in tensors.items()}
-        _write(path, lambda beside: save_file(kept, beside, metadata))
+        write_atomically(path, lambda beside: save_file(kept, beside, metadata))
 
     def gather(self, about: Mapping[str, str]) -> Path:
         """Join all parts, one at a time in memory, to the file of codes, and clear them away.
@@ -107,8 +107,8 @@ class Parts:
         metadata = {"identity": _json(self.identity), **about}
         for name in [n for n, text in metadata.items() if len(text) > _MOST_METADATA]:
             text, beside_codes = metadata.pop(name), self.out / f"codes.{name}.json"
-            _write(beside_codes, lambda beside, text=text: Path(beside).write_text(text))
-        _write(self.codes, lambda beside: self._join(beside, metadata))
+            write_atomically(beside_codes, lambda beside, text=text: Path(beside).write_text(text))
+        write_atomically(self.codes, lambda beside: self._join(beside, metadata))
         _clear_parts(self.out)
         return self.codes
 
@@ -194,7 +194,7 @@ def _clear_parts(out: Path) -> None:
         folder.rmdir()
 
 
-def _write(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Any) -> None:
     """Have `write` fill a file beside `path`, then rename it, so that no half file is ever seen."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -206,8 +206,8 @@ def _write(path: Path, write: Any) -> None:
         beside.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError):
             raise OSError(
-                f"could not write {path} ({error}); make room there, or give another folder with "
-                "out=; the same command goes on where it stopped"
+                f"could not write {path} ({error}); make room there, or name another "
+                "place; the same command goes on where it stopped"
             ) from error
         raise
 

@@ -82,11 +82,15 @@ def test_pass_agrees_in_its_precision_and_the_generator_is_not_changed(generator
         assert torch.equal(value, before[name])
 
 
+# Not for maps of codes: the library's convolutions of such sizes may round by batch.
+@pytest.mark.parametrize(
+    "generator",
+    [name for name in GENERATORS if name not in ("map of codes", "bare layer")],
+    indirect=True,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_do_not_depend_on_the_batch(generator, dtype):
     generator, z = generator
-    if z.dim() == 4:
-        pytest.skip("the library's convolutions of odd sizes may round by batch")
     fast = FastPass(generator, dtype)
     x = torch.rand_like(generator(z).detach())
     loss, gradient = value_and_gradient(fast, z, x)
