@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
@@ -16,6 +16,7 @@ from flexgen.metrics import (
     load_or_train_classifier,
 )
 from flexgen.models import Adversarial
+from flexgen.priors.reweighted import Reweighted
 
 __all__ = ["SampleQuality"]
 
@@ -27,6 +28,10 @@ class SampleQuality(Measurement):
     of training data; on toys with modes `modes/captured`, `modes/high_quality` and
     `modes/total_variation`; with a classifier `fid`, `kid` and `inception` from the features of
     one that FlexGen trains on the data set itself.
+
+    A prior that draws by score adds `emd/unmasked`, the distance of samples from its base, and
+    what it says of its draws, e.g. `samples/acceptance`. Training logs `prior/acceptance` as a mean
+    over its steps, of other sizes and by the networks as they were in each: two names, two curves.
 
     Args:
         n: samples and data a set; at most what the split holds.
@@ -56,17 +61,22 @@ class SampleQuality(Measurement):
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         self.n, self.split, self.draws = n, split, draws
         self.classifier, self.cache_dir = classifier, Path(cache_dir)
+        self._floor_of: tuple[Any, float] | None = None
 
     def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split), data.size("train"))
         held_out, _ = data.split(self.split, n, self.seed)
-        sets = [model.sample(n).cpu() for _ in range(self.draws)]
-        floors = [data.split("train", n, self.seed + i)[0] for i in range(self.draws)]
+        prior = model.prior.current
+        sets, statistics = self._draw(model, prior, n)
         values = {
             "emd/samples": _mean_distance(sets, held_out),
-            "emd/floor": _mean_distance(floors, held_out),
+            "emd/floor": self._floor(data, held_out),
             "prior/stage": float(model.prior.in_use),
         }
+        values |= {f"samples/{name}": value for name, value in statistics.items()}
+        if isinstance(prior, Reweighted):
+            unmasked, _ = self._draw(model, prior.base, n)
+            values["emd/unmasked"] = _mean_distance(unmasked, held_out)
         samples = torch.cat(sets)
         if (centres := getattr(data, "centres", None)) is not None:
             coverage = ModeCoverage(centres, data.std, **ALONE)
@@ -75,6 +85,29 @@ class SampleQuality(Measurement):
         if self.classifier and data.num_classes and held_out.ndim == 4:
             values |= self._classify(samples, data)
         return values
+
+    def _draw(
+        self, model: Adversarial, prior: nn.Module, n: int
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """Sample sets by codes of `prior`, and the means of what it says of its draws, if it does.
+
+        The generator and the prior are in eval mode.
+        """
+        sets, told = [], []
+        with model.evaluating():
+            for _ in range(self.draws):
+                drawn_from = prior()
+                sets.append(model.generate(drawn_from.sample((n,))).cpu())
+                told.append(getattr(drawn_from, "statistics", {}))
+        return sets, {k: sum(float(t[k]) for t in told) / self.draws for k in told[0]}
+
+    def _floor(self, data: Any, held_out: Tensor) -> float:
+        """The distance of training data, which is the same at every measurement of one data set."""
+        if self._floor_of is None or self._floor_of[0] is not data:
+            n = len(held_out)
+            sets = [data.split("train", n, self.seed + i)[0] for i in range(self.draws)]
+            self._floor_of = data, _mean_distance(sets, held_out)
+        return self._floor_of[1]
 
     def _classify(self, samples: Tensor, data: Any) -> dict[str, float]:
         x, y = data.split("train", None, self.seed)

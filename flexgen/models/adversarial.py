@@ -135,11 +135,16 @@ class Adversarial(pl.LightningModule):
         return self.generator if self.ema is None else self.ema.module
 
     @torch.no_grad()
-    def sample(self, n: int, batch_size: int = 1000) -> Tensor:
+    def sample(self, n: int) -> Tensor:
         """Draw n data points from the sampler in eval mode, codes from the prior in use."""
         with self.evaluating():
-            codes = self.prior().sample((n,)).split(batch_size)
-            return torch.cat([self.sampler(z).float() for z in codes])
+            return self.generate(self.prior().sample((n,)))
+
+    @torch.no_grad()
+    def generate(self, z: Tensor, batch_size: int = 1000) -> Tensor:
+        """Data `(n, *shape)` of codes `(n, latent_dim)`, by the sampler in eval mode."""
+        with self.evaluating():
+            return torch.cat([self.sampler(codes).float() for codes in z.split(batch_size)])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

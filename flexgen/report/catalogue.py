@@ -39,6 +39,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("pag/unit", "PAG", "lower", "unit convention, bias-corrected, nats"),
         Metric("emd/samples", "EMD", "lower", "samples to held-out data, Euclidean cost"),
+        Metric("emd/unmasked", "EMD, base", "lower", "samples by codes of the prior's base"),
         Metric("emd/floor", "EMD floor", "", "two data samples of the same size"),
         Metric("fid", "FID", "lower", "Fréchet distance of features"),
         Metric("kid", "KID", "lower", "kernel distance of features"),
@@ -67,6 +68,11 @@ METRICS: dict[str, Metric] = {
             "prior/effective_sample_size", "Effective sample size", "", "of the weights, a share"
         ),
         Metric("prior/acceptance", "Acceptance", "", "that rejection by the weights would have"),
+        Metric("samples/critic_std", "Critic's spread, samples", "", "when samples are measured"),
+        Metric(
+            "samples/effective_sample_size", "Effective sample size, samples", "", "when measured"
+        ),
+        Metric("samples/acceptance", "Acceptance, samples", "", "when samples are measured"),
         Metric("disagreement/distance", "Disagreement", "", "farthest draws over the mean draw"),
         Metric("loss/critic", "Critic loss"),
         Metric("loss/generator", "Generator loss"),
@@ -97,7 +103,7 @@ HEADLINE: tuple[str, ...] = (
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Prior agreement (PAG)", ("pag/unit",)),
-    ("Earth mover's distance", ("emd/samples", "emd/floor")),
+    ("Earth mover's distance", ("emd/samples", "emd/unmasked", "emd/floor")),
     ("Losses", ("loss/critic", "loss/generator")),
     ("Gradient penalty", ("loss/penalty",)),
     ("FID", ("fid",)),
