@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
-from flexgen.callbacks.reversal import reverse_data
+from flexgen.callbacks.reversal import reverse_split
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.metrics import earth_mover_distance
 from flexgen.models import Adversarial
@@ -158,14 +158,8 @@ class PriorRefit(Scheduled):
             with model.evaluating():
                 drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))
             return drawn
-        n = None if n is None else min(n, data.size(split))
-        x, _ = data.split(split, n, self.seed)
         options = {"seed": self.seed, "progress": self.progress, **self.options}
-        with model.evaluating():
-            found = reverse_data(
-                model.sampler, model.prior, x.to(model.device), data.range, **options
-            )
-        return found.z[found.loss.isfinite()]
+        return reverse_split(model, data, split, n, **options)
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
         log.info(

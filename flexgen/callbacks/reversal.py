@@ -26,6 +26,7 @@ __all__ = [
     "load_codes",
     "prior_options",
     "reverse_data",
+    "reverse_split",
 ]
 
 _BANK = 1  # tells the bank's draws from others by the same seed
@@ -108,6 +109,31 @@ def reverse_data(
         to_unit = ToUnit(*value_range)
         generator, x = nn.Sequential(generator, to_unit), to_unit(x)
     return reverse(generator, x, **prior_options(prior, options))
+
+
+def reverse_split(
+    model: Adversarial, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
+) -> Tensor:
+    """Codes of examples of a split under a model's sampler and prior.
+
+    Args:
+        model: whose sampler is reversed; it is left as it was.
+        data: the data module.
+        split: which part of the data.
+        n: how many examples, at most what the split holds; None: all.
+        seed: which examples, and of the reversal.
+        **options: passed on to :func:`reverse_data`.
+
+    Returns:
+        Codes, `(n, latent_dim)`, those without a finite loss left out.
+    """
+    n = None if n is None else min(n, data.size(split))
+    x, _ = data.split(split, n, seed)
+    with model.evaluating():
+        found = reverse_data(
+            model.sampler, model.prior, x.to(model.device), data.range, seed=seed, **options
+        )
+    return found.z[found.loss.isfinite()]
 
 
 class ReversalScore(Measurement):

@@ -41,8 +41,10 @@ class CriticScore:
             return torch.cat([self.critic(self.generator(c)) for c in z.split(_CODES_A_PASS)])
 
 
-def attach_critic(prior: Staged, sampler: nn.Module, critic: nn.Module, clip: float | None) -> None:
-    """Have every prior that draws by score draw by the critic's for the sampler's data.
+def attach_critic(
+    prior: nn.Module, sampler: nn.Module, critic: nn.Module, clip: float | None
+) -> None:
+    """Have every prior in `prior` that draws by score draw by the critic's for the sampler's data.
 
     `clip` is what the objective clips the critic's weights to: small enough, it warns.
     """

@@ -1,0 +1,89 @@
+"""Any prior beside a trained generator: built, given the critic, fitted to codes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from flexgen.callbacks import ReversalScore
+from flexgen.callbacks.reversal import reverse_split
+from flexgen.cli.build import Parts
+from flexgen.models.scoring import attach_critic
+from flexgen.priors import fit_prior
+from flexgen.priors.reweighted import Reweighted
+from flexgen.priors.staged import event_dim
+from flexgen.training import isolated_rng
+
+__all__ = ["codes_of", "prior_for"]
+
+
+def codes_of(
+    parts: Parts,
+    split: str = "train",
+    n: int | None = 10_000,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> Tensor:
+    """Codes `(n, latent_dim)` of a run's data under its generator, found as the run finds them.
+
+    Args:
+        parts: a trained run; nothing in it changes.
+        split: which part of the data.
+        n: how many images, at most what the split holds; None: all.
+        seed: which images, and where their codes start.
+        progress: whether to draw a progress bar.
+    """
+    run = (m for m in parts.measurements.values() if isinstance(m, ReversalScore))
+    options = next((score.options for score in run), {})
+    options = {**options, "seed": seed, "progress": progress}
+    return reverse_split(parts.model, parts.data, split, n, **options)
+
+
+def prior_for(
+    parts: Parts,
+    config: dict[str, Any],
+    codes: Callable[[], Tensor],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """A prior, ready to be drawn from, for a trained run.
+
+    A prior that can learn is fitted to `codes`; one that draws by score draws by the run's critic,
+    and its base is fitted if that can learn.
+
+    Args:
+        parts: a trained run; nothing in it changes.
+        config: of the prior, plain values with a `_target_`.
+        codes: gives the codes to fit to, `(n, latent_dim)`; called only for a prior that can learn.
+        seed: of the prior's weights and of the fit.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        The prior, frozen, on the model's device.
+
+    Raises:
+        ValueError: if it is of another dimension than the run's codes, or cannot be fitted.
+    """
+    model = parts.model
+    with isolated_rng(seed):
+        prior: nn.Module = instantiate(config).to(model.device).requires_grad_(False)
+        if (dim := event_dim(prior)) != model.latent_dim:
+            raise ValueError(
+                f"the prior's event shape must be ({model.latent_dim},), the run's `latent_dim`, "
+                f"got ({dim},); leave `prior.latent_dim` out"
+            )
+        attach_critic(prior, model.sampler, model.critic, model.objective.clip)
+        learner = prior
+        while isinstance(learner, Reweighted):
+            learner = learner.base
+        if _can_learn(learner):
+            fit_prior(learner, codes(), seed=seed, progress=progress)
+    return prior.eval()
+
+
+def _can_learn(prior: nn.Module) -> bool:
+    has_weights = next(prior.parameters(), None) is not None
+    return hasattr(prior, "fit") or (has_weights and getattr(prior, "has_log_prob", True))
