@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from flexgen.callbacks.scheduled import Scheduled
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.training import CSVLogger, find_checkpoints
 from flexgen.training.checkpoint import write_atomically
 
@@ -51,7 +51,7 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
             raise ValueError(f"`keep` must be at least 1, got {keep}; null keeps all")
         self.keep = keep
 
-    def act(self, trainer: pl.Trainer, model: Adversarial) -> None:
+    def act(self, trainer: pl.Trainer, model: Generative) -> None:
         run_dir = Path(trainer.default_root_dir)
         step = model.counters.generator_steps
         save(trainer, run_dir / "checkpoints" / f"step={step:08d}.ckpt")

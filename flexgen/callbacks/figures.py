@@ -9,12 +9,12 @@ from flexgen.callbacks.drawing import draw_figure, draw_images, draw_samples
 from flexgen.callbacks.reversal import base_space, codes_path, load_codes
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import ClusterRatio
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 
 __all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum"]
 
 
-def _image(run_dir: Path, kind: str, model: Adversarial) -> Path:
+def _image(run_dir: Path, kind: str, model: Generative) -> Path:
     return run_dir / "images" / kind / f"step={model.counters.generator_steps:08d}.png"
 
 
@@ -30,7 +30,7 @@ class SampleGrid(Measurement):
         super().__init__(**schedule)
         self.n = n
 
-    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         path = _image(run_dir, "samples", model)
         if len(data.shape) == 3:
             draw_samples(model.sample(self.n), data.range, path)
@@ -44,12 +44,12 @@ class SampleGrid(Measurement):
 class _OfCodes(Measurement):
     """Pictures the codes that a :class:`ReversalScore` before it saved at the same step."""
 
-    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         path = codes_path(run_dir, model.counters.generator_steps)
         return self.picture(load_codes(path), model, data, run_dir) if path.is_file() else {}
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
     ) -> dict[str, float]:
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class CodeMap(_OfCodes):
         self.perplexity = perplexity
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
     ) -> dict[str, float]:
         from sklearn.manifold import TSNE
 
@@ -125,7 +125,7 @@ class Disagreement(_OfCodes):
         self.draws, self.keep = draws, keep
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
     ) -> dict[str, float]:
         generator, prior = base_space(model)
         z = codes["z"].to(model.device)
@@ -146,7 +146,7 @@ class Spectrum(_OfCodes):
     """
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Adversarial, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
     ) -> dict[str, float]:
         n = len(codes["z"])
         _, prior = base_space(model)

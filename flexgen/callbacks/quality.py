@@ -15,7 +15,7 @@ from flexgen.metrics import (
     kernel_distance,
     load_or_train_classifier,
 )
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.priors.reweighted import Reweighted
 
 __all__ = ["SampleQuality"]
@@ -63,7 +63,7 @@ class SampleQuality(Measurement):
         self.classifier, self.cache_dir = classifier, Path(cache_dir)
         self._floor_of: tuple[Any, float] | None = None
 
-    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split), data.size("train"))
         held_out, _ = data.split(self.split, n, self.seed)
         prior = model.prior.current
@@ -87,7 +87,7 @@ class SampleQuality(Measurement):
         return values
 
     def _draw(
-        self, model: Adversarial, prior: nn.Module, n: int
+        self, model: Generative, prior: nn.Module, n: int
     ) -> tuple[list[Tensor], dict[str, float]]:
         """Sample sets by codes of `prior`, and the means of what it says of its draws, if it does.
 

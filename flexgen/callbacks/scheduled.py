@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning import LightningDataModule
 
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.training import isolated_rng
 
 __all__ = ["ALONE", "Measurement", "Scheduled"]
@@ -50,7 +50,7 @@ class Scheduled(pl.Callback):
             self._acted_at = step
             self.act(trainer, pl_module)
 
-    def act(self, trainer: pl.Trainer, model: Adversarial) -> None:
+    def act(self, trainer: pl.Trainer, model: Generative) -> None:
         raise NotImplementedError
 
 
@@ -68,17 +68,17 @@ class Measurement(Scheduled):
         super().__init__(**schedule)
         self.seed = seed
 
-    def act(self, trainer: pl.Trainer, model: Adversarial) -> None:
+    def act(self, trainer: pl.Trainer, model: Generative) -> None:
         if trainer.is_global_zero:
             values = self.run(model, trainer.datamodule, Path(trainer.default_root_dir))  # type: ignore[attr-defined]
             if values:
                 model.log_values(values)
         trainer.strategy.barrier()
 
-    def run(self, model: Adversarial, data: LightningDataModule, run_dir: Path) -> dict[str, float]:
+    def run(self, model: Generative, data: LightningDataModule, run_dir: Path) -> dict[str, float]:
         """:meth:`measure` with the generators kept apart."""
         with isolated_rng(self.seed):
             return self.measure(model, data, run_dir)
 
-    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         raise NotImplementedError

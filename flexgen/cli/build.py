@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from flexgen.callbacks import Measurement, PriorRefit
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
 __all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained"]
@@ -19,7 +19,7 @@ __all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained"]
 class Parts:
     """The objects of a run, and the checkpoint that the model holds, if any."""
 
-    model: Adversarial
+    model: Generative
     data: Any
     callbacks: dict[str, pl.Callback]
     checkpoint: Path | None = None
@@ -39,14 +39,14 @@ def build(config: dict[str, Any]) -> Parts:
         torch.set_num_threads(config["threads"])
     pl.seed_everything(config["seed"], verbose=False)
     data = instantiate(config["data"])
-    model: Adversarial = instantiate(config["model"])
+    model: Generative = instantiate(config["model"])
     # A callback with weights, a refit's prior, must not shift what training draws.
     with isolated_rng(config["seed"]):
         callbacks = {n: instantiate(c) for n, c in config["callbacks"].items() if c is not None}
     for callback in callbacks.values():
         if isinstance(callback, PriorRefit):
             callback.add_stages(model)
-    _check_shapes(model, tuple(data.shape))
+    _check_fit(model, tuple(data.shape))
     data.prepare_data()
     data.setup("fit")
     return Parts(model, data, callbacks)
@@ -96,28 +96,7 @@ def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None =
     return parts
 
 
-def _check_shapes(model: Adversarial, shape: tuple[int, ...]) -> None:
-    """Run two codes through both networks: a misfit is found now, not in the first step."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            x = model.generator(model.prior().sample((2,)))
-            if tuple(x.shape[1:]) != shape:
-                raise ValueError(
-                    f"the generator must make data of shape {shape}, got {tuple(x.shape[1:])}; "
-                    "set `network.generator.shape=${data.shape}`"
-                )
-            logits = model.critic(x)
-        except RuntimeError as error:
-            raise ValueError(
-                f"prior, generator, critic and data do not fit: {str(error).splitlines()[0]}; "
-                "give them one `latent_dim` and one `data.shape`"
-            ) from error
-    if tuple(logits.shape) != (2,):
-        raise ValueError(
-            f"the critic must return logits of shape (batch,), got {tuple(logits.shape)} for a "
-            "batch of 2; flatten its output"
-        )
-    for module, training in modes.items():
-        module.training = training
+def _check_fit(model: Generative, shape: tuple[int, ...]) -> None:
+    """Have the parts meet once: a misfit is found now, not in the first step."""
+    with model.evaluating(), torch.random.fork_rng(devices=[]):
+        model.check_fit(shape)
