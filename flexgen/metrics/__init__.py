@@ -1,12 +1,13 @@
 """Scores of codes and of samples, as torchmetrics whose states add up or concatenate.
 
 Codes against a prior: `PriorAgreement`, `GaussianKL`, `EnergyDistance`; classes among codes:
-`ClusterRatio`. Samples against data: `EarthMoverDistance`, `frechet_distance`, `kernel_distance`;
-samples alone: `ModeCoverage`, `ClassifierScore`. Several processes give what one gives, and
-`compute` draws no random numbers.
+`ClusterRatio`. Samples against data: `EarthMoverDistance`, `PrecisionRecall`, `frechet_distance`,
+`kernel_distance`; samples alone: `ModeCoverage`, `ClassBalance`, `ClassifierScore`. Several
+processes give what one gives, and `compute` draws no random numbers.
 """
 
 from flexgen.metrics.agreement import PriorAgreement, pag_bias, pag_interval
+from flexgen.metrics.class_balance import ClassBalance
 from flexgen.metrics.classifier import Classifier, train_classifier
 from flexgen.metrics.classifier_scores import (
     ClassifierScore,
@@ -17,9 +18,11 @@ from flexgen.metrics.classifier_store import load_or_train_classifier
 from flexgen.metrics.clusters import ClusterRatio
 from flexgen.metrics.gaussian_kl import GaussianKL
 from flexgen.metrics.modes import ModeCoverage
+from flexgen.metrics.precision_recall import PrecisionRecall
 from flexgen.metrics.two_sample import EarthMoverDistance, EnergyDistance, earth_mover_distance
 
 __all__ = [
+    "ClassBalance",
     "Classifier",
     "ClassifierScore",
     "ClusterRatio",
@@ -27,6 +30,7 @@ __all__ = [
     "EnergyDistance",
     "GaussianKL",
     "ModeCoverage",
+    "PrecisionRecall",
     "PriorAgreement",
     "earth_mover_distance",
     "frechet_distance",

@@ -48,7 +48,7 @@ def earth_mover_distance(a: Tensor, b: Tensor) -> Tensor:
         )
     from ot import emd2
 
-    cost = _distances(a, b).cpu().numpy()
+    cost = pairwise_distances(a, b).cpu().numpy()
     value, log = emd2([], [], cost, numItermax=2**31 - 1, log=True)
     if log["warning"] is not None:
         raise RuntimeError(f"transport between {len(a)} points was not solved: {log['warning']}")
@@ -162,11 +162,11 @@ def _sum_of_distances(a: Tensor, b: Tensor) -> Tensor:
     """Sum of the Euclidean distances of all pairs, in blocks of bounded memory."""
     total = a.new_zeros(())
     for block in a.split(max(1, PAIRS_AT_ONCE // len(b))):
-        total += _distances(block, b).sum()
+        total += pairwise_distances(block, b).sum()
     return total
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
+def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances of all pairs, `(len(a), len(b))`."""
     # As a matrix product it is ten times faster for images, but off by up to 1e-7 of the norms
     # where two points are nearly one, which toys in few dimensions would show.

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from flexgen.metrics import (
+    ClassBalance,
     Classifier,
     ClassifierScore,
     ClusterRatio,
@@ -18,6 +19,7 @@ from flexgen.metrics import (
     EnergyDistance,
     GaussianKL,
     ModeCoverage,
+    PrecisionRecall,
     PriorAgreement,
     frechet_distance,
     kernel_distance,
@@ -45,9 +47,11 @@ def cases() -> dict[str, tuple[Any, list[tuple]]]:
         "kl_reference": (GaussianKL(reference=reference, bias_correct=True), [(z,)]),
         "emd": (EarthMoverDistance(), both),
         "energy": (EnergyDistance(), both),
+        "precision": (PrecisionRecall(), both),
         "modes": (ModeCoverage(torch.eye(3), std=0.5), [(z,)]),
         "clusters": (ClusterRatio(4), [(z, y)]),
         "score": (ClassifierScore(classifier), [(real,)]),
+        "balance": (ClassBalance(classifier), [(real,)]),
         "fid": (frechet_distance(classifier), both),
         "kid": (kernel_distance(classifier), both),
     }
@@ -66,6 +70,8 @@ def values(start: int, stop: int) -> dict[str, Any]:
             results["singular_values"] = metric.singular_values()
         if name == "kl":
             results["mean_term"] = metric.mean_term()
+        if name == "balance":
+            results["shares"] = metric.shares()
         if name == "score":
             results["split_scores"] = metric.split_scores()
         metric._computed = None  # torchmetrics would hand out the first value

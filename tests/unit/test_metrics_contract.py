@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 import flexgen.metrics
 from flexgen.metrics import (
+    ClassBalance,
     Classifier,
     ClassifierScore,
     ClusterRatio,
@@ -18,6 +19,7 @@ from flexgen.metrics import (
     EnergyDistance,
     GaussianKL,
     ModeCoverage,
+    PrecisionRecall,
     PriorAgreement,
     frechet_distance,
     kernel_distance,
@@ -62,6 +64,7 @@ ONE_CALL: dict[str, Case] = {
     "modes": (lambda: ModeCoverage(torch.eye(3), std=0.5), codes),
     "clusters": (lambda: ClusterRatio(4), labelled),
     "score": (lambda: ClassifierScore(classifier()), images),
+    "balance": (lambda: ClassBalance(classifier()), images),
 }
 BY_POSITION: dict[str, Case] = {
     "score_splits": (lambda: ClassifierScore(classifier(), num_splits=3), images),
@@ -69,6 +72,8 @@ BY_POSITION: dict[str, Case] = {
 TWO_CALLS: dict[str, Case] = {
     "emd": (EarthMoverDistance, two_samples),
     "energy": (EnergyDistance, two_samples),
+    "precision": (PrecisionRecall, two_samples),
+    "precision_features": (lambda: PrecisionRecall(classifier()), two_samples),
     "fid": (lambda: frechet_distance(classifier()), two_samples),
     "kid": (lambda: kernel_distance(classifier()), two_samples),
 }
