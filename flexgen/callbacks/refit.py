@@ -13,7 +13,7 @@ from flexgen.callbacks.checkpoint import save
 from flexgen.callbacks.reversal import reverse_split
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.metrics import earth_mover_distance
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.priors import fit_prior
 from flexgen.training import isolated_rng
 
@@ -97,7 +97,7 @@ class PriorRefit(Scheduled):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done = list(state_dict["done"])
 
-    def add_stages(self, model: Adversarial) -> None:
+    def add_stages(self, model: Generative) -> None:
         """Give the model's prior a stage for each round, once; before a checkpoint is loaded."""
         for step in self.at if not self._stage_at else ():
             fresh = copy.deepcopy(self.prior).requires_grad_(False)
@@ -113,7 +113,7 @@ class PriorRefit(Scheduled):
         if self._acted_at in self.at and self._acted_at not in self._done:
             self.act(trainer, pl_module)
 
-    def act(self, trainer: pl.Trainer, model: Adversarial) -> None:
+    def act(self, trainer: pl.Trainer, model: Generative) -> None:
         step = model.counters.generator_steps
         run_dir = Path(trainer.default_root_dir)
         save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
@@ -131,7 +131,7 @@ class PriorRefit(Scheduled):
             model.prior.stages[stage].load_state_dict(weights)
             model.prior.use(in_use)
 
-    def refit(self, model: Adversarial, data: Any, stage: int) -> dict[str, float]:
+    def refit(self, model: Generative, data: Any, stage: int) -> dict[str, float]:
         """Fit stage `stage` to the codes of data and use it if `keep` says so."""
         prior = model.prior.stages[stage]
         codes = self._codes(model, data, "train", self.n)
@@ -153,7 +153,7 @@ class PriorRefit(Scheduled):
         self._tell(values, kept, closer)
         return values | {"refit/kept": float(kept), "prior/stage": float(model.prior.in_use)}
 
-    def _codes(self, model: Adversarial, data: Any, split: str, n: int | None) -> Tensor:
+    def _codes(self, model: Generative, data: Any, split: str, n: int | None) -> Tensor:
         if self.source == "prior":
             with model.evaluating():
                 drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))

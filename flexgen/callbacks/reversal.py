@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
-from flexgen.models import Adversarial
+from flexgen.models import Generative
 from flexgen.priors import Pushforward
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
@@ -59,7 +59,7 @@ class _Pushed(nn.Module):
         return x
 
 
-def base_space(model: Adversarial) -> tuple[nn.Module, nn.Module]:
+def base_space(model: Generative) -> tuple[nn.Module, nn.Module]:
     """The map from the normal or uniform space under the prior to data, and that space's prior.
 
     With a pushforward prior h#p(z') it is G∘h on Z', else G on Z itself.
@@ -112,7 +112,7 @@ def reverse_data(
 
 
 def reverse_split(
-    model: Adversarial, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
+    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
 ) -> Tensor:
     """Codes of examples of a split under a model's sampler and prior.
 
@@ -185,7 +185,7 @@ class ReversalScore(Measurement):
         self.n, self.split, self.space, self.sigma = n, split, space, sigma
         self.num_resamples, self.options = num_resamples, dict(options or {})
 
-    def measure(self, model: Adversarial, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split))
         x, label = data.split(self.split, n, self.seed)
         index = data.indices(self.split, n, self.seed)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from flexgen.callbacks import ReversalScore
 from flexgen.callbacks.reversal import reverse_split
 from flexgen.cli.build import Parts
-from flexgen.models.scoring import attach_critic
 from flexgen.priors import fit_prior
 from flexgen.priors.reweighted import Reweighted
 from flexgen.priors.staged import event_dim
@@ -75,7 +74,7 @@ def prior_for(
                 f"the prior's event shape must be ({model.latent_dim},), the run's `latent_dim`, "
                 f"got ({dim},); leave `prior.latent_dim` out"
             )
-        attach_critic(prior, model.sampler, model.critic, model.objective.clip)
+        model.attach(prior)
         learner = prior
         while isinstance(learner, Reweighted):
             learner = learner.base

@@ -92,7 +92,7 @@ class Adversarial(Generative):
         self.generator, self.critic = generator, critic
         self.objective = objective
         self.ema = None if ema_decay is None else EMA(generator, ema_decay)
-        attach_critic(self.prior, self.sampler, critic, objective.clip)
+        self.attach(self.prior)
         self._score, self._flat = CriticScore(generator, critic), FlatCritic()
         self.critic_steps = critic_steps
         self._optimizers = generator_optimizer, critic_optimizer
@@ -106,6 +106,9 @@ class Adversarial(Generative):
     def sampler(self) -> nn.Module:
         """The network to sample, reverse and score with: the average if there is one."""
         return self.generator if self.ema is None else self.ema.module
+
+    def attach(self, prior: nn.Module) -> None:
+        attach_critic(prior, self.sampler, self.critic, self.objective.clip)
 
     def check_fit(self, shape: tuple[int, ...]) -> None:
         with torch.no_grad():

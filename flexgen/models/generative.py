@@ -75,6 +75,18 @@ class Generative(pl.LightningModule):
         """The network to sample, reverse and score with, codes `(n, latent_dim)` to data."""
         raise NotImplementedError
 
+    def attach(self, prior: nn.Module) -> None:
+        """Give a prior what it needs of this model; one that draws by score wants a critic.
+
+        Raises:
+            ValueError: if it does, and there is none.
+        """
+        if any(hasattr(module, "attach") for module in prior.modules()):
+            raise ValueError(
+                f"a {type(prior).__name__} prior draws by a critic's score, and this model has no "
+                "critic; use it on an adversarial run, or another prior"
+            )
+
     def check_fit(self, shape: tuple[int, ...]) -> None:
         """Run two codes and two data through the networks.
 
