@@ -114,8 +114,8 @@ def test_another_dimension_is_refused(parts: Parts) -> None:
         prior_for(parts, {"_target_": "flexgen.priors.Normal", "latent_dim": 3}, never)
 
 
-def test_a_prior_of_ones_own(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("my_priors.py").write_text(
+def test_a_prior_of_ones_own(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_priors.py").write_text(
         "import torch\n"
         "class StudentT(torch.nn.Module):\n"
         "    def __init__(self, latent_dim, df=5.0):\n"
@@ -125,6 +125,6 @@ def test_a_prior_of_ones_own(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> N
         "        student = torch.distributions.StudentT(self.df)\n"
         "        return torch.distributions.Independent(student, 1)\n"
     )
-    monkeypatch.syspath_prepend(".")
+    monkeypatch.syspath_prepend(tmp_path)
     asked = {"_target_": "my_priors.StudentT", "latent_dim": 2, "df": 3}
     assert prior_for(parts, asked, never)().sample((4,)).shape == (4, 2)
