@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
+    ClassBalance,
     ClassifierScore,
     ModeCoverage,
     earth_mover_distance,
@@ -27,7 +28,8 @@ class SampleQuality(Measurement):
     Logged: `emd/samples`, the mean over `draws` sample sets, and `emd/floor`, the same for sets
     of training data; on toys with modes `modes/captured`, `modes/high_quality` and
     `modes/total_variation`; with a classifier `fid`, `kid` and `inception` from the features of
-    one that FlexGen trains on the data set itself.
+    one that FlexGen trains on the data set itself, and `classes/total_variation` between the
+    classes that it sees in the samples and the shares that the held-out data have.
 
     A prior that draws by score adds `emd/unmasked`, the distance of samples from its base, and
     what it says of its draws, e.g. `samples/acceptance`. Training logs `prior/acceptance` as a mean
@@ -117,7 +119,13 @@ class SampleQuality(Measurement):
         )
         score = ClassifierScore(classifier, **ALONE)
         score.update(samples)
-        values = {"inception": float(score.compute())}
+        wanted = y_held_out.bincount(minlength=data.num_classes).double() / len(y_held_out)
+        balance = ClassBalance(classifier, wanted, **ALONE)
+        balance.update(samples)
+        values = {
+            "inception": float(score.compute()),
+            "classes/total_variation": float(balance.compute()),
+        }
         for name, distance in (
             ("fid", frechet_distance(classifier, **ALONE)),
             ("kid", kernel_distance(classifier, **ALONE)),

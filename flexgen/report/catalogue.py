@@ -44,6 +44,7 @@ METRICS: dict[str, Metric] = {
         Metric("fid", "FID", "lower", "Fréchet distance of features"),
         Metric("kid", "KID", "lower", "kernel distance of features"),
         Metric("inception", "Classifier score", "higher", "Inception-style score"),
+        Metric("classes/total_variation", "Class imbalance", "lower", "to the held-out shares"),
         Metric("modes/captured", "Modes captured", "higher", "modes with samples near them"),
         Metric("modes/high_quality", "High-quality share", "higher", "samples within 3 std"),
         Metric("modes/total_variation", "Mode imbalance", "lower", "total variation of the shares"),

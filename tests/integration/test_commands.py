@@ -57,8 +57,9 @@ def test_the_main_job_on_digits(flexgen: Run, capsys: pytest.CaptureFixture[str]
     }  # fmt: skip
     wanted = {
         "pag/unit", "pag/unit_low", "pag/unit_high", "pag/literal", "own/pag_reversed", "fid",
-        "kid", "inception", "emd/samples", "emd/floor", "codes/cluster_ratio", "prior/stage",
-        "refit/kept", "refit/condition", "reversal/error", "disagreement/distance",
+        "kid", "inception", "classes/total_variation", "emd/samples", "emd/floor",
+        "codes/cluster_ratio", "prior/stage", "refit/kept", "refit/condition",
+        "reversal/error", "disagreement/distance",
     }  # fmt: skip
     assert wanted <= final["values"].keys()
     assert final["values"]["prior/stage"] == 1
