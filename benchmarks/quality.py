@@ -1,0 +1,125 @@
+"""The exact EMD inside `SampleQuality` against the bare solver, and its share of a default run.
+
+    python benchmarks/quality.py [--steps 200] [--rounds 7] [--mnist data]
+
+Each row is `flexgen train` with its defaults but the data set: the model trains for `--steps`
+steps, which gives milliseconds a step and samples that are worth a distance. Then, in turn in one
+process with one thread: `ours`, all that the callback does for `emd/samples` once it has its 4
+sets of samples (checks, cost matrices, solver), and `bare`, `ot.emd2` on the same cost matrices,
+already computed. The ratio is the median over the rounds. `whole` is one measurement of a run, the
+first, sampling and floor included, and `share` what it is of the default number of steps.
+Last come seconds of one distance at larger n. CPU seconds of the process, medians.
+"""
+
+import argparse
+import functools
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from ot import emd2
+
+from flexgen._conf import conf_dir
+from flexgen.callbacks import SampleQuality
+from flexgen.cli.build import Parts, build, build_trainer
+from flexgen.metrics import earth_mover_distance
+
+
+class Clock(pl.Callback):
+    """CPU seconds of the steps alone, without Lightning's start and end."""
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = time.process_time()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.seconds = time.process_time() - self.started
+
+
+def trained(words: list[str], steps: int, folder: str) -> tuple[Parts, float, int]:
+    """A default run's parts after `steps` steps, seconds a step, and how many it would make."""
+    overrides = [*words, "trainer=cpu", "threads=1", f"paths.run_dir={folder}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    parts, clock = build(config), Clock()
+    parts.model.schedule.end = steps
+    build_trainer(config, [clock]).fit(parts.model, datamodule=parts.data)
+    return parts, clock.seconds / steps, config["steps"]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def compare(name: str, words: list[str], asked: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        parts, a_step, steps = trained(words, asked.steps, folder)
+        model, data = parts.model, parts.data
+        quality: Any = parts.callbacks["quality"]
+        whole = statistics.median(
+            seconds(lambda: _fresh(quality).run(model, data, Path(folder))) for _ in range(3)
+        )
+    n = min(quality.n, data.size("validation"))
+    held_out, _ = data.split("validation", n, 0)
+    sets = [model.sample(n) for _ in range(quality.draws)]
+    costs = [torch.cdist(x.double().flatten(1), held_out.double().flatten(1)) for x in sets]
+    sides = {
+        "ours": lambda: [earth_mover_distance(x, held_out) for x in sets],
+        "bare": lambda: [emd2([], [], cost.numpy(), numItermax=2**31 - 1) for cost in costs],
+    }
+    taken: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(asked.rounds):
+        for side, work in sides.items():
+            taken[side].append(seconds(work))
+    ratio = statistics.median(a / b for a, b in zip(taken["ours"], taken["bare"], strict=True))
+    ours, bare = (1e3 * statistics.median(t) / len(sets) for t in taken.values())
+    share = whole / (steps * a_step)
+    print(
+        f"{name:<8}{n:>6}{ours:>8.1f}{bare:>8.1f}{ratio:>8.3f}"
+        f"{1e3 * a_step:>9.1f}{whole:>9.2f}{share:>8.2%}",
+        flush=True,
+    )
+    for size in (2000, 5000):
+        if size <= data.size("train"):
+            both = model.sample(size), data.split("train", size)[0]
+            taken_ms = 1e3 * seconds(functools.partial(earth_mover_distance, *both))
+            print(f"{'':<8}{size:>6}{taken_ms:>8.0f}", flush=True)
+
+
+def _fresh(quality: SampleQuality) -> SampleQuality:
+    """The same measurement without the floor that it keeps after the first."""
+    return SampleQuality(n=quality.n, draws=quality.draws, seed=quality.seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200, help="generator steps of training")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--mnist", help="folder with MNIST/raw; no row of it without")
+    asked = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    rows = {"digits": [], "ring8": ["data=ring8", "latent_dim=2"]}
+    if asked.mnist:
+        rows["mnist"] = ["data=mnist", f"paths.data_dir={asked.mnist}"]
+    print(f"torch {torch.__version__}, one thread, {asked.rounds} rounds")
+    print(
+        f"{'':<8}{'n':>6}{'ours':>8}{'bare':>8}{'ratio':>8}{'ms/step':>9}{'whole s':>9}{'share':>8}"
+    )
+    for name, words in rows.items():
+        compare(name, words, asked)
+    print("ours, bare: milliseconds a distance; whole: one measurement; share: of a default run")
+
+
+if __name__ == "__main__":
+    main()
