@@ -1,5 +1,6 @@
 """Image data sets of the table, as a data module."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from flexgen.data import specs
+from flexgen.data.binarised import StaticDraw
 from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, whole
 from flexgen.data.order import Order, Purpose, stratified, subset
 from flexgen.data.sources import Shape, Source, decode
 from flexgen.data.stream import Split, worker_chunks
+
+log = logging.getLogger(__name__)
 
 RESIDENT_BYTES = 2**30
 """`resident="auto"` keeps a training split on the device up to this size as uint8: 1 GiB."""
@@ -48,6 +52,13 @@ class ImageData(DataModule):
     cut into three along a fixed permutation in which every stretch has each class in proportion.
     No split depends on the run's seed.
 
+    Binarised, a grey value v becomes x ~ B(v / 255). What `split` gives is one fixed draw, whatever
+    the run's seed, so that evaluations are comparable and repeatable. "static" trains on it too;
+    "dynamic" draws each training batch afresh, as a function of (seed, position) like its order.
+    "static" takes a published binarisation instead (Larochelle's of MNIST) where its files are
+    there, with its own splits and without labels. The data's name says which it was:
+    `mnist_static`, `mnist_dynamic` or `mnist_larochelle`.
+
     Args:
         name: a data set of the table.
         shape: (channels, height, width) with 1 or 3 channels; the table's if None. Images are cut
@@ -60,6 +71,7 @@ class ImageData(DataModule):
         num_validation: images for validation; the table's number if None.
         num_test: images for testing, where there is no official part; the table's number if None.
         flip: mirror each training image left to right with probability ½.
+        binarise: null, "static" or "dynamic"; needs 1 channel and the range (0, 1).
         resident: keep the training split on the device as one tensor: True, False, or "auto", up
             to 1 GiB as uint8. The batches are the same either way.
         num_workers: processes that read images where they are not resident; 0 reads in this one.
@@ -80,6 +92,7 @@ class ImageData(DataModule):
         num_validation: int | None = None,
         num_test: int | None = None,
         flip: bool = False,
+        binarise: Literal["static", "dynamic"] | None = None,
         resident: bool | Literal["auto"] = "auto",
         num_workers: int = 2,
     ) -> None:
@@ -95,17 +108,41 @@ class ImageData(DataModule):
         if resident not in (True, False, "auto"):
             raise ValueError(f"`resident` must be auto, true or false, got {resident!r}")
         whole("num_workers", num_workers, 0)
-        super().__init__(name=name, shape=shape, range=range, batch_size=batch_size, seed=seed)
-        self._image_shape: Shape = (shape[0], shape[1], shape[2])
         if download and not hasattr(self.spec.origin, "fetch"):
             raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
         self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
-        self.download = download
+        self.entry, self.download = name, download
+        if binarise is not None:
+            name = self._binarised(binarise, shape, range)
+        self.dynamic, self._static = binarise == "dynamic", binarise is not None
+        super().__init__(name=name, shape=shape, range=range, batch_size=batch_size, seed=seed)
+        self._image_shape: Shape = (shape[0], shape[1], shape[2])
         self.num_validation, self.num_test = num_validation, num_test
         self.flip, self.resident, self.num_workers = flip, resident, num_workers
         for option in ("num_validation", "num_test"):
             if getattr(self, option) is not None:
                 whole(option, getattr(self, option), 0)
+
+    def _binarised(self, binarise: str, shape: tuple[int, ...], range: Sequence[float]) -> str:
+        """Name of the binarised data; turns to the entry of a published draw that is there."""
+        if binarise not in ("static", "dynamic"):
+            raise ValueError(f"`binarise` must be null, static or dynamic, got {binarise!r}")
+        if shape[0] != 1:
+            raise ValueError(
+                f"`shape` must have 1 channel with `binarise`, got {shape}; "
+                f"set `data.shape=[1,{shape[1]},{shape[2]}]` or `data.binarise=null`"
+            )
+        if tuple(range) != (0, 1):
+            raise ValueError(
+                f"`range` must be [0, 1] with `binarise`, got {list(range)}; set `data.range=[0,1]`"
+            )
+        if binarise == "static" and self.spec.binarised is not None:
+            published = specs.find(self.spec.binarised)
+            if shape == published.shape and any((self.root / f).exists() for f in published.files):
+                log.info("%s, static: read from the files of %s", self.entry, self.spec.binarised)
+                self.entry, self.spec, self.download = self.spec.binarised, published, False
+                return self.entry
+        return f"{self.entry}_{binarise}"
 
     @property
     def num_classes(self) -> int | None:
@@ -118,10 +155,10 @@ class ImageData(DataModule):
     def prepare_data(self) -> None:
         """Download the data set if that was asked for."""
         if self.download:
-            specs.fetch(self.name, self.root)
+            specs.fetch(self.entry, self.root)
 
     def _build(self) -> dict[str, Split]:
-        sources = specs.read(self.name, self.root)
+        sources = specs.read(self.entry, self.root)
         for part, source in sources.items():
             if len(source) == 0:
                 raise ValueError(
@@ -149,12 +186,15 @@ class ImageData(DataModule):
         if "validation" not in sources:
             sources["validation"] = sources["train"]
             index["train"], index["validation"] = self._cut(index["train"], "num_validation")
-        return {
-            part: _Images(
-                sources[part], index[part].sort().values, self._image_shape, self.spec.crop
-            )
-            for part in SPLITS
-        }
+        splits: dict[str, Split] = {}
+        for part in SPLITS:
+            numbers = index[part].sort().values
+            splits[part] = _Images(sources[part], numbers, self._image_shape, self.spec.crop)
+            if self._static:
+                # Splits cut from one part share a key: an image keeps its draw wherever cuts fall.
+                key = next(i for i, p in enumerate(SPLITS) if sources[p] is sources[part])
+                splits[part] = StaticDraw(splits[part], numbers, SPLIT_SEED, key)
+        return splits
 
     def _cut(self, order: Tensor, option: str) -> tuple[Tensor, Tensor]:
         """What is left of an order, and the part that `option` cuts from its end."""
@@ -171,6 +211,9 @@ class ImageData(DataModule):
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
     ) -> Iterator[Tensor]:
+        if self.dynamic:
+            assert isinstance(train, StaticDraw)
+            train = train.grey
         fits = len(train) * math.prod(self.shape) <= RESIDENT_BYTES
         if fits if self.resident == "auto" else self.resident:
             return super()._chunks(train, device, order, position)

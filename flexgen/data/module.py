@@ -18,7 +18,8 @@ SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 SPLIT_SEED = 0
-"""Seed of every split and toy sample: never the run's, so that all seeds of a study share data."""
+"""Seed of every split, toy sample and static binarisation: never the run's, so that all seeds of a
+study share data."""
 
 SCALED_BYTES = 8 * 2**20
 """A resident split up to this size as float32 is scaled once; above it, uint8 is faster, as a
@@ -55,6 +56,7 @@ class DataModule(LightningDataModule):
     centres: Tensor | None = None
     std: float | None = None
     flip: bool = False
+    dynamic: bool = False
 
     def __init__(
         self,
@@ -176,7 +178,9 @@ class DataModule(LightningDataModule):
         train, device = self._split("train"), torch.device(device)
         order = Order(len(train), self.batch_size, self.seed, rank, world_size)
         chunks = self._chunks(train, device, order, position)
-        return Stream(order, chunks, position, range=self.range, flip=self.flip)
+        return Stream(
+            order, chunks, position, range=self.range, flip=self.flip, binarise=self.dynamic
+        )
 
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
@@ -187,7 +191,8 @@ class DataModule(LightningDataModule):
         """The training split on the device, read at the first call."""
         if device not in self._on_device:
             x = self._read_all(train).to(device)
-            self._on_device[device] = x if x.numel() * 4 > SCALED_BYTES else scale(x, self.range)
+            as_read = self.dynamic or x.numel() * 4 > SCALED_BYTES
+            self._on_device[device] = x if as_read else scale(x, self.range)
         return self._on_device[device]
 
     def _read_all(self, train: Split) -> Tensor:

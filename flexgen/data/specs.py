@@ -7,6 +7,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexgen.data.binarised import Larochelle
 from flexgen.data.origins import (
     Digits,
     Folder,
@@ -36,6 +37,7 @@ class Spec:
         crop: edge of a square cut from the centre before resizing, in pixels.
         licence: terms of use, in a few words.
         notes: what else to know.
+        binarised: entry of the published static binarisation of this set, where there is one.
     """
 
     shape: Shape | None
@@ -48,6 +50,7 @@ class Spec:
     crop: int | None = None
     licence: str = ""
     notes: str = ""
+    binarised: str | None = None
 
 
 def _idx(dataset: str) -> tuple[str, ...]:
@@ -69,6 +72,14 @@ def _lsun(category: str) -> Spec:
 
 
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
+_LAROCHELLE = tuple(
+    (part, f"binarized_mnist/binarized_mnist_{name}.amat", num)
+    for part, name, num in (
+        ("train", "train", 50_000),
+        ("validation", "valid", 10_000),
+        ("test", "test", 10_000),
+    )
+)
 _SMALL = tuple(f"omniglot/images_background_small{i}.zip" for i in (1, 2))
 
 SPECS: dict[str, Spec] = {
@@ -90,6 +101,17 @@ SPECS: dict[str, Spec] = {
         num_validation=5_000,
         files=_idx("MNIST"),
         licence="CC BY-SA 3.0",
+        binarised="mnist_larochelle",
+    ),
+    "mnist_larochelle": Spec(
+        shape=(1, 28, 28),
+        num_classes=None,
+        splits="50,000 train, 10,000 validation, 10,000 test; binary, without labels",
+        origin=Larochelle(_LAROCHELLE),
+        num_validation=0,
+        files=tuple(file for _, file, _ in _LAROCHELLE),
+        licence="CC BY-SA 3.0",
+        notes="the static binarisation of Larochelle & Murray 2011",
     ),
     "fashion_mnist": Spec(
         shape=(1, 28, 28),

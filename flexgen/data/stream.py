@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from flexgen.data.order import Order, Purpose, generator
+from flexgen.data.order import Order, Purpose, generator, thresholds
 
 Range = tuple[float, float]
 
@@ -42,6 +42,7 @@ class Stream:
         position: batches that this rank has taken already.
         range: what uint8 is scaled to; None if the data are float already.
         flip: mirror each image with probability ½, as a function of (seed, number of the batch).
+        binarise: draw x ~ B(v / 255) of each grey value v, as a function of the same; uint8 alone.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Stream:
         *,
         range: Range | None = None,
         flip: bool = False,
+        binarise: bool = False,
     ) -> None:
         self._order, self._chunks, self._position = order, chunks, position
-        self._range, self._flip = range, flip
+        self._range, self._flip, self._binarise = range, flip, binarise
         self._ready: list[Tensor] = []
 
     @property
@@ -75,24 +77,30 @@ class Stream:
             x = next(self._chunks)
             if self._flip:
                 x = self._mirrored(x)
+            if self._binarise:
+                x = self._drawn(x)
             x = scale(x, self._range)
         self._ready = list(x.split(self._order.batch_size))[::-1]
 
+    def _keys(self, x: Tensor) -> list[tuple[int, int]]:
+        """(seed, number) of each batch in a chunk: what its random numbers depend on."""
+        first, num = self._position, len(x) // self._order.batch_size
+        return [(self._order.seed, self._order.number(first + i)) for i in range(num)]
+
     def _mirrored(self, x: Tensor) -> Tensor:
-        batch_size = self._order.batch_size
         coins = [
-            torch.rand(
-                batch_size,
-                generator=generator(
-                    Purpose.FLIP, self._order.seed, self._order.number(self._position + i)
-                ),
-            )
-            for i in range(len(x) // batch_size)
+            torch.rand(self._order.batch_size, generator=generator(Purpose.FLIP, *key))
+            for key in self._keys(x)
         ]
         heads = (torch.cat(coins) < 0.5).nonzero().squeeze(1).to(x.device)
         # In place, as `x` is a copy of the data already; torch.where costs twice as much on uint8.
         x[heads] = x[heads].flip(-1)
         return x
+
+    def _drawn(self, x: Tensor) -> Tensor:
+        for batch, key in zip(x.split(self._order.batch_size), self._keys(x), strict=True):
+            batch.gt_(thresholds(batch.shape, Purpose.DYNAMIC, *key).to(x.device))
+        return x.to(torch.float32)
 
 
 def scale(x: Tensor, range: Range | None) -> Tensor:

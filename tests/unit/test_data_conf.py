@@ -14,7 +14,9 @@ FILES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 
 def load(path: Path) -> DictConfig:
     config = OmegaConf.create({"seed": 3, "paths": {"data_dir": "/nowhere"}})
-    config.data = OmegaConf.load(path)
+    own = OmegaConf.load(path)
+    parents = [OmegaConf.load(path.with_stem(name)) for name in own.pop("defaults", [])]
+    config.data = OmegaConf.merge(*parents, own)
     return config.data
 
 
