@@ -114,7 +114,7 @@ class ImageData(DataModule):
         self.entry, self.download = name, download
         if binarise is not None:
             name = self._binarised(binarise, shape, range)
-        self.dynamic, self._static = binarise == "dynamic", binarise is not None
+        self.dynamic, self._binary = binarise == "dynamic", binarise is not None
         super().__init__(name=name, shape=shape, range=range, batch_size=batch_size, seed=seed)
         self._image_shape: Shape = (shape[0], shape[1], shape[2])
         self.num_validation, self.num_test = num_validation, num_test
@@ -190,7 +190,7 @@ class ImageData(DataModule):
         for part in SPLITS:
             numbers = index[part].sort().values
             splits[part] = _Images(sources[part], numbers, self._image_shape, self.spec.crop)
-            if self._static:
+            if self._binary:
                 # Splits cut from one part share a key: an image keeps its draw wherever cuts fall.
                 key = next(i for i, p in enumerate(SPLITS) if sources[p] is sources[part])
                 splits[part] = StaticDraw(splits[part], numbers, SPLIT_SEED, key)

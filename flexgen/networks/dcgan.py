@@ -92,13 +92,6 @@ def _check_kernel(kernel_size: int) -> int:
     return int(kernel_size)
 
 
-def _check_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    sizes = layers.positives("channels", channels)
-    if not sizes:
-        raise ValueError("`channels` must name at least one map, got []; use [64]")
-    return sizes
-
-
 class DCGANGenerator(nn.Module):
     """A convolutional generator: a small first map from the code, then doubled up to the image.
 
@@ -156,7 +149,7 @@ class DCGANGenerator(nn.Module):
                 f"`upsampling` must be 'deconvolution' or 'nearest', got {upsampling!r}"
             )
         kernel = _check_kernel(kernel_size)
-        maps = (*_check_channels(channels), self.shape[0])
+        maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
         first = (maps[0], *sizes[0])
 
@@ -236,7 +229,7 @@ class DCGANCritic(nn.Module):
         self.shape = layers.image_shape(shape)
         layers.check_norm(norm)
         kernel = _check_kernel(kernel_size)
-        maps = (self.shape[0], *_check_channels(channels))
+        maps = (self.shape[0], *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net: list[nn.Module] = []
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):

@@ -62,6 +62,18 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def map_channels(channels: Sequence[int]) -> tuple[int, ...]:
+    """Channels of the maps of a convolutional network, at least one map.
+
+    Raises:
+        ValueError: if there is none, or a size is not positive.
+    """
+    sizes = positives("channels", channels)
+    if not sizes:
+        raise ValueError("`channels` must name at least one map, got []; use [64]")
+    return sizes
+
+
 def activation(name: str, negative_slope: float) -> nn.Module:
     """The activation that torch.nn calls `name`.
 

@@ -1,4 +1,4 @@
-"""Fully connected generators and critics, for data of any shape."""
+"""Fully connected generators, critics and encoders, for data of any shape."""
 
 import itertools
 import math
@@ -126,3 +126,51 @@ class MLPCritic(nn.Module):
         """
         logits: Tensor = self.net(x).squeeze(1)
         return logits
+
+
+class MLPEncoder(nn.Module):
+    """A fully connected encoder of data of any shape.
+
+    Args:
+        shape: shape of one datum.
+        hidden_features: width of each layer, the features last; none leaves the data, flattened.
+        activation: name of the activation in torch.nn, also of the features.
+        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+
+    Attributes:
+        shape: shape of one datum.
+        out_features: number of features.
+
+    Raises:
+        ValueError: for a size that is not positive, or an unknown activation.
+
+    Source: the defaults are those of Huang et al., 2017 (LED), table 1.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden_features: Sequence[int] = (200, 200),
+        activation: str = "ReLU",
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.shape = layers.data_shape(shape)
+        widths = (math.prod(self.shape), *layers.positives("hidden_features", hidden_features))
+        net: list[nn.Module] = []
+        for wide, narrow in itertools.pairwise(widths):
+            net += layers.dense(wide, narrow, None, activation, negative_slope)
+        self.net = nn.Sequential(nn.Flatten(), *net)
+        self.out_features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode data.
+
+        Args:
+            x: data, `(batch, *shape)`.
+
+        Returns:
+            Features, `(batch, out_features)`.
+        """
+        features: Tensor = self.net(x)
+        return features

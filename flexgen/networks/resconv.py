@@ -1,0 +1,193 @@
+"""Residual convolutional encoders and generators, sized by the image, without batch norm.
+
+A strided residual block halves the map, rounding up, and its mirror doubles it; the sizes are those
+of `dcgan.map_sizes`, so 28 is 28-14-7-4, and a map that would fall below 4 pixels keeps its size.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from flexgen.networks import layers
+from flexgen.networks.dcgan import map_sizes
+
+Size = tuple[int, int]
+
+
+def _convolution(cin: int, cout: int, kernel: int, before: Size, after: Size) -> nn.Module:
+    """A convolution between maps of two sizes: of stride 2 down, transposed of stride 2 up."""
+    if before == after:
+        return nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
+    if after < before:
+        return nn.Conv2d(cin, cout, kernel, 2, kernel // 2)
+    # A transposed one gives 2 small - 1 pixels, one too few for an even size.
+    extra = tuple(large - (2 * small - 1) for small, large in zip(before, after, strict=True))
+    return nn.ConvTranspose2d(cin, cout, kernel, 2, kernel // 2, (extra[0], extra[1]))
+
+
+class _Block(nn.Module):
+    """y = F(x) + S(x): F two 3 x 3 convolutions with an activation between, S one of 1 x 1.
+
+    The convolution that changes size and channels comes first on the way down, last on the way up.
+    S is the identity where neither changes.
+    """
+
+    def __init__(
+        self, cin: int, cout: int, before: Size, after: Size, act: str, slope: float, up: bool
+    ) -> None:
+        super().__init__()
+        change = _convolution(cin, cout, 3, before, after)
+        size, channels = (before, cin) if up else (after, cout)
+        keep = _convolution(channels, channels, 3, size, size)
+        first, second = (keep, change) if up else (change, keep)
+        self.residual = nn.Sequential(first, layers.activation(act, slope), second)
+        same = cin == cout and before == after
+        self.shortcut = nn.Identity() if same else _convolution(cin, cout, 1, before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.residual(x) + self.shortcut(x)
+        return y
+
+
+class ResConvEncoder(nn.Module):
+    """A residual convolutional encoder: halvings of the image, then fully connected features.
+
+    Each entry of `channels` is one strided block, h = a(F(x) + S(x)), with F two 3 x 3 convolutions
+    and S a strided 1 x 1 convolution.
+
+    Args:
+        shape: `(channels, height, width)` of one image.
+        channels: channels of the maps, the largest map first.
+        linear_features: widths of the fully connected layers after the maps.
+        activation: name of the hidden activation in torch.nn.
+        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+
+    Attributes:
+        shape: shape of one image.
+        out_features: number of features.
+
+    Raises:
+        ValueError: for a shape that is no image, a size that is not positive, an unknown
+            activation.
+
+    Source: Huang et al., 2017 (LED), table 1, whose defaults these are. The paper names the maps
+    and refers to He et al., 2015 for the block: theirs, with the activation after the sum and a
+    projection (their option B) as shortcut. Departure: no batch norm, so that a likelihood does not
+    depend on the batch.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int] = (16, 32, 32),
+        linear_features: Sequence[int] = (450,),
+        activation: str = "ELU",
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.shape = layers.image_shape(shape)
+        maps = (self.shape[0], *layers.map_channels(channels))
+        sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
+        net: list[nn.Module] = []
+        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
+            net += [
+                _Block(cin, cout, sizes[i], sizes[i + 1], activation, negative_slope, up=False),
+                layers.activation(activation, negative_slope),
+            ]
+        net += [nn.Flatten()]
+        widths = (
+            maps[-1] * math.prod(sizes[-1]),
+            *layers.positives("linear_features", linear_features),
+        )
+        for wide, narrow in itertools.pairwise(widths):
+            net += layers.dense(wide, narrow, None, activation, negative_slope)
+        self.net = nn.Sequential(*net)
+        self.out_features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            x: images, `(batch, channels, height, width)`.
+
+        Returns:
+            Features, `(batch, out_features)`.
+        """
+        features: Tensor = self.net(x)
+        return features
+
+
+class ResConvGenerator(nn.Module):
+    """The mirror of `ResConvEncoder`: fully connected layers, then doublings up to the image.
+
+    Each entry of `channels` is one block up to the next; the last one, up to the image, has no
+    activation after its sum.
+
+    Args:
+        latent_dim: size d of a code.
+        shape: `(channels, height, width)` of one output; more channels than the image has where a
+            likelihood takes several parameters a pixel.
+        output_range: null (identity: logits), [-1, 1] (tanh) or [0, 1] (sigmoid).
+        channels: channels of the maps, the smallest map first.
+        linear_features: widths of fully connected layers between the code and the first map.
+        activation: name of the hidden activation in torch.nn.
+        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+
+    Attributes:
+        latent_dim: size of a code.
+        shape: shape of one output.
+
+    Raises:
+        ValueError: for a shape that is no image, a size that is not positive, an unknown
+            activation or range.
+
+    Source: as `ResConvEncoder`. The paper does not describe its decoder; this one mirrors the
+    encoder layer by layer, with transposed convolutions of stride 2.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: Sequence[int],
+        output_range: Sequence[float] | None = None,
+        channels: Sequence[int] = (32, 32, 16),
+        linear_features: Sequence[int] = (450,),
+        activation: str = "ELU",
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = layers.positive("latent_dim", latent_dim)
+        self.shape = layers.image_shape(shape)
+        maps = (*layers.map_channels(channels), self.shape[0])
+        sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
+        first = (maps[0], *sizes[0])
+        widths = (
+            self.latent_dim,
+            *layers.positives("linear_features", linear_features),
+            math.prod(first),
+        )
+        net: list[nn.Module] = []
+        for narrow, wide in itertools.pairwise(widths):
+            net += layers.dense(narrow, wide, None, activation, negative_slope)
+        net += [nn.Unflatten(1, first)]
+        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
+            net += [
+                _Block(cin, cout, sizes[i], sizes[i + 1], activation, negative_slope, up=True),
+                layers.activation(activation, negative_slope),
+            ]
+        net[-1] = layers.output_map(output_range)
+        self.net = nn.Sequential(*net)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Generate images.
+
+        Args:
+            z: codes, `(batch, latent_dim)`.
+
+        Returns:
+            Logits, or images in `output_range`, `(batch, channels, height, width)`.
+        """
+        x: Tensor = self.net(z)
+        return x
