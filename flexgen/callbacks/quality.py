@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
     ClassBalance,
+    Classifier,
     ClassifierScore,
     ModeCoverage,
     earth_mover_distance,
@@ -19,7 +20,7 @@ from flexgen.metrics import (
 from flexgen.models import Generative
 from flexgen.priors.reweighted import Reweighted
 
-__all__ = ["SampleQuality"]
+__all__ = ["SampleQuality", "class_scores", "classifier_of"]
 
 
 class SampleQuality(Measurement):
@@ -112,28 +113,37 @@ class SampleQuality(Measurement):
         return self._floor_of[1]
 
     def _classify(self, samples: Tensor, data: Any) -> dict[str, float]:
-        x, y = data.split("train", None, self.seed)
-        x_held_out, y_held_out = data.split(self.split, None, self.seed)
-        classifier = load_or_train_classifier(
-            data.name, x, y, x_held_out, y_held_out, data.num_classes, self.cache_dir
-        )
-        score = ClassifierScore(classifier, **ALONE)
-        score.update(samples)
-        wanted = y_held_out.bincount(minlength=data.num_classes).double() / len(y_held_out)
-        balance = ClassBalance(classifier, wanted, **ALONE)
-        balance.update(samples)
-        values = {
-            "inception": float(score.compute()),
-            "classes/total_variation": float(balance.compute()),
-        }
-        for name, distance in (
-            ("fid", frechet_distance(classifier, **ALONE)),
-            ("kid", kernel_distance(classifier, **ALONE)),
-        ):
-            distance.update(x_held_out, real=True)
-            distance.update(samples, real=False)
-            values[name] = float(distance.compute())
-        return values
+        held_out, labels = data.split(self.split, None, self.seed)
+        classifier = classifier_of(data, self.split, self.cache_dir)
+        return class_scores(classifier, samples, held_out, labels)
+
+
+def classifier_of(data: Any, split: str, cache_dir: Path) -> Classifier:
+    """The classifier of a data set, trained on its training images and tested on a split."""
+    (x, y), (x_test, y_test) = data.split("train"), data.split(split)
+    return load_or_train_classifier(data.name, x, y, x_test, y_test, data.num_classes, cache_dir)
+
+
+def class_scores(
+    classifier: Classifier, samples: Tensor, held_out: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """`inception`, `classes/total_variation`, `fid` and `kid` of samples against labelled data."""
+    wanted = labels.bincount(minlength=classifier.num_classes).double() / len(labels)
+    values = {}
+    for name, alone in (
+        ("inception", ClassifierScore(classifier, **ALONE)),
+        ("classes/total_variation", ClassBalance(classifier, wanted, **ALONE)),
+    ):
+        alone.update(samples)
+        values[name] = float(alone.compute())
+    for name, distance in (
+        ("fid", frechet_distance(classifier, **ALONE)),
+        ("kid", kernel_distance(classifier, **ALONE)),
+    ):
+        distance.update(held_out, real=True)
+        distance.update(samples, real=False)
+        values[name] = float(distance.compute())
+    return values
 
 
 def _mean_distance(sets: list[Tensor], data: Tensor) -> float:

@@ -1,13 +1,15 @@
 """Hydra: compose a command's configuration, from the YAML or from a saved run."""
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -17,6 +19,7 @@ from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
 
 __all__ = [
+    "compose_prior",
     "is_sweep",
     "load_config",
     "plain",
@@ -54,9 +57,8 @@ def run_hydra(
         print(f"{comment.removeprefix('# ')}\n")
     if on_run:
         argv = _take_run(command, argv)
-    if verbatim is not None:
-        taken, argv = _take(argv, verbatim)
-        ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
+    taken, argv = _take(argv, verbatim or {})
+    ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
@@ -82,6 +84,22 @@ def run_hydra(
         raise failed[0][1]
     if failed:
         raise RuntimeError(f"{len(failed)} cells failed: {'; '.join(words for words, _ in failed)}")
+
+
+def compose_prior(name: str, options: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain configuration of a prior for the run that a command works on.
+
+    Args:
+        name: of a YAML file in `conf/prior`.
+        options: overrides as they are typed after `prior=NAME`, without the `prior.` before a key.
+
+    Raises:
+        HydraException: if there is no such prior or option.
+    """
+    overrides = [re.sub(r"^([~+]*)(?![^=]*@)", r"\1prior.", option) for option in options]
+    cfg = compose("saved", [f"+prior={name}", *overrides])
+    values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
+    return values
 
 
 def load_config(run_dir: Path) -> dict[str, Any]:
@@ -131,6 +149,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
             "refit",
             "reverse",
             "n",
+            "n_fit",
+            "seeds",
+            "split",
+            "priors",
+            "out",
             "sample_seed",
         )
     }

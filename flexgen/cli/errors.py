@@ -55,7 +55,8 @@ def _configuration(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, name = found[1].rpartition("/")
-        options = [line.strip() for line in text.splitlines()[1:] if line.startswith("\t")]
+        listed = text.partition("Config search path")[0].splitlines()[1:]
+        options = [line.strip() for line in listed if line.startswith("\t")]
         near = get_close_matches(name, options, 1)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
         return f"no {group} called {name!r}; {hint}there are {', '.join(options) or 'none'}"

@@ -1,5 +1,6 @@
 """Any prior beside a trained generator: built, given the critic, fitted to codes."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -45,18 +46,20 @@ def prior_for(
     config: dict[str, Any],
     codes: Callable[[], Tensor],
     *,
+    base: nn.Module | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
     """A prior, ready to be drawn from, for a trained run.
 
     A prior that can learn is fitted to `codes`; one that draws by score draws by the run's critic,
-    and its base is fitted if that can learn.
+    and its base is fitted if that can learn and was not given.
 
     Args:
         parts: a trained run; nothing in it changes.
         config: of the prior, plain values with a `_target_`.
         codes: gives the codes to fit to, `(n, latent_dim)`; called only for a prior that can learn.
+        base: what a prior that draws by score draws from; None: what its configuration says.
         seed: of the prior's weights and of the fit.
         progress: whether to draw a progress bar.
 
@@ -68,7 +71,10 @@ def prior_for(
     """
     model = parts.model
     with isolated_rng(seed):
-        prior: nn.Module = instantiate(config).to(model.device).requires_grad_(False)
+        build = instantiate({**config, "_partial_": True})
+        by_score = isinstance(build.func, type) and issubclass(build.func, Reweighted)
+        given = {"base": copy.deepcopy(base)} if by_score and base is not None else {}
+        prior: nn.Module = build(**given).to(model.device).requires_grad_(False)
         if (dim := event_dim(prior)) != model.latent_dim:
             raise ValueError(
                 f"the prior's event shape must be ({model.latent_dim},), the run's `latent_dim`, "
@@ -78,7 +84,7 @@ def prior_for(
         learner = prior
         while isinstance(learner, Reweighted):
             learner = learner.base
-        if _can_learn(learner):
+        if _can_learn(learner) and learner is not given.get("base"):
             fit_prior(learner, codes(), seed=seed, progress=progress)
     return prior.eval()
 

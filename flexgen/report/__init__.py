@@ -7,14 +7,17 @@ from flexgen.report.comparison import Comparison, compare
 from flexgen.report.curves import Curve, RunError, Value
 from flexgen.report.index import write_reports
 from flexgen.report.page import write_report
+from flexgen.report.priors import PriorRow, PriorTable
 from flexgen.report.run import Run, find_runs
 from flexgen.report.summary import Table
 from flexgen.report.table import table
-from flexgen.report.terminal import print_comparison, print_values, write_table
+from flexgen.report.terminal import print_comparison, print_priors, print_values, write_table
 
 __all__ = [
     "Comparison",
     "Curve",
+    "PriorRow",
+    "PriorTable",
     "Run",
     "RunError",
     "Table",
@@ -22,6 +25,7 @@ __all__ = [
     "compare",
     "find_runs",
     "print_comparison",
+    "print_priors",
     "print_values",
     "table",
     "write_report",

@@ -110,9 +110,9 @@ class Table:
                 grid.add_column(Text(key), no_wrap=True)
             grid.add_column("n", justify="right")
             for metric in metrics:
-                grid.add_column(Text(_heading(metric)), justify="right", no_wrap=True)
+                grid.add_column(Text(heading(metric)), justify="right", no_wrap=True)
             for row in self.rows:
-                cells = [row.settings[key] for key in self.keys] + [str(len(row.runs))]
+                cells = [row.settings[key] for key in self.keys] + [str(len(row.seeds))]
                 cells += [self._text_cell(row, metric) for metric in metrics]
                 grid.add_row(*map(Text, cells))
             yield grid
@@ -139,7 +139,7 @@ class Table:
         writer.writerow([*keys, "n", "seeds", *names])
         for row in self.rows:
             line: list[object] = [row.settings[key] for key in keys]
-            line += [len(row.runs), " ".join(str(seed) for seed in row.seeds)]
+            line += [len(row.seeds), " ".join(str(seed) for seed in row.seeds)]
             for cell in (row.cells[metric] for metric in self.metrics):
                 std = "" if cell.count < 2 else cell.std
                 spread = "" if self.last == 1 or np.isnan(cell.spread) else cell.spread
@@ -153,10 +153,10 @@ class Table:
         lines += [f"% not in the means: {_one_line(text)}" for text in self.left_out]
         lines += [f"\\begin{{tabular}}{{{'l' * len(self.keys)}r{'c' * len(self.metrics)}}}"]
         heads = [*map(latex_escape, self.keys), "$n$"]
-        heads += [latex_escape(_heading(metric)) for metric in self.metrics]
+        heads += [latex_escape(heading(metric)) for metric in self.metrics]
         lines += ["\\toprule", " & ".join(heads) + r" \\", "\\midrule"]
         for row in self.rows:
-            cells = [latex_escape(row.settings[key]) for key in self.keys] + [str(len(row.runs))]
+            cells = [latex_escape(row.settings[key]) for key in self.keys] + [str(len(row.seeds))]
             cells += [_latex_cell(row.cells[metric]) for metric in self.metrics]
             lines.append(" & ".join(cells) + r" \\")
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
@@ -180,7 +180,7 @@ class Table:
                 panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
                 std = None if np.isnan(cell.std) else cell.std
                 panel.errorbar(cell.mean, place, xerr=std, fmt="D", color=colour, ms=6, capsize=3)
-            panel.set_title(_heading(metric), fontsize=10)
+            panel.set_title(heading(metric), fontsize=10)
             panel.grid(axis="x", alpha=0.25)
             panel.spines[["top", "right", "left"]].set_visible(False)
             panel.tick_params(axis="y", length=0)
@@ -195,14 +195,14 @@ class Table:
         FigureCanvasAgg(figure).print_png(str(path))
         return Path(path)
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes `table.txt`, `table.csv`, `table.tex` and `table.png` into the folder."""
+    def save(self, folder: str | Path, name: str = "table") -> list[Path]:
+        """Writes `name.txt`, `name.csv`, `name.tex` and `name.png` into the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in (("txt", self.text()), ("csv", self.csv()), ("tex", self.latex())):
-            (folder / f"table.{ending}").write_text(text, encoding="utf-8")
-        files = [folder / f"table.{ending}" for ending in ("txt", "csv", "tex")]
-        return [*files, self.plot(folder / "table.png")]
+            (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+        files = [folder / f"{name}.{ending}" for ending in ("txt", "csv", "tex")]
+        return [*files, self.plot(folder / f"{name}.png")]
 
     def _text_cell(self, row: Row, metric: str) -> str:
         cell = row.cells[metric]
@@ -211,7 +211,7 @@ class Table:
         text = " ± ".join(filter(None, mean_and_std(cell.mean, cell.std)))
         if not np.isnan(cell.spread):
             text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
-        return text if cell.count == len(row.runs) else f"{text} (n={cell.count})"
+        return text if cell.count == len(row.seeds) else f"{text} (n={cell.count})"
 
     def _fitting(self, width: int) -> Iterator[list[str]]:
         """The metrics in blocks that fit into the width beside the settings."""
@@ -222,7 +222,7 @@ class Table:
         used = fixed
         for metric in self.metrics:
             cells = [len(self._text_cell(row, metric)) for row in self.rows]
-            needed = 2 + max(len(_heading(metric)), *cells)
+            needed = 2 + max(len(heading(metric)), *cells)
             if block and used + needed > width:
                 yield block
                 block, used = [], fixed
@@ -231,7 +231,8 @@ class Table:
         yield block
 
 
-def _heading(metric: str) -> str:
+def heading(metric: str) -> str:
+    """A metric's label with the arrow of its better direction."""
     about = describe(metric)
     return f"{about.label} {about.arrow}".strip()
 

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from flexgen.report.catalogue import describe, number, ordered
 from flexgen.report.comparison import compare
+from flexgen.report.priors import PriorTable
 from flexgen.report.run import Run
+from flexgen.report.summary import Table
 from flexgen.report.table import table
 
 
@@ -68,6 +70,17 @@ def write_table(
     result = table(given, metrics=metrics, last=last, comparison=comparison)
     console = Console()
     console.print(result)
-    files = result.save(out if out is not None else given[0])
-    console.print(Text(f"table: {files[0].parent}/{{{','.join(f.name for f in files)}}}"))
+    return _save(console, result, out if out is not None else given[0], "table")
+
+
+def print_priors(compared: PriorTable, out: str | Path) -> list[Path]:
+    """Prints a comparison of priors and saves it in the folder `out`; returns the files."""
+    console = Console()
+    console.print(compared)
+    return _save(console, compared, out, "compare")
+
+
+def _save(console: Console, result: Table, folder: str | Path, name: str) -> list[Path]:
+    files = result.save(folder, name)
+    console.print(Text(f"{name}: {files[0].parent}/{{{','.join(f.name for f in files)}}}"))
     return files

@@ -1,0 +1,80 @@
+"""`flexgen compare run=…`: one trained generator under several priors, side by side."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from flexgen.cli.compose import compose_prior, plain, run_hydra
+
+_ENTRY = re.compile(r"([\w/-]+)\s*(?:\((.*)\))?")
+_COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
+
+
+class Asked(NamedTuple):
+    """A prior as it was typed.
+
+    Args:
+        label: the words.
+        config: its plain configuration; None for `own` and `base`, which the run holds.
+        names_base: whether the words choose what it draws from.
+    """
+
+    label: str
+    config: dict[str, Any] | None
+    names_base: bool
+
+
+def main(argv: list[str]) -> None:
+    run_hydra("compare", argv, _compare, on_run=True, verbatim={"priors": "", "out": ""})
+
+
+def _compare(cfg: DictConfig) -> None:
+    n, n_fit, seeds, split, checkpoint = cfg.n, cfg.n_fit, cfg.seeds, cfg.split, cfg.checkpoint
+    for name, value, least in (("n", n, 10), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    asked, out = _read(cfg.priors), cfg.out
+    config = plain(cfg)
+    from flexgen.cli.build import load_trained
+    from flexgen.cli.comparison import Comparison, default_priors
+    from flexgen.report import print_priors
+
+    run_dir = Path(config["paths"]["run_dir"])
+    parts = load_trained(config, run_dir, checkpoint)
+    asked = asked or _read(",".join(default_priors(parts.model)))
+    comparison = Comparison(
+        parts, n=n, n_fit=n_fit, seeds=seeds, split=split,
+        cache_dir=Path(config["paths"]["cache_dir"]) / "classifiers",
+    )  # fmt: skip
+    try:
+        for i, prior in enumerate(asked, 1):
+            told = comparison.add(prior)
+            print(f"[{i}/{len(asked)}] {prior.label}: {told}", file=sys.stderr)
+    finally:
+        # What was measured before a Ctrl-C is worth keeping.
+        print_priors(comparison.table(), Path(out) if out else run_dir / "comparison")
+    comparison.check()
+
+
+def _read(text: str) -> list[Asked]:
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    return [_entry(word.strip()) for word in _COMMA.findall(text)]
+
+
+def _entry(word: str) -> Asked:
+    found = _ENTRY.fullmatch(word)
+    if found is None:
+        raise ValueError(
+            "`priors` must be names with options in parentheses, as in "
+            f"'priors=own,masked(rate=0.5)', got {word!r}"
+        )
+    name, options = found[1], _COMMA.findall(found[2] or "")
+    if name in ("own", "base") and not options:
+        return Asked(word, None, False)
+    options = [option.strip() for option in options]
+    names_base = any("base" in option.partition("=")[0] for option in options)
+    return Asked(word, compose_prior(name, options), names_base)

@@ -1,0 +1,187 @@
+"""Several priors of one trained generator against the same held-out data and codes."""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.callbacks.quality import class_scores, classifier_of
+from flexgen.callbacks.scheduled import ALONE
+from flexgen.cli.build import Parts
+from flexgen.cli.compare import Asked
+from flexgen.cli.errors import tell
+from flexgen.cli.priors import codes_of, prior_for
+from flexgen.metrics import (
+    EnergyDistance,
+    GaussianKL,
+    ModeCoverage,
+    PrecisionRecall,
+    PriorAgreement,
+    earth_mover_distance,
+)
+from flexgen.models import Adversarial, Generative
+from flexgen.priors import Normal
+from flexgen.priors.reweighted import Reweighted
+from flexgen.report import PriorRow, PriorTable
+from flexgen.training import isolated_rng
+
+__all__ = ["Comparison", "default_priors"]
+
+_FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
+_BY_SCORE = ("masked", "weighted", "rejection", "langevin")
+
+
+def default_priors(model: Generative) -> list[str]:
+    """The priors that are compared where none are named."""
+    fixed = ["own"] if base_of(model) is model.prior.current else ["own", "base"]
+    return [*fixed, *_FITTED, *(_BY_SCORE if isinstance(model, Adversarial) else ())]
+
+
+def base_of(model: Generative) -> nn.Module:
+    """The prior that training started from; of one that draws by score, what it draws from."""
+    prior = model.prior.stages[0]
+    while isinstance(prior, Reweighted):
+        prior = prior.base
+    return prior
+
+
+class Comparison:
+    """Measures priors of a trained run, each by as many sets of samples.
+
+    Everything but the prior is shared: the generator, held-out data, their codes, the codes that
+    priors are fitted to, the sizes and the seeds. Of set i both the draws and, for a prior that
+    learns, the fit have seed i.
+
+    Args:
+        parts: a trained run; nothing in it changes.
+        n: samples in a set and held-out data, at most what the split holds.
+        n_fit: training data whose codes priors are fitted to, at most what there are.
+        seeds: sets of samples.
+        split: where held-out data come from.
+        cache_dir: where trained classifiers are kept.
+    """
+
+    def __init__(
+        self, parts: Parts, *, n: int, n_fit: int, seeds: int, split: str, cache_dir: Path
+    ) -> None:
+        self.parts, self.seeds, self.split = parts, seeds, split
+        data = parts.data
+        self.n = min(n, data.size(split), data.size("train"))
+        self.held_out, self.labels = data.split(split, self.n)
+        self.codes = codes_of(parts, split, self.n).cpu()
+        self.fit_codes = codes_of(parts, "train", n_fit)
+        images = data.num_classes and self.held_out.ndim == 4
+        self.classifier = classifier_of(data, split, cache_dir) if images else None
+        self.rows = [self._floor()]
+
+    def add(self, asked: Asked) -> str:
+        """Measure a prior; if it fails, its row says why. Returns what to tell of it."""
+        started, model = time.monotonic(), self.parts.model
+        values: list[dict[str, float]] = []
+        drawn: list[Tensor] = []
+        label, failed = asked.label, None
+        try:
+            for seed in range(self.seeds):
+                prior = self._prior(asked, seed)
+                with isolated_rng(seed), model.evaluating():
+                    distribution = prior()
+                    z = distribution.sample(torch.Size((self.n,)))
+                    x = model.generate(z).cpu()
+                drawn.append(z.cpu())
+                values.append(self._scores(x, drawn[-1]))
+                statistics = getattr(distribution, "statistics", {})
+                values[-1] |= {
+                    f"samples/{name}": float(value)
+                    for name, value in statistics.items()
+                    if name != "critic_std"  # the critic's own scale, no score of a prior
+                }
+            if asked.config is None:
+                label = f"{label} ({type(prior).__name__})"
+            values[0] |= self._agreement(prior, torch.cat(drawn))
+        except Exception as error:
+            failed = tell(error)
+        self.rows.append(PriorRow(label, values, failed))
+        return failed or f"{time.monotonic() - started:.1f} s"
+
+    def table(self) -> PriorTable:
+        about = (
+            "The spread is of the draws, and of the fit where a prior learns, not of trainings of "
+            f"the generator. {self.n} samples a set; {len(self.held_out)} {self.split} data and "
+            f"{len(self.codes)} codes of theirs to compare with; {len(self.fit_codes)} codes of "
+            "training data to learn from. Data (floor): training data and their codes in the place "
+            f"of samples and draws. {self.parts.checkpoint}"
+        )
+        return PriorTable.of(self.rows, about)
+
+    def check(self) -> None:
+        """Say at the end which priors could not be measured.
+
+        Raises:
+            RuntimeError: if there are any.
+        """
+        if failed := [f"{row.label}: {row.failed}" for row in self.rows if row.failed]:
+            raise RuntimeError(f"{len(failed)} of the priors failed, the others stand; {failed[0]}")
+
+    def _prior(self, asked: Asked, seed: int) -> nn.Module:
+        model = self.parts.model
+        if asked.config is None:
+            return model.prior.current if asked.label == "own" else base_of(model)
+        base = None if asked.names_base else base_of(model)
+        return prior_for(
+            self.parts, asked.config, lambda: self.fit_codes, base=base, seed=seed,
+            progress=sys.stdout.isatty(),
+        )  # fmt: skip
+
+    def _floor(self) -> PriorRow:
+        """Training data and their codes in the place of samples and draws."""
+        values, codes = [], self.fit_codes.cpu()
+        for seed in range(self.seeds):
+            x, _ = self.parts.data.split("train", self.n, seed)
+            with isolated_rng(seed):
+                z = codes[torch.randperm(len(codes))[: self.n]]
+            values.append(self._scores(x, z))
+        values[0]["pag/fit"] = self._divergence(codes)
+        return PriorRow("data (floor)", values, is_data=True)
+
+    def _scores(self, x: Tensor, z: Tensor) -> dict[str, float]:
+        """Scores of samples `(n, *shape)` and of the codes `(n, latent_dim)` they were made of."""
+        energy = EnergyDistance(**ALONE)
+        energy.update(self.codes, real=True)
+        energy.update(z, real=False)
+        values = {
+            "emd/samples": float(earth_mover_distance(x, self.held_out)),
+            "pag/samples": float(energy.compute()),
+        }
+        spread = PrecisionRecall(self.classifier, **ALONE)
+        spread.update(self.held_out, real=True)
+        spread.update(x, real=False)
+        values |= {name: float(value) for name, value in spread.compute().items()}
+        if (centres := self.parts.data.centres) is not None:
+            modes = ModeCoverage(centres, self.parts.data.std, **ALONE)
+            modes.update(x)
+            values |= {f"modes/{name}": float(value) for name, value in modes.compute().items()}
+        if self.classifier is not None:
+            values |= class_scores(self.classifier, x, self.held_out, self.labels)
+        return values
+
+    def _agreement(self, prior: nn.Module, draws: Tensor) -> dict[str, float]:
+        """What takes all draws of a prior, or none."""
+        values = {"pag/fit": self._divergence(draws)}
+        if isinstance(prior, Normal):
+            agreement = PriorAgreement(sigma=prior.scale, **ALONE)
+            agreement.update(self.codes)
+            values["pag/unit"] = float(agreement.compute())
+        return values
+
+    def _divergence(self, draws: Tensor) -> float:
+        """KL of held-out codes to draws `(m, latent_dim)`, both taken as normal, in nats."""
+        try:
+            moments = draws.double().mean(0), draws.double().mT.cov()
+            kl = GaussianKL(reference=moments, bias_correct=True, **ALONE)
+            kl.update(self.codes)
+            return float(kl.compute())
+        except ValueError:  # a covariance that is singular
+            return math.inf

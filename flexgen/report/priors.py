@@ -1,0 +1,161 @@
+"""Several priors of one generator as a table: text, CSV, LaTeX and a plot with intervals."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from flexgen.report.catalogue import PALETTE, ordered
+from flexgen.report.summary import Cell, Row, Table, heading
+
+__all__ = ["PriorRow", "PriorTable"]
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PriorRow:
+    """What was measured under one prior.
+
+    Args:
+        label: the prior, as it was asked for.
+        values: of each set of samples, metric to value; a metric of all sets together is in the
+            first alone.
+        failed: why it could not be measured, or None.
+        is_data: whether data stand in the place of samples: the floor of every metric.
+    """
+
+    label: str
+    values: Sequence[dict[str, float]]
+    failed: str | None = None
+    is_data: bool = False
+
+
+@dataclass(frozen=True)
+class PriorTable(Table):
+    """Priors with mean ± sample standard deviation and a 95 % interval over sets of samples.
+
+    Args:
+        measured: the rows as they were measured.
+        about: what the numbers are, for the caption.
+    """
+
+    measured: tuple[PriorRow, ...]
+    about: str
+
+    @classmethod
+    def of(cls, measured: Sequence[PriorRow], about: str) -> "PriorTable":
+        """The table of what was measured, in this order."""
+        metrics = ordered({name for row in measured for values in row.values for name in values})
+        rows = []
+        for row in measured:
+            cells = {
+                metric: Cell(tuple(v[metric] for v in row.values if metric in v), float("nan"))
+                for metric in metrics
+            }
+            rows.append(Row({"prior": row.label}, (), tuple(range(len(row.values))), cells))
+        failed = tuple(f"{row.label}: {row.failed}" for row in measured if row.failed)
+        return cls(tuple(rows), tuple(metrics), 1, failed, (), tuple(measured), about)
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are, and how wide their intervals."""
+        n = max(len(row.values) for row in self.measured)
+        return (
+            f"Mean ± sample standard deviation over n sets of samples; the {_CONFIDENCE:.0%} "
+            f"t-interval of a mean over {n} is ± {_half_width(n):.2f} of that. {self.about}"
+        )
+
+    def csv(self) -> str:
+        """Full precision, one line a prior: sets, why it failed, and five columns a metric."""
+        parts = ("mean", "std", "low", "high", "n")
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        names = [f"{metric} {part}" for metric in self.metrics for part in parts]
+        writer.writerow(["prior", "sets", "failed", *names])
+        for row, measured in zip(self.rows, self.measured, strict=True):
+            line: list[object] = [measured.label, len(row.seeds), measured.failed or ""]
+            for cell in (row.cells[metric] for metric in self.metrics):
+                numbers = (cell.mean, cell.std, *interval(cell))
+                line += ["" if np.isnan(value) else value for value in numbers]
+                line.append(cell.count)
+            writer.writerow(line)
+        return stream.getvalue()
+
+    def sets(self) -> str:
+        """As CSV, one line a prior and set: the values that the means are of."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["prior", "seed", *self.metrics])
+        for row in self.measured:
+            for seed, values in enumerate(row.values):
+                writer.writerow([row.label, seed, *(values.get(m, "") for m in self.metrics)])
+        return stream.getvalue()
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws one panel a metric: mean, interval and every set; the floor as a line."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        floor = next(row for row, m in zip(self.rows, self.measured, strict=True) if m.is_data)
+        rows = [row for row in self.rows if row is not floor and row.seeds]
+        metrics = [
+            metric
+            for metric in self.metrics
+            if sum(row.cells[metric].count > 0 for row in rows) > 1
+            and not metric.startswith("samples/")
+        ]
+        across = min(4, max(1, len(metrics)))
+        down = -(-len(metrics) // across)
+        figure = Figure(
+            figsize=(1.8 + 2.7 * across, 0.5 + (0.7 + 0.28 * len(rows)) * down),
+            layout="constrained",
+            dpi=150,
+        )
+        panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        for panel, metric in zip(panels, metrics, strict=False):
+            for place, row in enumerate(rows):
+                cell, colour = row.cells[metric], PALETTE[0]
+                panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.25, ms=3)
+                ends = np.abs(np.array(interval(cell)) - cell.mean)[:, None]
+                xerr = None if np.isnan(ends).any() else ends
+                panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=4, capsize=3)
+            if floor.cells[metric].count:
+                panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
+            panel.set_title(heading(metric), fontsize=10)
+            panel.grid(alpha=0.25)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(axis="y", length=0)
+            panel.margins(x=0.12)
+        for panel in panels[len(metrics) :]:
+            panel.set_visible(False)
+        first = figure.axes[0]
+        first.set_yticks(range(len(rows)), [row.settings["prior"] for row in rows])
+        first.set_ylim(len(rows) - 0.5, -0.5)
+        figure.supxlabel(
+            "mean and 95 % interval over sets of samples; dashed: training data", fontsize=9
+        )
+        FigureCanvasAgg(figure).print_png(str(path))
+        return Path(path)
+
+    def save(self, folder: str | Path, name: str = "compare") -> list[Path]:
+        """As :meth:`Table.save`, and the value of every set in `name_sets.csv`."""
+        files = super().save(folder, name)
+        every = Path(folder) / f"{name}_sets.csv"
+        every.write_text(self.sets(), encoding="utf-8")
+        return [*files, every]
+
+
+def interval(cell: Cell) -> tuple[float, float]:
+    """Student's interval for the mean over the sets, NaN for fewer than two."""
+    half = _half_width(cell.count) * cell.std
+    return cell.mean - half, cell.mean + half
+
+
+def _half_width(n: int) -> float:
+    """Half of Student's interval for a mean of n, in standard deviations; NaN for one."""
+    return float(stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1) / n**0.5)
