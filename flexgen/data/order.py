@@ -36,7 +36,7 @@ def thresholds(shape: Sequence[int], purpose: Purpose, *key: int) -> Tensor:
     """Uniform on {0, …, 254}, uint8 of a shape: v > u with probability v / 255, exactly.
 
     Random bytes come eight at a time, and eight are drawn again where one of them is 255: torch's
-    uniform floats, or numpy's whole numbers below 255, cost four times as much.
+    uniform floats, or numpy's whole numbers below 255, cost about three times as much.
     """
     bits = np.random.SFC64(np.random.SeedSequence([int(purpose), *key]))
     size = math.prod(shape)
