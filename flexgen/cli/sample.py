@@ -1,10 +1,14 @@
-"""`flexgen sample run=…`: draw samples, as a picture and as tensors."""
+"""`flexgen sample run=…`: samples, paths between images, class arithmetic; pictures and tensors."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, run_hydra
+from flexgen.cli.compose import plain, reversal_options, run_hydra, task_overrides
+
+_LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1}
 
 
 def main(argv: list[str]) -> None:
@@ -12,25 +16,103 @@ def main(argv: list[str]) -> None:
 
 
 def _sample(cfg: DictConfig) -> None:
-    n, seed, checkpoint = cfg.n, cfg.sample_seed, cfg.checkpoint
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}")
+    asked: Any = OmegaConf.to_container(cfg, resolve=True)
+    for name, least in _LEAST.items():
+        if asked[name] < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {asked[name]}")
+    kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
+    if len(kinds) > 1:
+        raise ValueError(
+            f"give one of prior=, interpolate= and arithmetic=, got {' and '.join(kinds)}; the "
+            "last two start from codes of images, not from a prior"
+        )
     config = plain(cfg)
+    from flexgen.cli.build import load_trained
+    from flexgen.cli.latent import PATHS, LatentSpace
+
+    if asked["interpolate"] not in (None, *PATHS):
+        raise ValueError(
+            f"`interpolate` must be {' or '.join(PATHS)}, got {asked['interpolate']!r}"
+        )
+    run_dir = Path(config["paths"]["run_dir"])
+    parts = load_trained(config, run_dir, asked["checkpoint"])
+    step, seed = parts.model.counters.generator_steps, asked["sample_seed"]
+    stem = str(run_dir / "samples" / f"step={step:08d}_seed={seed}")
+    if asked["interpolate"] or asked["arithmetic"]:
+        space = LatentSpace(parts, reversal_options(config, {}), seed)
+        (_interpolate if asked["interpolate"] else _arithmetic)(space, asked, stem)
+    else:
+        _draw(parts, asked, stem)
+
+
+def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
+    from flexgen.callbacks.drawing import draw_samples
+    from flexgen.cli.priors import codes_of, prior_for
+    from flexgen.training import isolated_rng
+
+    stem += f"_n={asked['n']}"
+    prior = parts.model.prior
+    if asked.get("prior"):
+        prior = prior_for(parts, asked["prior"], lambda: codes_of(parts, n=asked["n_fit"]))
+        # The words themselves: a prior's options are part of which prior it is.
+        typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
+        chosen = [word for word in typed if word.startswith(("prior", "n_fit="))]
+        stem = "_".join([stem, *chosen])
+    with isolated_rng(asked["sample_seed"]), parts.model.evaluating():
+        x = parts.model.generate(prior().sample((asked["n"],)))
+    _save({"x": x}, stem)
+    _picture(stem, lambda path: draw_samples(x, parts.data.range, path))
+
+
+def _interpolate(space: Any, asked: dict[str, Any], stem: str) -> None:
+    import torch
+
+    from flexgen.callbacks.drawing import draw_images, draw_samples
+
+    found = space.interpolate(asked["interpolate"], pairs=asked["pairs"], frames=asked["frames"])
+    stem += f"_{asked['interpolate']}_pairs={asked['pairs']}"
+    _save(found, stem)
+    x, real, columns = found["x"].cpu(), found["real"], asked["frames"] + 2
+
+    def draw(path: Path) -> None:
+        if real[0, 0].ndim == 3:
+            rows = torch.cat([real[:, :1], x, real[:, 1:]], 1).flatten(0, 1)
+            draw_images(rows, space.data.range, path, columns=columns)
+        else:
+            draw_samples(x.flatten(0, 1), None, path, real=real.flatten(0, 1))
+
+    _picture(stem, draw)
+
+
+def _arithmetic(space: Any, asked: dict[str, Any], stem: str) -> None:
+    import torch
+
+    from flexgen.callbacks.drawing import draw_images
+
+    found = space.class_arithmetic(asked["per_class"])
+    stem += f"_classes_per_class={asked['per_class']}"
+    _save(found, stem)
+    found = {name: value.cpu() for name, value in found.items()}
+    k, data_range = len(found["classes"]), space.data.range
+    means = torch.cat([found["real_mean"], found["x_mean"]])
+    _picture(f"{stem}_means", lambda path: draw_images(means, data_range, path, columns=k))
+    rows = torch.cat([found["real"][:, None], found["x"][:, None], found["x_moved"]], 1)
+    x = rows.flatten(0, 1)
+    _picture(f"{stem}_moved", lambda path: draw_images(x, data_range, path, columns=k + 2))
+
+
+def _save(tensors: dict[str, Any], stem: str) -> None:
     from safetensors.torch import save_file
 
-    from flexgen.callbacks.drawing import draw_samples
-    from flexgen.cli.build import load_trained
-    from flexgen.training import isolated_rng
     from flexgen.training.checkpoint import write_atomically
 
-    run_dir = Path(config["paths"]["run_dir"])
-    parts = load_trained(config, run_dir, checkpoint)
-    with isolated_rng(seed):
-        x = parts.model.sample(n).cpu().contiguous()
-    stem = f"step={parts.model.counters.generator_steps:08d}_seed={seed}_n={n}"
-    folder = run_dir / "samples"
-    tensors, picture = folder / f"{stem}.safetensors", folder / f"{stem}.png"
-    write_atomically(tensors, lambda beside: save_file({"x": x}, beside))
-    print(f"tensors: {tensors}")
-    draw_samples(x, parts.data.range, picture)
-    print(f"picture: {picture}")
+    on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    path = Path(f"{stem}.safetensors")
+    write_atomically(path, lambda beside: save_file(on_cpu, beside))
+    print(f"tensors: {path}")
+
+
+def _picture(stem: str, draw: Callable[[Path], None]) -> None:
+    path = Path(f"{stem}.png")
+    draw(path)
+    print(f"picture: {path}")

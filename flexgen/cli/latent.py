@@ -1,0 +1,141 @@
+"""What the latent space of a run holds between images, and between classes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen.callbacks.reversal import base_space, reverse_data
+from flexgen.cli.build import Parts
+from flexgen.priors.paths import linear, slerp
+from flexgen.reversal import Reversal
+
+__all__ = ["PATHS", "LatentSpace"]
+
+PATHS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"slerp": slerp, "linear": linear}
+
+_SPLIT = "validation"
+_MOST_CLASSES = 10  # a picture has a row and a column for each
+
+
+class LatentSpace:
+    """Codes of held-out images, and the images of other codes found from them.
+
+    With a pushforward prior it is the space of the normal or uniform prior under its map.
+
+    Args:
+        parts: a trained run; nothing in it changes.
+        options: of the reversal, see :func:`flexgen.callbacks.reversal.reverse_data`.
+        seed: which images, and of the reversal.
+    """
+
+    def __init__(self, parts: Parts, options: dict[str, Any], seed: int) -> None:
+        self.model, self.data = parts.model, parts.data
+        self.generator, self.prior = base_space(parts.model)
+        self.options, self.seed = {**options, "seed": seed}, seed
+
+    def interpolate(self, path: str, *, pairs: int, frames: int) -> dict[str, Tensor]:
+        """Paths between the codes of held-out images, two by two.
+
+        Args:
+            path: "slerp" or "linear", see :mod:`flexgen.priors.paths`.
+            pairs: how many.
+            frames: codes on each path, both ends among them.
+
+        Returns:
+            Codes `z (pairs, frames, d)`, their data `x (pairs, frames, *shape)`; of the ends the
+            data themselves, `real (pairs, 2, *shape)`, which they are of the split, `index
+            (pairs, 2)`, and the `loss (pairs, 2)` of their codes.
+
+        Raises:
+            ValueError: if there are too few images, or the path could leave the prior's support.
+        """
+        support = getattr(self.prior, "support", None)
+        if path == "slerp" and support is not None:
+            raise ValueError(
+                f"`interpolate=slerp` is for a normal prior, it may leave the box {support} of the "
+                "run's; set `interpolate=linear`"
+            )
+        if 2 * pairs > (size := self.data.size(_SPLIT)):
+            raise ValueError(
+                f"`pairs` must be at most {size // 2}, half of the {size} held-out examples, got "
+                f"{pairs}"
+            )
+        x, _ = self.data.split(_SPLIT, 2 * pairs, self.seed)
+        index = self.data.indices(_SPLIT, 2 * pairs, self.seed)
+        found = self._reverse(x, index)
+        ends = found.z.unflatten(0, (pairs, 2))
+        steps = torch.linspace(0, 1, frames, device=ends.device)
+        z = PATHS[path](ends[:, 0], ends[:, 1], steps)
+        of_ends = {"real": x, "index": index, "loss": found.loss}
+        tensors = {name: value.unflatten(0, (pairs, 2)) for name, value in of_ends.items()}
+        return {"z": z, "x": self._generate(z), **tensors}
+
+    def class_arithmetic(self, per_class: int) -> dict[str, Tensor]:
+        """Mean codes of classes, and codes moved from class to class by their differences.
+
+        Of each class one image more is reversed than is averaged. Its code z becomes
+        z − mean of its own class + mean of another, clipped to a bounded prior's support.
+
+        Args:
+            per_class: held-out images whose codes are averaged.
+
+        Returns:
+            The `classes (k,)`, the ten first at most; the images' codes `z (k, 1 + per_class, d)`,
+            the `loss` of each and which it is of the split, `index`, the one more first; mean codes
+            `z_mean (k, d)`, their data `x_mean (k, *shape)`, and beside them `real_mean (k,
+            *shape)`, the mean of the images; of the one more `real (k, *shape)` and the data of its
+            code `x (k, *shape)`; and moved from class i to class j codes `z_moved (k, k, d)` and
+            their data `x_moved (k, k, *shape)`.
+
+        Raises:
+            ValueError: for data without classes, or that are not images, or a class with too few.
+
+        Source: Radford, Metz, Chintala, "Unsupervised representation learning with deep
+        convolutional generative adversarial networks", 2016, section 6.3.2, who average three
+        draws that they chose by eye; here the codes are of real images.
+        """
+        if len(self.data.shape) != 3 or not self.data.num_classes:
+            raise ValueError(
+                f"`arithmetic` is for images with classes, which {self.data.name} has not; "
+                "`interpolate=linear` needs neither"
+            )
+        size = self.data.size(_SPLIT)
+        x, label = self.data.split(_SPLIT, size, self.seed)
+        classes, counts = label.unique(return_counts=True)
+        classes, counts = classes[:_MOST_CLASSES], counts[:_MOST_CLASSES]
+        if (fewest := int(counts.min())) <= per_class:
+            raise ValueError(
+                f"`per_class` must be at most {fewest - 1}, one less than the held-out images of "
+                f"class {int(classes[counts.argmin()])}, got {per_class}"
+            )
+        shape = len(classes), 1 + per_class
+        chosen = torch.cat([(label == c).nonzero().flatten()[: 1 + per_class] for c in classes])
+        index = self.data.indices(_SPLIT, size, self.seed)[chosen]
+        found = self._reverse(x[chosen], index)
+        z, real = found.z.unflatten(0, shape), x[chosen].unflatten(0, shape)
+        z_mean = z[:, 1:].mean(1)
+        z_moved = z[:, :1] - z_mean.unsqueeze(1) + z_mean
+        if (support := getattr(self.prior, "support", None)) is not None:
+            z_moved = z_moved.clamp(*support)
+        return {
+            "classes": classes,
+            "z": z, "loss": found.loss.view(shape), "index": index.view(shape),
+            "z_mean": z_mean, "x_mean": self._generate(z_mean), "real_mean": real[:, 1:].mean(1),
+            "x": self._generate(z[:, 0]), "real": real[:, 0],
+            "z_moved": z_moved, "x_moved": self._generate(z_moved),
+        }  # fmt: skip
+
+    def _reverse(self, x: Tensor, index: Tensor) -> Reversal:
+        with self.model.evaluating():
+            return reverse_data(
+                self.generator, self.prior, x.to(self.model.device), self.data.range,
+                **self.options, index=index,
+            )  # fmt: skip
+
+    def _generate(self, z: Tensor) -> Tensor:
+        """Data `(…, *shape)` of codes `(…, d)`."""
+        with self.model.evaluating(), torch.no_grad():
+            parts = z.flatten(0, -2).split(1000)
+            return torch.cat([self.generator(p).float() for p in parts]).unflatten(0, z.shape[:-1])
