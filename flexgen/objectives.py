@@ -1,7 +1,7 @@
-"""Adversarial objectives: what the critic and the generator minimise.
+"""What is minimised: the adversarial objectives, and the bounds of likelihood models.
 
-An objective is a small object without parameters. Critics return raw outputs ("logits"), shape
-`(batch,)`; the objective says what they mean:
+An adversarial objective is a small object without parameters. Critics return raw outputs
+("logits"), shape `(batch,)`; the objective says what they mean:
 
 * ``critic(real_logits, fake_logits)`` is the scalar that the critic minimises,
 * ``generator(fake_logits)`` is the scalar that the generator minimises,
@@ -10,6 +10,7 @@ An objective is a small object without parameters. Critics return raw outputs ("
 * ``penalty_weight`` weighs :func:`gradient_penalty` in the critic's loss (0: none).
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,7 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-__all__ = ["GAN", "LSGAN", "WGAN", "WGANGP", "Hinge", "Objective", "gradient_penalty"]
+__all__ = [
+    "GAN",
+    "LSGAN",
+    "WGAN",
+    "WGANGP",
+    "Hinge",
+    "Objective",
+    "gradient_penalty",
+    "importance_weighted_bound",
+    "kl_floor",
+]
 
 
 class Objective(Protocol):
@@ -169,3 +180,36 @@ def gradient_penalty(
         logits = critic(mixed)
         (gradient,) = torch.autograd.grad(logits.sum(), mixed, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
+    r"""log (1/K) Σₖ wₖ of each datum, nats; on average a lower bound on log p(x).
+
+    With log w = log p(x|z) + log p(z) − log q(z|x), z ~ q(z|x). K = 1 is the ELBO's integrand; the
+    bound rises with K and tends to log p(x).
+
+    Args:
+        log_weights: `(K, *batch)`.
+
+    Returns:
+        `(*batch)`.
+
+    Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016, eq. 8.
+    """
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def kl_floor(kl: Tensor, free: float) -> Tensor:
+    r"""$\sum_j \max(λ, KL_j)$, so that the first λ nats of each group cost nothing to use.
+
+    Args:
+        kl: KL of each group of latent dimensions, a mean over the batch, `(groups,)`, nats.
+        free: λ, nats a group.
+
+    Returns:
+        A scalar.
+
+    Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
+    eq. 15.
+    """
+    return kl.clamp(min=free).sum() if free else kl.sum()

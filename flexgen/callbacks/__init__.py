@@ -2,6 +2,7 @@
 
 from flexgen.callbacks.checkpoint import Checkpoint
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
+from flexgen.callbacks.likelihood import LikelihoodScore
 from flexgen.callbacks.progress import Progress
 from flexgen.callbacks.quality import SampleQuality
 from flexgen.callbacks.refit import PriorRefit
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CodeMap",
     "Disagreement",
+    "LikelihoodScore",
     "Measurement",
     "PriorRefit",
     "Progress",

@@ -143,6 +143,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         not in (
             "network",
             "prior",
+            "posterior",
+            "likelihood",
             "run",
             "checkpoint",
             "more",

@@ -17,6 +17,7 @@ from flexgen.metrics.classifier_scores import (
 from flexgen.metrics.classifier_store import load_or_train_classifier
 from flexgen.metrics.clusters import ClusterRatio
 from flexgen.metrics.gaussian_kl import GaussianKL
+from flexgen.metrics.likelihood import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.metrics.modes import ModeCoverage
 from flexgen.metrics.precision_recall import PrecisionRecall
 from flexgen.metrics.two_sample import EarthMoverDistance, EnergyDistance, earth_mover_distance
@@ -32,10 +33,13 @@ __all__ = [
     "ModeCoverage",
     "PrecisionRecall",
     "PriorAgreement",
+    "active_units",
+    "bits_per_dimension",
     "earth_mover_distance",
     "frechet_distance",
     "kernel_distance",
     "load_or_train_classifier",
+    "marginal_log_prob",
     "pag_bias",
     "pag_interval",
     "train_classifier",

@@ -1,6 +1,7 @@
-"""LightningModules: one for the adversarial families, and what every family shares."""
+"""LightningModules: the adversarial families, the likelihood families, and what all share."""
 
 from flexgen.models.adversarial import Adversarial
 from flexgen.models.generative import Generative
+from flexgen.models.vae import VAE
 
-__all__ = ["Adversarial", "Generative"]
+__all__ = ["VAE", "Adversarial", "Generative"]

@@ -129,6 +129,8 @@ class Generative(pl.LightningModule):
     def training_step(self, stream: Iterator[Tensor], batch_idx: int) -> None:
         """Run updates up to the next scheduled step; return earlier now and then to be watched."""
         optimizers: Any = self.optimizers(use_pl_optimizer=False)
+        if not isinstance(optimizers, list):
+            optimizers = [optimizers]
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         until = self.schedule.next_after(self.counters.generator_steps)
         # Processes must return together: they end a call by count, one alone may by the clock.

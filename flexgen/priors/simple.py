@@ -16,8 +16,8 @@ class DiagonalNormal(Distribution):
     checks and broadcasting, which a training step on a small network feels.
 
     Args:
-        loc: mean, `(d,)`.
-        scale: standard deviation, `(d,)`, above 0.
+        loc: mean, `(*batch, d)`.
+        scale: standard deviation, `(*batch, d)`, above 0.
     """
 
     has_rsample = True
@@ -26,7 +26,7 @@ class DiagonalNormal(Distribution):
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         self.loc, self.scale = loc, scale
-        super().__init__(event_shape=loc.shape, validate_args=False)
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -37,14 +37,30 @@ class DiagonalNormal(Distribution):
         return self.scale.square()
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        eps = torch.randn(
-            *sample_shape, *self._event_shape, device=self.loc.device, dtype=self.loc.dtype
-        )
-        return torch.addcmul(self.loc, self.scale, eps)
+        return torch.addcmul(self.loc, self.scale, self._noise(sample_shape))
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities, from the noise itself."""
+        eps = self._noise(sample_shape)
+        log_prob = -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+        return torch.addcmul(self.loc, self.scale, eps), log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
         whitened = (value - self.loc) / self.scale
         return -(0.5 * (whitened.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+
+    def kl(self, other: "DiagonalNormal") -> Tensor:
+        """KL(self ‖ other) of each dimension, `(*batch, d)`, nats."""
+        ratio = self.scale / other.scale
+        shift = (self.loc - other.loc) / other.scale
+        return 0.5 * (ratio.square() + shift.square() - 1) - ratio.log()
+
+    def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
+        return torch.randn(
+            *sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype
+        )
 
 
 class BoxUniform(Distribution):

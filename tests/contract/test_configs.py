@@ -39,7 +39,10 @@ def with_gradients(modules: list[nn.Module]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", [n for n in names("model") if n != "adversarial"])
+GAMES = [name for name in names("model") if name not in ("adversarial", "vae")]
+
+
+@pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("network", ["mlp", "dcgan_small"])
 def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     torch.manual_seed(0)
@@ -62,7 +65,7 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     assert model.counters.critic_steps == model.counters.generator_steps == 1
 
 
-@pytest.mark.parametrize("name", [n for n in names("model") if n != "adversarial"])
+@pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("prior", names("prior"))
 def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
     if prior.startswith("zuko"):
@@ -78,14 +81,58 @@ def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
     assert with_gradients([model.generator, model.prior]) == []
 
 
+BINARY = ("model=vae", "data=digits_static", "latent_dim=3")
+
+
+def vae(*overrides: str) -> Any:
+    torch.manual_seed(0)
+    model = instantiate(config(*BINARY, *overrides)["model"])
+    model._scaler = None
+    model._trainer = type("Alone", (), {"world_size": 1})()
+    model.manual_backward = lambda loss: loss.backward()
+    return model
+
+
+@pytest.mark.parametrize("likelihood", names("likelihood"))
+@pytest.mark.parametrize("posterior", names("posterior"))
+def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood: str) -> None:
+    model = vae(f"posterior={posterior}", f"likelihood={likelihood}")
+    optimizers = model.configure_optimizers()[0]
+    model._update(iter(lambda: torch.rand(8, 1, 8, 8).round(), None), *optimizers)
+    assert with_gradients([model.posterior, model.likelihood]) == []
+    assert model.counters.generator_steps == 1
+
+
+@pytest.mark.parametrize("prior", names("prior"))
+def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: str) -> None:
+    if prior.startswith("zuko"):
+        pytest.importorskip("zuko")
+    alone = instantiate(config(f"prior={prior}", "latent_dim=3")["prior"])
+    if not getattr(alone, "has_log_prob", True) or getattr(alone, "support", None) is not None:
+        with pytest.raises(Exception, match=r"a VAE.*use prior=normal"):
+            vae(f"prior={prior}")
+        return
+    model = vae(f"prior={prior}")
+    optimizers = model.configure_optimizers()[0]
+    model._update(iter(lambda: torch.rand(8, 1, 8, 8).round(), None), *optimizers)
+    assert with_gradients([model.posterior, model.likelihood, model.prior]) == []
+
+
 @pytest.mark.parametrize("name", names("network"))
 def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
-    cfg = config(f"network={name}", f"data={data}")
-    generator, critic = (instantiate(cfg["network"][k]) for k in ("generator", "critic"))
-    x = generator(torch.randn(2, cfg["latent_dim"]))
-    assert list(x.shape[1:]) == cfg["data"]["shape"]
-    assert critic(x).shape == (2,)
+    both = OmegaConf.load(conf_dir() / "network" / f"{name}.yaml")
+    model = "vae" if "encoder" in both else "gan"
+    cfg = config(f"network={name}", f"data={data}", f"model={model}")
+    parts = {key: instantiate(part) for key, part in cfg["network"].items()}
+    assert {"generator", "critic"} <= parts.keys() or {"encoder", "decoder"} <= parts.keys()
+    z, x = torch.randn(2, cfg["latent_dim"]), torch.randn(2, *cfg["data"]["shape"])
+    for key in parts.keys() & {"generator", "decoder"}:
+        assert parts[key](z).shape == x.shape
+    if "critic" in parts:
+        assert parts["critic"](x).shape == (2,)
+    if "encoder" in parts:
+        assert parts["encoder"](x).shape == (2, parts["encoder"].out_features)
 
 
 @pytest.mark.parametrize("name", names("prior"))
@@ -166,8 +213,8 @@ def test_every_experiment_composes_and_is_pinned(name: str) -> None:
 
 def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:
     tested = {
-        "callbacks", "data", "experiment", "hydra", "logger", "model", "network", "objective",
-        "optimizer", "prior", "trainer",
+        "callbacks", "data", "experiment", "hydra", "likelihood", "logger", "model", "network",
+        "objective", "optimizer", "posterior", "prior", "trainer",
     }  # fmt: skip
     assert {p.name for p in conf_dir().iterdir() if p.is_dir() and any(p.rglob("*.yaml"))} <= tested
 

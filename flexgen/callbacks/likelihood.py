@@ -1,0 +1,130 @@
+"""How likely held-out data are, and where a bound's nats go."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.metrics import (
+    EnergyDistance,
+    PriorAgreement,
+    active_units,
+    bits_per_dimension,
+    marginal_log_prob,
+)
+from flexgen.models import VAE, Generative
+
+__all__ = ["LikelihoodScore"]
+
+_BATCH = 100
+
+
+class LikelihoodScore(Measurement):
+    """The negative log-likelihood of held-out data under a VAE, and the parts of its ELBO.
+
+    Logged, in nats per datum: `nll/samples`, by importance sampling with `num_samples` draws, with
+    its standard error over data `nll/standard_error`, and `nll/bits_per_dimension`; the ELBO
+    `elbo/bound` = −`elbo/reconstruction` − `elbo/kl`, and the KL's parts
+
+        KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z))
+
+    `elbo/mutual_information`, at most log `num_posteriors`, and `elbo/marginal_kl`, with the
+    aggregate posterior q(z) of the first `num_posteriors` data. Then `posterior/active_units`; and
+    how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
+    distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
+    prior agreement of those codes with N(0, I).
+
+    Args:
+        n: data; at most what the split holds.
+        split: which part of the data.
+        num_samples: K.
+        num_posteriors: data whose posteriors make up q(z); 0 leaves those two parts out. Under an
+            inverse autoregressive posterior each of their squared number of densities takes its
+            slow direction.
+        progress: whether to draw a progress bar.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Raises:
+        ValueError: if a size is out of range.
+
+    Source: Burda et al., 2016, section 5; Hoffman & Johnson, "ELBO surgery", 2016.
+    """
+
+    def __init__(
+        self,
+        *,
+        n: int = 1000,
+        split: str = "test",
+        num_samples: int = 128,
+        num_posteriors: int = 256,
+        progress: bool = True,
+        **schedule: Any,
+    ) -> None:
+        super().__init__(**schedule)
+        for name, value, least in (
+            ("n", n, 2), ("num_samples", num_samples, 1), ("num_posteriors", num_posteriors, 0)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}")
+        self.n, self.split, self.num_samples = n, split, num_samples
+        self.num_posteriors, self.progress = num_posteriors, progress
+
+    @torch.no_grad()
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+        if not isinstance(model, VAE):
+            raise ValueError(
+                f"a likelihood is a VAE's, and this model is {type(model).__name__}; "
+                "leave `likelihood` out of `callbacks`"
+            )
+        x, _ = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        with model.evaluating():
+            values = self._likelihood(model, x.to(model.device))
+            return values | self._surgery(model, x.to(model.device))
+
+    def _likelihood(self, model: VAE, x: Tensor) -> dict[str, float]:
+        batches = track(x.split(_BATCH), "likelihood", transient=True, disable=not self.progress)
+        found = torch.cat([-model.log_likelihood(batch, self.num_samples) for batch in batches])
+        nll = float(found.mean())
+        return {
+            "nll/samples": nll,
+            "nll/standard_error": float(found.std() / math.sqrt(len(found))),
+            "nll/bits_per_dimension": bits_per_dimension(nll, x[0].numel()),
+        }
+
+    def _surgery(self, model: VAE, x: Tensor) -> dict[str, float]:
+        p, codes, means = model.prior(), [], []
+        reconstruction, kl = torch.zeros(2, dtype=torch.float64)
+        for batch in x.split(_BATCH):
+            q = model.posterior(batch)
+            z, log_q = q.rsample_and_log_prob((16,))
+            reconstruction -= model.likelihood(z[0]).log_prob(batch).double().sum().cpu()
+            kl += (log_q - p.log_prob(z)).double().mean(0).sum().cpu()
+            codes.append(z[0])
+            means.append(z.mean(0))
+        z = torch.cat(codes)
+        energy, pag = EnergyDistance(**ALONE), PriorAgreement(**ALONE)
+        energy.update(z, real=True)
+        energy.update(p.sample((len(z),)), real=False)
+        pag.update(z)
+        values = {
+            "elbo/bound": -float(reconstruction + kl) / len(x),
+            "elbo/reconstruction": float(reconstruction) / len(x),
+            "elbo/kl": float(kl) / len(x),
+            "posterior/active_units": float(active_units(torch.cat(means))),
+            "posterior/energy": float(energy.compute()),
+        }
+        if len(z) > z.shape[1]:
+            values["posterior/pag"] = float(pag.compute())
+        if m := min(self.num_posteriors, len(x)):
+            q = model.posterior(x[:m])
+            z, log_q = q.rsample_and_log_prob()
+            log_marginal = marginal_log_prob(z, q.log_prob, m)
+            values |= {
+                "elbo/mutual_information": float((log_q.double() - log_marginal).mean()),
+                "elbo/marginal_kl": float((log_marginal - p.log_prob(z).double()).mean()),
+            }
+        return values

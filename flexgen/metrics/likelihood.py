@@ -1,0 +1,60 @@
+"""What a latent variable model's bound is made of."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flexgen.metrics.streaming import PAIRS_AT_ONCE
+
+__all__ = ["active_units", "bits_per_dimension", "marginal_log_prob"]
+
+
+def bits_per_dimension(nll: float, num_dimensions: int, levels: int = 1) -> float:
+    r"""NLL in bits a dimension of the data, $\frac{NLL}{D \log 2} + \log_2(\text{levels})$.
+
+    Args:
+        nll: nats per datum.
+        num_dimensions: D, pixels times channels.
+        levels: of a density over pixels in [0, 1] that take so many values, 256 say; 1 where `nll`
+            is of probabilities already.
+    """
+    return nll / (num_dimensions * math.log(2)) + math.log2(levels)
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> int:
+    r"""How many dimensions of the code the data move: $\mathrm{Var}_x(E_{q(z|x)}[z_u]) > 0.01$.
+
+    Args:
+        means: posterior means of data, `(n, d)`.
+        threshold: of the variance.
+
+    Source: Burda et al., "Importance weighted autoencoders", 2016, section 5.2.
+    """
+    return int((means.double().var(0, correction=0) > threshold).sum())
+
+
+def marginal_log_prob(
+    z: Tensor, log_prob: Callable[[Tensor], Tensor], num_posteriors: int
+) -> Tensor:
+    r"""log q(z), with q(z) the mean of the posteriors of `num_posteriors` data.
+
+    $$ \log q(z_i) = \log \frac1m \sum_{j=1}^{m} q(z_i|x_j) $$
+
+    If each z_i was drawn from one of these posteriors, the mean of log q(z_i|x_i) − log q(z_i) is
+    the mutual information of the code and the index, which is at most log m.
+
+    Args:
+        z: codes, `(n, d)`.
+        log_prob: codes `(b, 1, d)` to their log-densities under each posterior, `(b, m)`.
+        num_posteriors: m.
+
+    Returns:
+        `(n,)`, float64.
+
+    Source: Hoffman & Johnson, "ELBO surgery", 2016.
+    """
+    rows = max(1, PAIRS_AT_ONCE // (num_posteriors * z.shape[1]))
+    found = [log_prob(block[:, None]).double().logsumexp(1) for block in z.split(rows)]
+    return torch.cat(found) - math.log(num_posteriors)

@@ -1,0 +1,181 @@
+"""Approximate posteriors q(z|x): modules that, called with data, return a distribution over codes.
+
+The contract is a prior's with a batch: `batch_shape = (n,)`, `event_shape = (latent_dim,)`, and
+`rsample_and_log_prob(sample_shape)`, a draw and its log-density in one pass, which is what a bound
+needs and the only cheap way to the density of an inverse autoregressive flow.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from flexgen.priors.simple import DiagonalNormal, check_latent_dim
+
+__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
+
+# A scale that overflows, or is 0, makes the first steps of a deep encoder NaN.
+_LOG_SCALE = 10.0
+
+
+class DiagonalGaussian(nn.Module):
+    """q(z|x) = N(loc(x), diag(scale(x)²)).
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        latent_dim: d, at least 1.
+
+    Source: Kingma & Welling, "Auto-encoding variational Bayes", 2014.
+    """
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        check_latent_dim(latent_dim)
+        self.encoder, self.latent_dim = encoder, latent_dim
+        self.head = nn.Linear(_out_features(encoder), 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> DiagonalNormal:
+        return self.of(self.encoder(x))
+
+    def of(self, h: Tensor) -> DiagonalNormal:
+        """q(z|x) from the encoder's features `(n, out_features)`."""
+        loc, log_scale = self.head(h).chunk(2, dim=-1)
+        return DiagonalNormal(loc, log_scale.clamp(-_LOG_SCALE, _LOG_SCALE).exp())
+
+
+class LowerNormal(Distribution):
+    """N(loc, (LS)(LS)ᵀ) with L unit lower triangular and S = diag(scale), a batch of them."""
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, loc: Tensor, scale: Tensor, lower: Tensor) -> None:
+        self.loc, self.scale, self.lower = loc, scale, lower
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.lower * self.scale[..., None, :]).square().sum(-1)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities, from the noise itself."""
+        base = DiagonalNormal(torch.zeros_like(self.loc), self.scale)
+        y, log_prob = base.rsample_and_log_prob(sample_shape)
+        return self.loc + (self.lower @ y[..., None]).squeeze(-1), log_prob
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        y = torch.linalg.solve_triangular(
+            self.lower, (value - self.loc)[..., None], upper=False, unitriangular=True
+        )
+        return DiagonalNormal(torch.zeros_like(self.loc), self.scale).log_prob(y.squeeze(-1))
+
+
+class FullGaussian(DiagonalGaussian):
+    """q(z|x) with a full covariance: z = loc + L y, y ~ N(0, diag(scale²)), L unit lower triangle.
+
+    An inverse autoregressive step that is linear; loc, scale and L are functions of x, and L starts
+    as the identity.
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        latent_dim: d, at least 1.
+
+    Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
+    section 4 (linear IAF).
+    """
+
+    index: Tensor
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__(encoder, latent_dim)
+        index = torch.tril_indices(latent_dim, latent_dim, -1)
+        self.register_buffer("index", index, persistent=False)
+        self.below = nn.Linear(self.head.in_features, index.shape[1])
+        nn.init.zeros_(self.below.weight)
+        nn.init.zeros_(self.below.bias)
+
+    def of(self, h: Tensor) -> LowerNormal:  # type: ignore[override]
+        diagonal = super().of(h)
+        eye = torch.eye(self.latent_dim, device=h.device, dtype=diagonal.loc.dtype)
+        lower = eye.expand(len(h), -1, -1).clone()
+        lower[:, self.index[0], self.index[1]] = self.below(h).to(lower.dtype)
+        return LowerNormal(diagonal.loc, diagonal.scale, lower)
+
+
+class FlowedNormal(Distribution):
+    """A batch of diagonal normals carried through a flow with a context.
+
+    Args:
+        base: q(z₀|x), `batch_shape = (n,)`.
+        flow: `flow(z, context)` gives the image of z and log|det ∂/∂z|; `flow.inverse` goes back.
+        context: what the flow takes of x, `(n, context_features)`.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, base: DiagonalNormal, flow: nn.Module, context: Tensor | None) -> None:
+        self.base, self.flow, self.context = base, flow, context
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities in one pass, the flow's fast direction."""
+        z, log_prob = self.base.rsample_and_log_prob(sample_shape)
+        z, ladj = self.flow(z, self.context)
+        return z, log_prob - ladj
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of any code, through the flow's inverse: slow for an autoregressive one."""
+        z, ladj = self.flow.inverse(value, self.context)  # type: ignore[operator]
+        return self.base.log_prob(z) + ladj
+
+
+class FlowPosterior(DiagonalGaussian):
+    r"""q(z|x): a diagonal Gaussian z₀ of x, carried through a flow g that sees x as its context.
+
+    .. math:: \log q(z|x) = \log q(z_0|x) − \log|\det ∂g/∂z_0|
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        flow: of codes `(…, latent_dim)` with a context of `flow.context_features`; none if that
+            is 0.
+        latent_dim: d, at least 1.
+
+    Source: Rezende & Mohamed, 2015, eq. 13; Kingma et al., 2016, Algorithm 1 (IAF); Huang et al.,
+    2017, eq. 5 (LED).
+    """
+
+    def __init__(self, encoder: nn.Module, flow: nn.Module, latent_dim: int) -> None:
+        super().__init__(encoder, latent_dim)
+        self.flow = flow
+        features = int(getattr(flow, "context_features", 0))
+        self.to_context = nn.Linear(self.head.in_features, features) if features else None
+
+    def of(self, h: Tensor) -> FlowedNormal:  # type: ignore[override]
+        context = None if self.to_context is None else self.to_context(h)
+        return FlowedNormal(super().of(h), self.flow, context)
+
+
+def _out_features(encoder: nn.Module) -> int:
+    features = getattr(encoder, "out_features", None)
+    if not isinstance(features, int):
+        raise ValueError(
+            f"`encoder` must have the size of its features as `out_features`, got "
+            f"{type(encoder).__name__} without; give it that attribute"
+        )
+    return features

@@ -1,0 +1,108 @@
+"""NLL and the parts of the ELBO, against what a linear-Gaussian model says exactly."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flexgen.callbacks import LikelihoodScore
+from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
+from flexgen.models import Generative
+from flexgen.priors.simple import DiagonalNormal
+from tests.unit.linear_gaussian import Linear
+
+
+class Data:
+    """A split in memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def size(self, split: str) -> int:
+        return len(self.x)
+
+    def split(self, split: str, n: int, seed: int) -> tuple[Tensor, None]:
+        return self.x[:n], None
+
+
+@pytest.fixture
+def double() -> Any:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+def test_scores_of_a_linear_gaussian_model(tmp_path: Path) -> None:
+    linear = Linear(off=0.2, n=400)
+    score = LikelihoodScore(n=400, num_samples=200, num_posteriors=400, progress=False)
+    values = score.run(linear.model, Data(linear.x), tmp_path)
+    nll = -linear.evidence.log_prob(linear.x)
+    assert values["nll/samples"] == pytest.approx(nll.mean().item(), abs=0.01)
+    assert values["nll/standard_error"] == pytest.approx(nll.std().item() / 20, abs=0.01)
+    expected = -nll.mean().item() - linear.gap
+    assert values["elbo/bound"] == pytest.approx(expected, abs=0.1)
+    assert values["elbo/bound"] == pytest.approx(
+        -values["elbo/reconstruction"] - values["elbo/kl"], abs=1e-9
+    )
+    assert 0 < values["elbo/mutual_information"] < math.log(400)
+    parts = values["elbo/mutual_information"] + values["elbo/marginal_kl"]
+    assert parts == pytest.approx(values["elbo/kl"], abs=0.2)
+    assert values["posterior/active_units"] == 2
+    # A shift by 0.2 moves the second moments that PAG sees by 0.04, 0.0004 nats a dimension.
+    assert values["posterior/pag"] == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.usefixtures("double")
+def test_the_sum_over_draws_streams() -> None:
+    linear = Linear(off=0.2, n=20)
+    found = []
+    for at_once in (20, 100, 10_000):
+        torch.manual_seed(0)
+        found.append(linear.model.log_likelihood(linear.x, 1000, at_once))
+    exact = linear.evidence.log_prob(linear.x)
+    for log_likelihood in found:
+        torch.testing.assert_close(log_likelihood, exact, atol=0.05, rtol=0)
+        assert log_likelihood.dtype == torch.float64
+
+
+def test_a_critic_has_no_likelihood(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave `likelihood` out"):
+        LikelihoodScore().run(Generative.__new__(Generative), Data(torch.zeros(2, 1)), tmp_path)
+
+
+def test_the_aggregate_of_equal_posteriors_is_one_of_them() -> None:
+    q = DiagonalNormal(torch.zeros(5, 2), torch.ones(5, 2))
+    z = torch.randn(7, 2)
+    found = marginal_log_prob(z, q.log_prob, 5)
+    expected = q.log_prob(z[:, None])[:, 0].double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_far_posteriors_tell_their_index() -> None:
+    q = DiagonalNormal(100 * torch.arange(8.0)[:, None].expand(8, 2), torch.ones(8, 2))
+    z, log_q = q.rsample_and_log_prob()
+    information = (log_q - marginal_log_prob(z, q.log_prob, 8)).mean()
+    assert information.item() == pytest.approx(math.log(8), abs=1e-4)
+
+
+def test_active_units_are_those_that_data_move() -> None:
+    means = torch.zeros(100, 3)
+    means[:, 1] = torch.linspace(-1, 1, 100)
+    means[:, 2] = 0.05 * torch.linspace(-1, 1, 100)
+    assert active_units(means) == 1
+    assert active_units(means, threshold=1e-4) == 2
+
+
+def test_bits_per_dimension() -> None:
+    assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
+    assert bits_per_dimension(-3072 * math.log(256), 3072, levels=256) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("options", [{"n": 1}, {"num_samples": 0}, {"num_posteriors": -1}])
+def test_sizes_are_checked(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be at least"):
+        LikelihoodScore(**options)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""Likelihoods and posteriors as distributions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Independent, MultivariateNormal
+from torch.distributions import Normal as TorchNormal
+
+from flexgen.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian
+from flexgen.networks import MLPGenerator
+from flexgen.posteriors import DiagonalGaussian, FullGaussian
+
+SHAPE = (1, 3, 2)
+
+
+@pytest.fixture
+def decoder() -> MLPGenerator:
+    torch.manual_seed(0)
+    return MLPGenerator(2, SHAPE, None, [8])
+
+
+@pytest.mark.parametrize("batch", [(5,), (4, 5)])
+def test_bernoulli_and_gaussian_equal_torchs(decoder: nn.Module, batch: tuple[int, ...]) -> None:
+    z, x = torch.randn(*batch, 2), torch.rand(5, *SHAPE).round()
+    bernoulli, gaussian = Bernoulli(decoder)(z), Gaussian(decoder, 0.5)(z)
+    assert bernoulli.batch_shape == batch
+    assert bernoulli.event_shape == SHAPE
+    logits = decoder(z.reshape(-1, 2)).view(*batch, *SHAPE)
+    theirs = Independent(TorchBernoulli(logits=logits), 3)
+    torch.testing.assert_close(bernoulli.log_prob(x), theirs.log_prob(x))
+    torch.testing.assert_close(bernoulli.mean, theirs.mean)
+    normal = Independent(TorchNormal(logits, 0.5), 3)
+    torch.testing.assert_close(gaussian.log_prob(x), normal.log_prob(x))
+
+
+@pytest.mark.parametrize("scale", [0.003, 0.1, 5.0])
+@pytest.mark.parametrize("loc", [-1.3, 0.0, 0.21])
+def test_the_masses_of_all_values_add_up_to_1(scale: float, loc: float) -> None:
+    def decoder(z: Tensor) -> Tensor:
+        return torch.full((len(z), 1), loc, dtype=torch.float64)
+
+    likelihood = DiscretisedLogistic(decoder, (-1, 1), levels=16, scale=scale)  # type: ignore[arg-type]
+    p = likelihood(torch.zeros(16, 2))
+    log_prob = p.log_prob(torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None])
+    assert log_prob.isfinite().all()
+    assert log_prob.exp().sum().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_a_logistic_far_from_the_data_stays_finite(decoder: nn.Module) -> None:
+    likelihood = DiscretisedLogistic(decoder, scale=1e-3)
+    z = torch.zeros(1, 2, requires_grad=True)
+    log_prob = likelihood(z).log_prob(torch.full((1, *SHAPE), 0.5))
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [Bernoulli, Gaussian, DiscretisedLogistic])
+def test_samples_have_the_mean(decoder: nn.Module, kind: type) -> None:
+    torch.manual_seed(0)
+    p = kind(decoder, **({"scale": 0.01} if kind is DiscretisedLogistic else {}))(torch.zeros(1, 2))
+    x = p.sample((4000,))
+    assert x.shape == (4000, 1, *SHAPE)
+    assert not x.requires_grad
+    torch.testing.assert_close(x.mean(0), p.mean.detach(), rtol=0, atol=0.06)
+
+
+class Encoder(nn.Module):
+    out_features = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_full_gaussian_is_torchs_and_starts_diagonal() -> None:
+    torch.manual_seed(0)
+    q, x = FullGaussian(Encoder(), 4), torch.randn(5, 3)
+    assert torch.equal(q(x).lower, torch.eye(4).expand(5, 4, 4))
+    nn.init.normal_(q.below.weight)
+    p = q(x)
+    z, log_prob = p.rsample_and_log_prob((7,))
+    lower = p.lower * p.scale[:, None, :]
+    theirs = MultivariateNormal(p.loc, scale_tril=lower)
+    torch.testing.assert_close(log_prob, theirs.log_prob(z), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(p.log_prob(z), log_prob, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(p.variance, theirs.variance)
+
+
+def test_a_diagonal_gaussian_draws_with_their_density() -> None:
+    torch.manual_seed(0)
+    p = DiagonalGaussian(Encoder(), 4)(torch.randn(5, 3))
+    z, log_prob = p.rsample_and_log_prob((7,))
+    assert z.shape == (7, 5, 4)
+    assert log_prob.shape == (7, 5)
+    torch.testing.assert_close(p.log_prob(z), log_prob, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(p.kl(p), torch.zeros(5, 4), rtol=0, atol=1e-6)
+
+
+def test_an_encoder_must_tell_its_features() -> None:
+    with pytest.raises(ValueError, match="out_features"):
+        DiagonalGaussian(nn.Identity(), 4)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_scale_must_be_above_0(decoder: nn.Module, scale: float) -> None:
+    for kind in (Gaussian, DiscretisedLogistic):
+        with pytest.raises(ValueError, match="`scale`"):
+            kind(decoder, scale=scale)
