@@ -65,6 +65,11 @@ def _configuration(error: BaseException) -> str:
         return f"unknown key `{key}`{_did_you_mean(key.rpartition('.')[2])}"
     if found := re.search(r"Key '([^']+)' is not in struct", text):
         return f"unknown key `{found[1]}`{_did_you_mean(found[1])}"
+    if found := re.search(r"Interpolation key 'network\.(\w+)' not found", text):
+        return (
+            f"this network has no {found[1]}, which the model asks for; `network=mlp` has all that "
+            "any model asks for"
+        )
     if found := re.search(r"Interpolation key '([^']+)' not found", text):
         return (
             f"the configuration refers to `{found[1]}`, which is not there; add what it belongs to"
@@ -84,7 +89,10 @@ def _did_you_mean(key: str) -> str:
     for path in conf_dir().rglob("*.yaml"):
         known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text(), re.MULTILINE))
         known.add(_group(path))
-    near = get_close_matches(key.lstrip("+~"), known, 1)
+    key = key.lstrip("+~")
+    if key in known:
+        return ", which is a key of another part; `--help` lists those that are here"
+    near = get_close_matches(key, known, 1)
     return f"; did you mean `{near[0]}`?" if near else "; `--help` lists the keys"
 
 

@@ -36,6 +36,8 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
             "unknown key `model.critc_steps`; did you mean `critic_steps`",
         ),
         ("train", ["stepz=3"], "did you mean `steps`"),
+        ("train", ["data.flip=true"], "`data.flip`, which is a key of another part"),
+        ("train", ["model=vae", "prior=masked"], "a VAE needs the density of its prior"),
         ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
         ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
         ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),
@@ -210,3 +212,7 @@ def test_one_bad_cell_does_not_stop_a_sweep(
     assert "`critic_steps` must be at least 1" in told
     assert "model.critic_steps=0] failed" in capsys.readouterr().err
     assert [p.parent.name for p in sorted(Path("sweep").glob("*/metrics.json"))] == ["0", "2"]
+
+
+def test_a_network_without_what_the_model_asks_for(flexgen: Run) -> None:
+    assert "this network has no generator" in message(flexgen, "train", "network=resconv")
