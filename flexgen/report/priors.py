@@ -44,6 +44,8 @@ class PriorTable(Table):
         about: what the numbers are, for the caption.
     """
 
+    without = "Not measured"
+
     measured: tuple[PriorRow, ...]
     about: str
 
@@ -110,7 +112,7 @@ class PriorTable(Table):
             and not metric.startswith("samples/")
         ]
         across = min(4, max(1, len(metrics)))
-        down = -(-len(metrics) // across)
+        down = max(1, -(-len(metrics) // across))
         figure = Figure(
             figsize=(1.8 + 2.7 * across, 0.5 + (0.7 + 0.28 * len(rows)) * down),
             layout="constrained",
@@ -135,7 +137,7 @@ class PriorTable(Table):
             panel.set_visible(False)
         first = figure.axes[0]
         first.set_yticks(range(len(rows)), [row.settings["prior"] for row in rows])
-        first.set_ylim(len(rows) - 0.5, -0.5)
+        first.set_ylim(max(1, len(rows)) - 0.5, -0.5)
         figure.supxlabel(
             "mean and 95 % interval over sets of samples; dashed: training data", fontsize=9
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from rich import box
@@ -75,6 +75,8 @@ class Table:
         notes: what else to know, one line each.
     """
 
+    without: ClassVar[str] = "Not in the means"
+
     rows: tuple[Row, ...]
     metrics: tuple[str, ...]
     last: int
@@ -120,7 +122,7 @@ class Table:
         for line in self.notes:
             yield Text(f"Note: {line}")
         for line in self.left_out:
-            yield Text(f"Not in the means: {line}", style="yellow")
+            yield Text(f"{self.without}: {line}", style="yellow")
 
     def text(self, width: int = 120) -> str:
         """The table as plain text; metrics that do not fit into `width` columns go below."""
@@ -150,7 +152,7 @@ class Table:
     def latex(self) -> str:
         """A booktabs `tabular`; caption and runs left out stand above it as comments."""
         lines = [f"% {_one_line(text)}" for text in (self.caption, *self.notes)]
-        lines += [f"% not in the means: {_one_line(text)}" for text in self.left_out]
+        lines += [f"% {self.without.lower()}: {_one_line(text)}" for text in self.left_out]
         lines += [f"\\begin{{tabular}}{{{'l' * len(self.keys)}r{'c' * len(self.metrics)}}}"]
         heads = [*map(latex_escape, self.keys), "$n$"]
         heads += [latex_escape(heading(metric)) for metric in self.metrics]
