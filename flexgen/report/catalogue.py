@@ -95,9 +95,11 @@ METRICS: dict[str, Metric] = {
         Metric("loss/penalty", "Gradient penalty"),
         Metric("loss/reconstruction", "Reconstruction, training", "lower", "nats per datum"),
         Metric("loss/kl", "KL, training", "", "nats per datum"),
-        Metric("refit/distance_before", "Old prior to codes", "lower", "held-out codes"),
-        Metric("refit/distance_after", "Learned prior to codes", "lower", "held-out codes"),
-        Metric("refit/floor", "Training codes to codes", "", "held-out codes"),
+        Metric("refit/distance_before", "Old prior to codes", "lower", "energy distance, held out"),
+        Metric(
+            "refit/distance_after", "Learned prior to codes", "lower", "energy distance, held out"
+        ),
+        Metric("refit/floor", "Training codes to codes", "", "energy distance, held out"),
         Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),
         Metric("prior/stage", "Prior stage", "", "0 is the first prior"),
     )

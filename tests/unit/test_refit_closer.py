@@ -1,0 +1,54 @@
+"""When a refit counts as closer to held-out codes."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flexgen.callbacks import PriorRefit
+from flexgen.priors import Normal
+
+N, D = 440, 20
+
+
+class Already(Normal):
+    """A prior that a fit leaves as it is."""
+
+    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+        return {}
+
+
+class Model:
+    def __init__(self, before: nn.Module, after: nn.Module) -> None:
+        self.prior: Any = before
+        self.prior.stages, self.prior.in_use = [before, after], 0
+        self.prior.use = lambda stage: setattr(self.prior, "in_use", stage)
+
+
+def refitted(scale_before: float, scale_after: float, monkeypatch: Any) -> dict[str, float]:
+    """A refit where the codes of data, training and held-out, are N(0, I)."""
+    sizes = {"train": 1000, "validation": N}
+    monkeypatch.setattr(
+        PriorRefit, "_codes", lambda self, model, data, split, n: torch.randn(sizes[split], D)
+    )
+    model: Any = Model(Normal(D, scale_before), Already(D, scale_after))
+    torch.manual_seed(0)
+    return PriorRefit(Already(D), at=[1]).refit(model, None, 1)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.7), (1.0, 1.4), (1.2, 1.5)])
+def test_neither_a_narrow_nor_a_wide_prior_is_closer(
+    before: float, after: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = refitted(before, after, monkeypatch)
+    assert values["refit/distance_after"] > values["refit/distance_before"]
+    assert values["refit/kept"] == values["prior/stage"] == 0
+
+
+@pytest.mark.parametrize("before", [0.7, 1.4])
+def test_the_right_prior_is_closer(before: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = refitted(before, 1.0, monkeypatch)
+    assert values["refit/kept"] == values["prior/stage"] == 1
+    assert abs(values["refit/distance_after"]) < 0.01
+    assert abs(values["refit/floor"]) < 0.01
