@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flexgen.objectives import LSGAN, Objective, gradient_penalty
+from flexgen.priors.gaussian import covariance_factor
 from flexgen.priors.staged import event_dim
 
 __all__ = ["Pushforward", "PushforwardDistribution"]
@@ -58,15 +59,18 @@ class Pushforward(nn.Module):
         lr: step size of both Adam optimizers (betas 0.5, 0.9), decayed linearly to 0.
         ema_decay: decay of the average of f and W that is kept, in [0, 1).
         skip: whether the linear term W z' is there.
+        match_moments: whether μ and L are set anew after the game, so that draws have the codes'
+            mean and covariance; the game leaves them too narrow.
 
     Raises:
         ValueError: for sizes out of range or networks whose dimensions do not fit.
 
     Source: Kilcher et al., "Flexible prior distributions for deep generative models", section 3,
     figure 1 and appendix E. Departures: whitened codes, the linear term, Adam with a decaying step
-    size and an average of the weights instead of RMSprop, and least squares as the default game;
-    as printed, h collapses in rank. On 1,257 codes of digits (d = 20, one seed), least squares
-    came closer to held-out codes than WGAN-GP in less than half of the time.
+    size and an average of the weights instead of RMSprop, least squares as the default game, and
+    matched moments; as printed, h collapses in rank. On 1,257 codes of digits (d = 20, one seed)
+    the game ended with 0.68 of their variance, at an energy distance to 440 held-out codes of
+    0.066, farther than N(0, I) at 0.014; with matched moments it is -0.001.
     """
 
     has_log_prob = False
@@ -88,6 +92,7 @@ class Pushforward(nn.Module):
         lr: float = 2e-3,
         ema_decay: float = 0.995,
         skip: bool = True,
+        match_moments: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("steps", steps), ("critic_steps", critic_steps)):
@@ -107,7 +112,7 @@ class Pushforward(nn.Module):
         self.network, self.base, self.critic = network, base, critic
         self.objective = objective if objective is not None else LSGAN()
         self.steps, self.critic_steps, self.batch_size = steps, critic_steps, batch_size
-        self.lr, self.ema_decay = lr, ema_decay
+        self.lr, self.ema_decay, self.match_moments = lr, ema_decay, match_moments
         self.linear = nn.Linear(base_dim, self.latent_dim, bias=False) if skip else None
         if self.linear is not None:
             nn.init.eye_(self.linear.weight)
@@ -138,7 +143,8 @@ class Pushforward(nn.Module):
 
         Returns:
             `{"condition": …}`: the smallest over the largest eigenvalue of the covariance of
-            h(z'), relative to the codes' own (1: as full a rank as the codes; near 0: collapsed).
+            h(z') after the game, relative to the codes' own (1: as full a rank as the codes; near
+            0: collapsed).
 
         Raises:
             ValueError: for codes of another shape, too few of them, or non-finite ones.
@@ -167,6 +173,8 @@ class Pushforward(nn.Module):
             )
             with torch.no_grad():
                 drawn = self().sample((max(4096, 8 * self.latent_dim),))
+                if self.match_moments:
+                    self._match(drawn.double(), codes.double())
         return {"condition": _condition(drawn, codes)}
 
     def _whitened(self, z_base: Tensor) -> Tensor:
@@ -174,11 +182,15 @@ class Pushforward(nn.Module):
         return u if self.linear is None else u + self.linear(z_base)
 
     def _whiten(self, codes: Tensor) -> None:
-        covariance = torch.cov(codes.mT.double())
-        # A direction in which all codes agree has no variance to whiten by.
-        jitter = 1e-6 * covariance.diagonal().mean() * torch.eye(self.latent_dim).to(covariance)
         self.shift.copy_(codes.mean(0))
-        self.factor.copy_(torch.linalg.cholesky(covariance + jitter))
+        self.factor.copy_(covariance_factor(torch.cov(codes.mT.double())))
+
+    def _match(self, drawn: Tensor, codes: Tensor) -> None:
+        """Move μ and L so that what was drawn would have had the codes' mean and covariance."""
+        own, wanted = (covariance_factor(torch.cov(z.mT)) for z in (drawn, codes))
+        stretch = torch.linalg.solve_triangular(own, wanted, upper=False, left=False)
+        self.shift.copy_(codes.mean(0) + stretch @ (self.shift.double() - drawn.mean(0)))
+        self.factor.copy_(stretch @ self.factor.double())
 
     def _play(self, real_codes: Tensor, progress: bool) -> None:
         """The game on whitened codes; leaves the averaged weights in f and W."""

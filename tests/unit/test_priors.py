@@ -113,6 +113,24 @@ def test_pushforward_starts_at_the_moments_of_the_codes() -> None:
     torch.testing.assert_close(draws.mT.cov(), codes.mT.cov(), atol=0.1, rtol=0.05)
 
 
+@pytest.mark.parametrize("base_dim", [3, 5])
+def test_what_the_game_leaves_too_narrow_gets_the_moments_of_the_codes(base_dim: int) -> None:
+    codes = torch.randn(4000, 3) @ torch.tensor([[2.0, 0, 0], [1, 0.5, 0], [0, 0.3, 0.1]]) + 4
+
+    def fitted(match_moments: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        prior = pushforward(3, base_dim, steps=1, lr=1e-9, match_moments=match_moments)
+        assert prior.linear is not None
+        prior.linear.weight.data *= 0.5
+        prior.fit(codes)
+        return prior().sample((50_000,))
+
+    assert fitted(False).var(0).sum() < 0.6 * codes.var(0).sum()
+    drawn = fitted(True)
+    torch.testing.assert_close(drawn.mean(0), codes.mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.mT.cov(), codes.mT.cov(), atol=0.1, rtol=0.05)
+
+
 def test_pushforward_may_have_a_larger_base() -> None:
     prior = pushforward(2, 5, steps=2)
     prior.fit(torch.randn(50, 2))
