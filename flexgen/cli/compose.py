@@ -20,6 +20,7 @@ from flexgen.cli.errors import tell
 
 __all__ = [
     "compose_prior",
+    "explain",
     "is_sweep",
     "load_config",
     "plain",
@@ -53,8 +54,7 @@ def run_hydra(
         Exception: whatever `task` raises; with `-m`, after the other cells have run.
     """
     if {"--help", "-h"} & set(argv):
-        comment = (conf_dir() / f"{command}.yaml").read_text().splitlines()[0]
-        print(f"{comment.removeprefix('# ')}\n")
+        print(explain(command))
     if on_run:
         argv = _take_run(command, argv)
     taken, argv = _take(argv, verbatim or {})
@@ -100,6 +100,13 @@ def compose_prior(name: str, options: Iterable[str] = ()) -> dict[str, Any]:
     cfg = compose("saved", [f"+prior={name}", *overrides])
     values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
     return values
+
+
+def explain(command: str) -> str:
+    """What a command does and its own keys, as the comments of its root YAML say."""
+    first, _, rest = (conf_dir() / f"{command}.yaml").read_text().partition("\n")
+    keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
+    return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
 
 
 def load_config(run_dir: Path) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen._conf import conf_dir
-from flexgen.cli.compose import plain, reversal_options, run_hydra
+from flexgen.cli.compose import explain, plain, reversal_options, run_hydra
 
 _TYPED = {
     "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
@@ -71,12 +70,7 @@ def _find_codes(cfg: DictConfig) -> None:
 
 
 def _help() -> str:
-    shown = []
-    for name in ("reverse_generator", "reverse"):
-        text = (conf_dir() / f"{name}.yaml").read_text()
-        first, _, rest = text.partition("\n")
-        keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
-        shown.append(f"{first.removeprefix('# ')}\n\n{keys}\n")
+    shown = [explain(name) for name in ("reverse_generator", "reverse")]
     return (
         "Two commands in one; every key is given as key=value, one below another as "
         "reverse.steps=500.\n\n" + "\n\n".join(shown) + "\nWith run=, --help adds what the run's "
