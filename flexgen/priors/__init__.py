@@ -12,6 +12,7 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 """
 
 from flexgen.priors.fitting import fit_prior
+from flexgen.priors.flow import MAF, FlowPrior, RealNVP
 from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
@@ -22,6 +23,8 @@ from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
 
 __all__ = [
+    "MAF",
+    "FlowPrior",
     "Gaussian",
     "KernelDensity",
     "Langevin",
@@ -30,6 +33,7 @@ __all__ = [
     "Mixture",
     "Normal",
     "Pushforward",
+    "RealNVP",
     "Rejection",
     "Staged",
     "Uniform",

@@ -1,0 +1,26 @@
+"""Exact flows: invertible maps between base noise and codes. Forward is base to z.
+
+A :class:`Transform` takes codes, and a context where it was built with one, and returns image and
+log |det J| in one pass, in either direction; `forward_cost` and `inverse_cost` say which of them
+is parallel, sequential or absent. :class:`FlowDistribution` makes a `torch.distributions`
+distribution of a base and a map.
+"""
+
+from flexgen.flows.autoregressive import Autoregressive
+from flexgen.flows.coupling import Coupling
+from flexgen.flows.distribution import FlowDistribution
+from flexgen.flows.planar import Planar
+from flexgen.flows.transform import Chain, Cost, Inverse, LocationScale, Permutation, Transform
+
+__all__ = [
+    "Autoregressive",
+    "Chain",
+    "Cost",
+    "Coupling",
+    "FlowDistribution",
+    "Inverse",
+    "LocationScale",
+    "Permutation",
+    "Planar",
+    "Transform",
+]

@@ -1,0 +1,62 @@
+"""The distribution that a map makes of a base."""
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from flexgen.flows.transform import Transform
+
+__all__ = ["FlowDistribution"]
+
+
+class FlowDistribution(Distribution):
+    r"""z = f(ε; c) with ε from a base distribution.
+
+    .. math:: \log p(z) = \log p_0(ε) - \log |\det ∂z/∂ε|
+
+    Args:
+        base: distribution over vectors, for all contexts or one for each.
+        transform: f.
+        context: c, `(*batch, context_features)`; None for none.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(
+        self, base: Distribution, transform: Transform, context: Tensor | None = None
+    ) -> None:
+        batch = base.batch_shape
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+        if base.batch_shape not in (torch.Size(), batch):
+            base = base.expand(batch)
+        self.base, self.transform, self.context = base, transform, context
+        super().__init__(batch, base.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        z: Tensor = self.transform(self._noise(sample_shape), self.context)[0]
+        return z
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws, `(*sample_shape, *batch, d)`, and their log-density, in one pass."""
+        eps = self._noise(sample_shape)
+        z, ladj = self.transform(eps, self.context)
+        return z, self.base.log_prob(eps) - ladj
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of any points.
+
+        Raises:
+            NotImplementedError: if the map has no inverse.
+        """
+        eps, ladj = self.transform.inverse(value, self.context)
+        return self.base.log_prob(eps) + ladj
+
+    def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
+        # One base for all contexts: draws for different contexts are independent all the same.
+        missing = () if self.base.batch_shape else self._batch_shape
+        return self.base.rsample(torch.Size((*sample_shape, *missing)))

@@ -1,0 +1,270 @@
+"""Layers of one kind in a row, as one node of autograd's graph."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from flexgen.flows.conditioner import Conditioner, Pass
+from flexgen.flows.transform import Cost, Transform
+from flexgen.flows.updates import Saved, Update
+
+__all__ = ["Layer", "Stack"]
+
+Tape = list[tuple[Tensor, Saved | None]]
+"""Of each layer in the order they ran: what its network saw, and what its update saved."""
+
+Layer = tuple[Tensor, Tensor | None, Saved | None, Tensor]
+"""A layer's image, its log-scale, what its update saved and what its network saw."""
+
+
+class Stack(Transform):
+    """Layers that each move one part of the coordinates by a network that sees another.
+
+    Layer l takes the coordinates in the order `orders[l]`, splits them into P parts, and moves
+    part l mod P given the part before it. With two parts that is a coupling; with one, and masked
+    networks, an autoregressive map. Inside, codes are columns: parts, units and outputs are
+    consecutive rows, and nothing is indexed between layers of the same order.
+
+    All layers are one node of the graph with its derivative written out, for small networks spend
+    their time in dispatch, not in products. There are no second derivatives. Under `torch.compile`
+    the same layers are traced and differentiated as usual, but for directions that are sequential
+    and networks with blocked masks, which stay as they are. Autocast is off inside: a
+    log-determinant in half precision is none.
+
+    Args:
+        nets: one conditioner for all layers; or, for parts of different sizes, one for each part.
+        parts: sizes of the parts.
+        update: how a network's outputs move a code.
+        orders: `(num_layers, features)`, a permutation for each layer.
+        context_features: size of the context.
+
+    Raises:
+        ValueError: when called with a code of another size, or a context where there is none.
+    """
+
+    nets: Sequence[Conditioner]
+    orders: Tensor
+    moves: Tensor
+
+    def __init__(
+        self,
+        nets: Sequence[Conditioner],
+        parts: Sequence[int],
+        update: Update,
+        orders: Tensor,
+        context_features: int = 0,
+    ) -> None:
+        super().__init__(orders.shape[1], context_features)
+        self.nets = nn.ModuleList(nets)  # type: ignore[assignment]
+        self.parts, self.update = list(parts), update
+        self.register_buffer("orders", orders)
+        self.register_buffer("moves", orders.new_empty(2, len(orders) + 1, self.features), False)
+        self._follow_orders()
+
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(eps, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(z, context, inverse=True)
+
+    def _map(self, code: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if code.shape[-1] != self.features:
+            raise ValueError(
+                f"a code must be (*batch, {self.features}), got {tuple(code.shape)}; "
+                "give the flow and the model the same `latent_dim`"
+            )
+        if (context.shape[-1] if context is not None else 0) != self.context_features:
+            raise ValueError(
+                f"`context` must be (*batch, {self.context_features}), or None for 0, got "
+                f"{None if context is None else tuple(context.shape)}; "
+                "set `context_features` where the flow is built"
+            )
+        if context is not None:
+            code = code.expand(*torch.broadcast_shapes(code.shape[:-1], context.shape[:-1]), -1)
+        if not torch.is_autocast_enabled(code.device.type):
+            return self._map_rows(code, context, inverse)
+        with torch.autocast(code.device.type, enabled=False):
+            return self._map_rows(code, context, inverse)
+
+    def _map_rows(
+        self, code: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        batch, dtype = code.shape[:-1], self.nets[0].weight0.dtype
+        columns = code.reshape(-1, self.features).to(dtype).mT
+        context = None if context is None else context.to(dtype)
+        tensors = [t for net in self.nets for t in net.tensors(context, batch)]
+        if not torch.compiler.is_compiling():
+            rows, ladj = _Node.apply(self, inverse, columns, *tensors)
+        elif self._traceable(inverse):
+            passes = self.passes(tensors, inverse, traced=True)
+            rows, ladj = self.run(columns, passes, inverse, None)
+        else:
+            rows, ladj = _untraced(self, inverse, columns, *tensors)
+        return rows.view(*batch, self.features), ladj.view(batch)
+
+    def _traceable(self, inverse: bool) -> bool:
+        """Whether a compiler gains: by no loop over coordinates, and by no blocks of a mask."""
+        cost = self.inverse_cost if inverse else self.forward_cost
+        return cost is Cost.PARALLEL and not any(any(net.blocks) for net in self.nets)
+
+    def passes(
+        self,
+        tensors: Sequence[Tensor],
+        inverse: bool,
+        *,
+        keep: int | None = None,
+        traced: bool = False,
+    ) -> list[Pass]:
+        """The networks on the tensors of one call; arguments as for :class:`Pass`."""
+        size = len(tensors) // len(self.nets)
+        return [
+            Pass(net, tensors[i * size : (i + 1) * size], inverse, keep=keep, traced=traced)
+            for i, net in enumerate(self.nets)
+        ]
+
+    def run(
+        self, columns: Tensor, passes: Sequence[Pass], inverse: bool, tape: Tape | None
+    ) -> tuple[Tensor, Tensor]:
+        """All layers on codes `(features, n)`; fills the tape, where a backward will follow.
+
+        Returns:
+            The image as rows, `(n, features)`, and log |det J|, `(n,)`.
+        """
+        first, *moves, last = self._moves_of(inverse)
+        parts = self._split([columns.contiguous() if first is None else columns], first)
+        log_scales = []
+        for layer, move in zip(self._layers(inverse), [None, *moves], strict=True):
+            if move is not None:
+                parts = self._split(parts, move)
+            row, which = divmod(layer, len(passes))
+            part = layer % len(parts)
+            parts[part], log_scale, saved, seen = self.layer(
+                passes[which], row, parts[part - 1], parts[part]
+            )
+            if log_scale is not None:
+                log_scales.append(log_scale)
+            if tape is not None:
+                tape.append((seen, saved))
+        image = torch.cat(parts).mT
+        image = image.contiguous() if last is None else image.index_select(1, last)
+        ladj = torch.cat(log_scales).sum(0) if log_scales else image.new_zeros(len(image))
+        return image, ladj
+
+    def pull(
+        self,
+        grad: Tensor,
+        grad_ladj: Tensor,
+        passes: Sequence[Pass],
+        inverse: bool,
+        tape: Tape,
+        to_code: bool,
+    ) -> list[Tensor | None]:
+        """Gradients of the codes, None unless `to_code`, and of all tensors."""
+        first, *moves, last = self._moves_of(not inverse)
+        parts = self._split([grad.mT], first)
+        for run in passes:
+            run.start_backward(len(grad))
+        seen: list[list[Any]] = [[None] * len(run.weights) for run in passes]
+        layers = self._layers(not inverse)
+        for layer, move, (code, saved) in zip(layers, [None, *moves], reversed(tape), strict=True):
+            if move is not None:
+                parts = self._split(parts, move)
+            row, which = divmod(layer, len(passes))
+            part, run, seen[which][row] = layer % len(parts), passes[which], code
+            last_one = layer == layers[-1] and not to_code
+            self.layer_backward(run, row, saved, parts, part, grad_ladj, not last_one)
+        grads = [
+            grad for run, codes in zip(passes, seen, strict=True) for grad in run.finish(codes)
+        ]
+        return [self._together(parts, last) if to_code else None, *grads]
+
+    def layer(self, run: Pass, row: int, seen: Tensor, code: Tensor) -> Layer:
+        """One layer on the part that moves, `code`, given the part that is seen."""
+        return *self.update.apply(run(row, seen), code, run.gains[row], run.inverse), seen
+
+    def layer_backward(
+        self,
+        run: Pass,
+        row: int,
+        saved: Saved | None,
+        grads: list[Tensor],
+        part: int,
+        grad_ladj: Tensor,
+        to_seen: bool,
+    ) -> None:
+        """Its derivative: `grads`, of the parts, go from those of its image to its code's."""
+        grads[part], run.gain_grads[row] = self.update.backward(
+            grads[part], grad_ladj, saved, run.gains[row], run.inverse, run.outs[row]
+        )
+        run.backward(row)
+        if to_seen:
+            grads[part - 1] = run.add_input_grad(row, grads[part - 1])
+
+    def _layers(self, inverse: bool) -> range:
+        num = len(self.orders)
+        return range(num - 1, -1, -1) if inverse else range(num)
+
+    def _split(self, parts: list[Tensor], move: Tensor | None) -> list[Tensor]:
+        return list(self._together(parts, move).split(self.parts))
+
+    @staticmethod
+    def _together(parts: list[Tensor], move: Tensor | None) -> Tensor:
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return whole if move is None else whole.index_select(0, move)
+
+    def _moves_of(self, inverse: bool) -> list[Tensor | None]:
+        """Before each layer and after the last: which row comes from where; None: all stay."""
+        return [
+            None if stays else move
+            for move, stays in zip(
+                self.moves[int(inverse)].unbind(0), self._stays[int(inverse)], strict=True
+            )
+        ]
+
+    def _follow_orders(self) -> None:
+        """Derive the moves between layers from the layers' orders."""
+        natural = torch.arange(self.features, device=self.orders.device)
+        for inverse, orders in enumerate((self.orders, self.orders.flip(0))):
+            frames = [natural, *orders, natural]
+            for step, (old, new) in enumerate(itertools.pairwise(frames)):
+                self.moves[inverse, step] = old.argsort()[new]
+        self._stays = (self.moves == natural).all(-1).tolist()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._follow_orders()
+
+
+@torch.compiler.disable
+def _untraced(*args: Any) -> tuple[Tensor, Tensor]:
+    image: tuple[Tensor, Tensor] = _Node.apply(*args)
+    return image
+
+
+class _Node(torch.autograd.Function):
+    """A stack on columns, as one node; the derivative is the stack's own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stack: Stack, inverse: bool, columns: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needed = any(ctx.needs_input_grad)
+        passes = stack.passes(tensors, inverse, keep=columns.shape[1] if needed else None)
+        tape: Tape | None = [] if needed else None
+        rows, ladj = stack.run(columns, passes, inverse, tape)
+        ctx.stack, ctx.inverse, ctx.passes, ctx.tape = stack, inverse, passes, tape
+        ctx.save_for_backward(*tensors)
+        return rows, ladj
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_ladj: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.saved_tensors  # noqa: B018  (raises if a weight was changed since the forward)
+        to_code = ctx.needs_input_grad[2]
+        with torch.autocast(grad.device.type, enabled=False):
+            grads = ctx.stack.pull(grad, grad_ladj, ctx.passes, ctx.inverse, ctx.tape, to_code)
+        return None, None, *grads

@@ -1,0 +1,194 @@
+"""How a network's outputs move a code: affine, gated or additive, with the derivatives.
+
+Codes are columns: x, next to the base, and y are `(m, n)`. The network's outputs for them are
+`(m · num_outputs, n)`, those of one coordinate next to each other. The derivatives are written
+out, so that a whole stack of maps is one node of the graph.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Additive", "Affine", "Gated", "Saved", "Update"]
+
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+class Saved(NamedTuple):
+    """What the backward needs, each `(m, n)`."""
+
+    offset: Tensor
+    """x less the point that the map scales about."""
+    scale: Tensor
+    """Derivative of the image by the input, in the direction taken."""
+    squashed: Tensor
+    """What the log-scale is made of: tanh(r), or the gate."""
+
+
+Image = tuple[Tensor, Tensor | None, Saved | None]
+
+
+class Update(abc.ABC):
+    """One step y = f(x; outputs), invertible in x for any outputs.
+
+    Attributes:
+        num_outputs: how many outputs of a network move one coordinate.
+        has_gain: whether the step has a learned gain, `(m, 1)`.
+    """
+
+    num_outputs = 2
+    has_gain = False
+
+    @abc.abstractmethod
+    def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
+        """The image of x, or of y if `inverse`.
+
+        Args:
+            out: the network's outputs.
+            code: what moves.
+            gain: the learned gain, its sign turned if `inverse`.
+            inverse: which way.
+
+        Returns:
+            The image; the log-scale of the direction taken, None where it is 0 throughout; what
+            the backward needs.
+        """
+
+    @abc.abstractmethod
+    def backward(
+        self,
+        grad: Tensor,
+        grad_ladj: Tensor,
+        saved: Saved | None,
+        gain: Tensor | None,
+        inverse: bool,
+        grad_outs: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the code and the gain that `apply` took; those of `out` are written.
+
+        Args:
+            grad: of the image, `(m, n)`.
+            grad_ladj: of log |det J| of the direction taken, `(n,)`.
+            saved: what `apply` returned.
+            gain: as given to `apply`.
+            inverse: as given to `apply`.
+            grad_outs: where the gradients of `out` go, apart: one `(m, n)` for each output.
+        """
+
+
+class Affine(Update):
+    r"""y = eˢ x + t with the bounded log-scale s = g tanh(r); outputs r and t.
+
+    The gain g is learned: no network can make the scale explode, and a step that needs a wide
+    range can have it.
+
+    Source: Dinh et al., 2017, eq. 7 and section 4.1 (a learned scale times tanh); Kingma et al.,
+    2016, eq. 10, without a bound.
+    """
+
+    has_gain = True
+
+    def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
+        assert gain is not None
+        squashed, t = out[0::2].tanh(), out[1::2]
+        log_scale = squashed * gain
+        scale = log_scale.exp()
+        image = (code - t) * scale if inverse else torch.addcmul(t, code, scale)
+        return image, log_scale, Saved(image if inverse else code, scale, squashed)
+
+    def backward(
+        self,
+        grad: Tensor,
+        grad_ladj: Tensor,
+        saved: Saved | None,
+        gain: Tensor | None,
+        inverse: bool,
+        grad_outs: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        assert saved is not None
+        assert gain is not None
+        x, scale, squashed = saved
+        grad_code = grad * scale
+        grad_r, grad_t = grad_outs
+        if inverse:
+            torch.neg(grad_code, out=grad_t)
+        else:
+            grad_t.copy_(grad)
+        grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, x)
+        grad_gain = (grad_s * squashed).sum(-1, keepdim=True)
+        _tanh_backward(grad_s.mul_(gain), squashed, grad_input=grad_r)
+        return grad_code, grad_gain
+
+
+class Gated(Update):
+    r"""y = σ x + (1 − σ) m with the gate σ = sigmoid(r + bias); outputs r and m.
+
+    Each step is a contraction towards m, at first a small one: it cannot diverge, whatever the
+    network says.
+
+    Args:
+        bias: of the gate, +1 or +2 so that a step starts near the identity.
+
+    Source: Kingma et al., 2016, eq. 13 and 14, and its remark on the forget gate's bias.
+    """
+
+    def __init__(self, bias: float = 2.0) -> None:
+        self.bias = float(bias)
+
+    def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
+        log_gate, m = functional.logsigmoid(out[0::2] + self.bias), out[1::2]
+        log_scale = -log_gate if inverse else log_gate
+        scale, offset = log_scale.exp(), code - m
+        moved = offset * scale
+        gate = log_gate.exp() if inverse else scale
+        return m + moved, log_scale, Saved(moved if inverse else offset, scale, gate)
+
+    def backward(
+        self,
+        grad: Tensor,
+        grad_ladj: Tensor,
+        saved: Saved | None,
+        gain: Tensor | None,
+        inverse: bool,
+        grad_outs: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        assert saved is not None
+        offset, scale, gate = saved
+        grad_code = grad * scale
+        grad_r, grad_m = grad_outs
+        torch.sub(grad, grad_code, out=grad_m)
+        grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, offset)
+        closed = gate - 1 if inverse else 1 - gate
+        torch.mul(grad_s, closed, out=grad_r)
+        return grad_code, None
+
+
+class Additive(Update):
+    r"""y = x + t: the volume is preserved, log |det J| = 0; output t.
+
+    Source: Dinh, Krueger & Bengio, "NICE: Non-linear independent components estimation", 2014.
+    """
+
+    num_outputs = 1
+
+    def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
+        return (code - out if inverse else code + out), None, None
+
+    def backward(
+        self,
+        grad: Tensor,
+        grad_ladj: Tensor,
+        saved: Saved | None,
+        gain: Tensor | None,
+        inverse: bool,
+        grad_outs: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        if inverse:
+            torch.neg(grad, out=grad_outs[0])
+        else:
+            grad_outs[0].copy_(grad)
+        return grad, None

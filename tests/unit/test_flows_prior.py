@@ -1,0 +1,81 @@
+"""Flows as priors, and their fit to codes."""
+
+import copy
+
+import pytest
+import torch
+
+from flexgen.flows import Coupling, Planar
+from flexgen.priors import MAF, FlowPrior, Gaussian, RealNVP, Staged, fit_prior
+
+
+@pytest.fixture(scope="module")
+def codes() -> torch.Tensor:
+    """A bent and shifted cloud far from N(0, I), which no Gaussian fits."""
+    torch.manual_seed(0)
+    z = torch.randn(1500, 2)
+    z[:, 1] = 0.3 * z[:, 1] + z[:, 0].square()
+    return 20 + 5 * z
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
+        MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3),
+    ],
+)
+def test_a_fit_learns_what_a_gaussian_cannot(prior: FlowPrior, codes: torch.Tensor) -> None:
+    prior = copy.deepcopy(prior)
+    train, test = codes[:1000], codes[1000:]
+    gaussian = Gaussian(2)
+    gaussian.fit(train)
+    drawn = torch.get_rng_state()
+    report = fit_prior(prior, train, seed=1)
+    assert torch.equal(drawn, torch.get_rng_state())
+    with torch.no_grad():
+        gain = (prior().log_prob(test) - gaussian().log_prob(test)).mean()
+        draws = prior().sample((4000,))
+    assert gain > 0.5
+    assert report["nll"] == pytest.approx(-float(prior().log_prob(test).mean()), abs=0.3)
+    assert not any(p.requires_grad for p in prior.parameters())
+    torch.testing.assert_close(draws.mean(0), train.mean(0), atol=0.7, rtol=0)
+    torch.testing.assert_close(draws.std(0), train.std(0), atol=0, rtol=0.15)
+
+
+def test_a_fit_is_never_worse_than_its_gaussian(codes: torch.Tensor) -> None:
+    """Steps that only harm are not kept, and the fit ends long before the last of them."""
+    torch.manual_seed(0)
+    prior = RealNVP(2, num_layers=2, hidden_features=[4], lr=3.0, patience=2)
+    report = prior.fit(torch.randn(400, 2), seed=0)
+    assert report["steps"] == 0
+    gaussian = Gaussian(2)
+    gaussian.fit(codes)
+    assert RealNVP(2, steps=1, lr=1e-9).fit(codes)["nll"] == pytest.approx(
+        -float(gaussian().log_prob(codes).mean()), abs=0.3
+    )
+
+
+def test_a_fitted_prior_survives_a_state_dict_and_a_copy(codes: torch.Tensor) -> None:
+    prior = Staged([RealNVP(2, num_layers=2, steps=3)])
+    prior.stages[0].fit(codes)
+    other = Staged([RealNVP(2, num_layers=2)])
+    other.load_state_dict(prior.state_dict())
+    copied = copy.deepcopy(prior)
+    for loaded in (other, copied):
+        assert torch.equal(loaded().log_prob(codes), prior().log_prob(codes))
+    assert len(prior.state_dict()) == len(set(map(id, prior.state_dict().values())))
+
+
+def test_what_a_flow_prior_cannot_do(codes: torch.Tensor) -> None:
+    planar = FlowPrior(Planar(2))
+    assert not planar.has_log_prob
+    assert planar().sample((3,)).shape == (3, 2)
+    with pytest.raises(ValueError, match="prior=realnvp"):
+        fit_prior(planar, codes)
+    with pytest.raises(ValueError, match="context_features=0"):
+        FlowPrior(Coupling(2, context_features=1))
+    with pytest.raises(ValueError, match=r"\(n, 2\)"):
+        RealNVP(2).fit(torch.zeros(9, 3))
+    with pytest.raises(FloatingPointError, match=r"lower `prior\.lr`"):
+        RealNVP(2, num_layers=2, lr=1e30, steps=40).fit(codes)
