@@ -107,12 +107,14 @@ class Comparison:
         return failed or f"{time.monotonic() - started:.1f} s"
 
     def table(self) -> PriorTable:
+        space = "a classifier's features" if self.classifier else "the space of the data"
         about = (
             "The spread is of the draws, and of the fit where a prior learns, not of trainings of "
             f"the generator. {self.n} samples a set; {len(self.held_out)} {self.split} data and "
             f"{len(self.codes)} codes of theirs to compare with; {len(self.fit_codes)} codes of "
             "training data to learn from. Data (floor): training data and their codes in the place "
-            f"of samples and draws. {self.parts.checkpoint}"
+            f"of samples and draws. Precision to coverage are in {space}; the KL is to draws of "
+            f"all sets; PAG is for normal priors alone. {self.parts.checkpoint}"
         )
         return PriorTable.of(self.rows, about)
 
