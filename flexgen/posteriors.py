@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.flows import Cost, FlowDistribution, Transform
 from flexgen.priors.simple import DiagonalNormal, check_latent_dim
 
 __all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
@@ -24,8 +25,13 @@ class DiagonalGaussian(nn.Module):
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
         latent_dim: d, at least 1.
 
+    Attributes:
+        has_log_prob: whether the density of codes from outside can be had, not only of its draws.
+
     Source: Kingma & Welling, "Auto-encoding variational Bayes", 2014.
     """
+
+    has_log_prob = True
 
     def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
         super().__init__()
@@ -111,40 +117,6 @@ class FullGaussian(DiagonalGaussian):
         return LowerNormal(diagonal.loc, diagonal.scale, lower)
 
 
-class FlowedNormal(Distribution):
-    """A batch of diagonal normals carried through a flow with a context.
-
-    Args:
-        base: q(z₀|x), `batch_shape = (n,)`.
-        flow: `flow(z, context)` gives the image of z and log|det ∂/∂z|; `flow.inverse` goes back.
-        context: what the flow takes of x, `(n, context_features)`.
-    """
-
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
-    def __init__(self, base: DiagonalNormal, flow: nn.Module, context: Tensor | None) -> None:
-        self.base, self.flow, self.context = base, flow, context
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
-
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
-
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities in one pass, the flow's fast direction."""
-        z, log_prob = self.base.rsample_and_log_prob(sample_shape)
-        z, ladj = self.flow(z, self.context)
-        return z, log_prob - ladj
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of any code, through the flow's inverse: slow for an autoregressive one."""
-        z, ladj = self.flow.inverse(value, self.context)  # type: ignore[operator]
-        return self.base.log_prob(z) + ladj
-
-
 class FlowPosterior(DiagonalGaussian):
     r"""q(z|x): a diagonal Gaussian z₀ of x, carried through a flow g that sees x as its context.
 
@@ -152,23 +124,23 @@ class FlowPosterior(DiagonalGaussian):
 
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
-        flow: of codes `(…, latent_dim)` with a context of `flow.context_features`; none if that
-            is 0.
+        flow: g, with `context_features` above 0 or without a context, when it is the same for
+            all data.
         latent_dim: d, at least 1.
 
     Source: Rezende & Mohamed, 2015, eq. 13; Kingma et al., 2016, Algorithm 1 (IAF); Huang et al.,
     2017, eq. 5 (LED).
     """
 
-    def __init__(self, encoder: nn.Module, flow: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: nn.Module, flow: Transform, latent_dim: int) -> None:
         super().__init__(encoder, latent_dim)
-        self.flow = flow
-        features = int(getattr(flow, "context_features", 0))
+        self.flow, self.has_log_prob = flow, flow.inverse_cost is not Cost.ABSENT
+        features = flow.context_features
         self.to_context = nn.Linear(self.head.in_features, features) if features else None
 
-    def of(self, h: Tensor) -> FlowedNormal:  # type: ignore[override]
+    def of(self, h: Tensor) -> FlowDistribution:  # type: ignore[override]
         context = None if self.to_context is None else self.to_context(h)
-        return FlowedNormal(super().of(h), self.flow, context)
+        return FlowDistribution(super().of(h), self.flow, context)
 
 
 def _out_features(encoder: nn.Module) -> int:

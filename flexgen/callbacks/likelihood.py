@@ -44,7 +44,7 @@ class LikelihoodScore(Measurement):
         num_samples: K.
         num_posteriors: data whose posteriors make up q(z); 0 leaves those two parts out. Under an
             inverse autoregressive posterior each of their squared number of densities takes its
-            slow direction.
+            slow direction; under a planar one there are none.
         progress: whether to draw a progress bar.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
 
@@ -119,7 +119,8 @@ class LikelihoodScore(Measurement):
         }
         if len(z) > z.shape[1]:
             values["posterior/pag"] = float(pag.compute())
-        if m := min(self.num_posteriors, len(x)):
+        m = min(self.num_posteriors, len(x))
+        if m and getattr(model.posterior, "has_log_prob", True):
             q = model.posterior(x[:m])
             z, log_q = q.rsample_and_log_prob()
             log_marginal = marginal_log_prob(z, q.log_prob, m)
