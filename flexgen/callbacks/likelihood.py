@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.distributions import Distribution
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
@@ -16,7 +17,9 @@ from flexgen.metrics import (
     bits_per_dimension,
     marginal_log_prob,
 )
+from flexgen.flows import FlowDistribution
 from flexgen.models import VAE, Generative
+from flexgen.priors.simple import DiagonalNormal
 
 __all__ = ["LikelihoodScore"]
 
@@ -36,7 +39,7 @@ class LikelihoodScore(Measurement):
     aggregate posterior q(z) of the first `num_posteriors` data. Then `posterior/active_units`; and
     how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
     distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
-    prior agreement of those codes with N(0, I).
+    prior agreement with N(0, I) of those codes in the prior's base space, under a normal or a flow.
 
     Args:
         n: data; at most what the split holds.
@@ -109,7 +112,6 @@ class LikelihoodScore(Measurement):
         energy, pag = EnergyDistance(**ALONE), PriorAgreement(**ALONE)
         energy.update(z, real=True)
         energy.update(p.sample((len(z),)), real=False)
-        pag.update(z)
         values = {
             "elbo/bound": -float(reconstruction + kl) / len(x),
             "elbo/reconstruction": float(reconstruction) / len(x),
@@ -117,7 +119,9 @@ class LikelihoodScore(Measurement):
             "posterior/active_units": float(active_units(torch.cat(means))),
             "posterior/energy": float(energy.compute()),
         }
-        if len(z) > z.shape[1]:
+        base = base_codes(p, z)
+        if base is not None and len(z) > z.shape[1]:
+            pag.update(base)
             values["posterior/pag"] = float(pag.compute())
         m = min(self.num_posteriors, len(x))
         if m and getattr(model.posterior, "has_log_prob", True):
@@ -129,3 +133,12 @@ class LikelihoodScore(Measurement):
                 "elbo/marginal_kl": float((log_marginal - p.log_prob(z).double()).mean()),
             }
         return values
+
+
+def base_codes(prior: Distribution, z: Tensor) -> Tensor | None:
+    """Codes `(n, d)` in the base space of a normal or a flow, where N(0, I) stands; else None."""
+    if isinstance(prior, FlowDistribution):
+        return base_codes(prior.base, prior.transform.inverse(z)[0])
+    if isinstance(prior, DiagonalNormal):
+        return (z - prior.loc) / prior.scale
+    return None
