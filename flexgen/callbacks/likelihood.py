@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.flows import FlowDistribution
 from flexgen.metrics import (
     EnergyDistance,
     PriorAgreement,
@@ -17,7 +18,6 @@ from flexgen.metrics import (
     bits_per_dimension,
     marginal_log_prob,
 )
-from flexgen.flows import FlowDistribution
 from flexgen.models import VAE, Generative
 from flexgen.priors.simple import DiagonalNormal
 
