@@ -33,7 +33,7 @@ class PriorRefit(Scheduled):
     in use has. It is unbiased: at the sizes of codes the earth mover's distance between two samples
     is mostly their noise, and calls a prior that is too narrow closer than the right one.
 
-    Logged: `refit/distance_before`, `refit/distance_after`, `refit/floor` (the distance of the
+    Logged: `refit/energy_before`, `refit/energy_after`, `refit/energy_floor` (the distance of the
     training codes themselves, about 0), `refit/condition` where the fit reports it, `refit/kept`
     and `prior/stage`.
 
@@ -45,7 +45,7 @@ class PriorRefit(Scheduled):
         keep: "closer", "always" or "never".
         source: "data", or "prior": then the codes are draws from the prior in use, which nothing
             is reversed for. It distils a prior that needs the critic, a masked one say, into one
-            that does not; `refit/distance_after` against `refit/floor` is what that loses.
+            that does not; `refit/energy_after` against `refit/energy_floor` is what that loses.
         options: passed on to :func:`flexgen.reversal.reverse`.
         seed: of the draws and the fit; training draws the same numbers with or without a refit.
         progress: whether to draw progress bars.
@@ -141,12 +141,12 @@ class PriorRefit(Scheduled):
         n = len(codes)
         with torch.no_grad():
             values = {
-                "refit/distance_before": _distance(model.prior().sample((n,)), held_out),
-                "refit/distance_after": _distance(prior().sample((n,)), held_out),
-                "refit/floor": _distance(codes, held_out),
+                "refit/energy_before": _distance(model.prior().sample((n,)), held_out),
+                "refit/energy_after": _distance(prior().sample((n,)), held_out),
+                "refit/energy_floor": _distance(codes, held_out),
             }
         values |= {f"refit/{name}": value for name, value in fitted.items()}
-        closer = values["refit/distance_after"] < values["refit/distance_before"]
+        closer = values["refit/energy_after"] < values["refit/energy_before"]
         kept = self.keep == "always" or (self.keep == "closer" and closer)
         if kept:
             model.prior.use(stage)
@@ -165,9 +165,9 @@ class PriorRefit(Scheduled):
         log.info(
             "refit: energy distance to held-out codes %.4f -> %.4f (training codes: %.4f); "
             "the new prior is %s and is %s",
-            values["refit/distance_before"],
-            values["refit/distance_after"],
-            values["refit/floor"],
+            values["refit/energy_before"],
+            values["refit/energy_after"],
+            values["refit/energy_floor"],
             "closer" if closer else "not closer",
             "in use" if kept else "dropped",
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.cli.errors import whole
 from flexgen.cli.generator import open_generator, pair, shape_text
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
@@ -75,7 +76,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     processes = asked["processes"]
     for name, least in (("pairs", 0), ("n", 1), ("chunk", 1), ("threads", 1)):
         if asked[name] is not None:
-            _at_least(name, asked[name], least)
+            whole(name, asked[name], least)
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))
@@ -186,7 +187,7 @@ def _options(asked: dict[str, Any]) -> dict[str, Any]:
 def _ranks(asked: dict[str, Any]) -> tuple[int, int]:
     """This process and how many there are, as torchrun says."""
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if _at_least("processes", asked["processes"], 1) > 1 and world_size > 1:
+    if whole("processes", asked["processes"], 1) > 1 and world_size > 1:
         raise ValueError(
             f"`processes` must be 1 under torchrun, whose {world_size} processes share the work, "
             f"got {asked['processes']}"
@@ -214,9 +215,3 @@ def _device(name: str, rank: int) -> torch.device:
             device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return device
-
-
-def _at_least(name: str, value: Any, least: int) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return value

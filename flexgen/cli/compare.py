@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import compose_prior, plain, run_hydra
+from flexgen.cli.errors import whole
 
-_ENTRY = re.compile(r"([\w/-]+)\s*(?:\((.*)\))?")
+_ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
 _COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
 
 
@@ -33,9 +34,13 @@ def main(argv: list[str]) -> None:
 
 def _compare(cfg: DictConfig) -> None:
     n, n_fit, seeds, split, checkpoint = cfg.n, cfg.n_fit, cfg.seeds, cfg.split, cfg.checkpoint
-    for name, value, least in (("n", n, 10), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    for name, value, least in (("n", n, 2), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
+        whole(name, value, least)
+    if split not in ("validation", "test"):
+        raise ValueError(
+            f"`split` must be validation or test, got {split!r}; training data are the floor, and "
+            "what priors learn from"
+        )
     asked, out = _read(cfg.priors), cfg.out
     config = plain(cfg)
     from flexgen.cli.build import load_trained
@@ -62,19 +67,26 @@ def _compare(cfg: DictConfig) -> None:
 def _read(text: str) -> list[Asked]:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
-    return [_entry(word.strip()) for word in _COMMA.findall(text)]
+    words = _COMMA.findall(text)
+    if ",".join(words) != text:
+        raise _mistyped(text)
+    return [_entry(word.strip()) for word in words]
 
 
 def _entry(word: str) -> Asked:
     found = _ENTRY.fullmatch(word)
     if found is None:
-        raise ValueError(
-            "`priors` must be names with options in parentheses, as in "
-            f"'priors=own,masked(rate=0.5)', got {word!r}"
-        )
+        raise _mistyped(word)
     name, options = found[1], _COMMA.findall(found[2] or "")
     if name in ("own", "base") and not options:
         return Asked(word, None, False)
     options = [option.strip() for option in options]
     names_base = any("base" in option.partition("=")[0] for option in options)
     return Asked(word, compose_prior(name, options), names_base)
+
+
+def _mistyped(text: str) -> ValueError:
+    return ValueError(
+        "`priors` must be names with options in parentheses, as in "
+        f"'priors=own,masked(rate=0.5)', got {text!r}"
+    )

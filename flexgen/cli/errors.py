@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from flexgen._conf import conf_dir
 
-__all__ = ["one_line", "tell"]
+__all__ = ["one_line", "tell", "whole"]
 
 
 @contextmanager
@@ -49,6 +50,17 @@ def tell(error: BaseException) -> str:
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"
     return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """`value`, refused unless it is a whole number of at least `least`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if type(value) is not int or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    return value
 
 
 def _configuration(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from flexgen.priors.reweighted import Reweighted
 from flexgen.priors.staged import event_dim
 from flexgen.training import isolated_rng
 
-__all__ = ["codes_of", "prior_for"]
+__all__ = ["codes_of", "own_options", "prior_for"]
 
 
 def codes_of(
@@ -35,10 +35,14 @@ def codes_of(
         seed: which images, and where their codes start.
         progress: whether to draw a progress bar.
     """
-    run = (m for m in parts.measurements.values() if isinstance(m, ReversalScore))
-    options = next((score.options for score in run), {})
-    options = {**options, "seed": seed, "progress": progress}
+    options = {**own_options(parts), "seed": seed, "progress": progress}
     return reverse_split(parts.model, parts.data, split, n, **options)
+
+
+def own_options(parts: Parts) -> dict[str, Any]:
+    """What a run's own reversal is told, see :func:`flexgen.callbacks.reversal.reverse_data`."""
+    scores = (m for m in parts.measurements.values() if isinstance(m, ReversalScore))
+    return next((score.options for score in scores), {})
 
 
 def prior_for(

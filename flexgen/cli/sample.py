@@ -1,14 +1,17 @@
 """`flexgen sample run=…`: samples, paths between images, class arithmetic; pictures and tensors."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, reversal_options, run_hydra, task_overrides
+from flexgen.cli.compose import plain, run_hydra, task_overrides
+from flexgen.cli.errors import whole
 
-_LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1}
+_LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1, "sample_seed": 0}
+_LONGEST_NAME = 200  # bytes; file systems end at 255, and a name is written with more around it
 
 
 def main(argv: list[str]) -> None:
@@ -18,8 +21,7 @@ def main(argv: list[str]) -> None:
 def _sample(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
     for name, least in _LEAST.items():
-        if asked[name] < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {asked[name]}")
+        whole(name, asked[name], least)
     kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
     if len(kinds) > 1:
         raise ValueError(
@@ -29,6 +31,7 @@ def _sample(cfg: DictConfig) -> None:
     config = plain(cfg)
     from flexgen.cli.build import load_trained
     from flexgen.cli.latent import PATHS, LatentSpace
+    from flexgen.cli.priors import own_options
 
     if asked["interpolate"] not in (None, *PATHS):
         raise ValueError(
@@ -36,10 +39,11 @@ def _sample(cfg: DictConfig) -> None:
         )
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, asked["checkpoint"])
-    step, seed = parts.model.counters.generator_steps, asked["sample_seed"]
-    stem = str(run_dir / "samples" / f"step={step:08d}_seed={seed}")
+    assert parts.checkpoint is not None
+    seed = asked["sample_seed"]
+    stem = str(run_dir / "samples" / f"{parts.checkpoint.stem}_seed={seed}")
     if asked["interpolate"] or asked["arithmetic"]:
-        space = LatentSpace(parts, reversal_options(config, {}), seed)
+        space = LatentSpace(parts, own_options(parts), seed)
         (_interpolate if asked["interpolate"] else _arithmetic)(space, asked, stem)
     else:
         _draw(parts, asked, stem)
@@ -53,11 +57,13 @@ def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
     stem += f"_n={asked['n']}"
     prior = parts.model.prior
     if asked.get("prior"):
-        prior = prior_for(parts, asked["prior"], lambda: codes_of(parts, n=asked["n_fit"]))
         # The words themselves: a prior's options are part of which prior it is.
         typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
-        chosen = [word for word in typed if word.startswith(("prior", "n_fit="))]
-        stem = "_".join([stem, *chosen])
+        words = "_".join(word for word in typed if word.startswith(("prior", "n_fit=")))
+        if len(words.encode()) > _LONGEST_NAME:
+            words = f"prior={sha256(words.encode()).hexdigest()[:16]}"
+        stem = f"{stem}_{words}"
+        prior = prior_for(parts, asked["prior"], lambda: codes_of(parts, n=asked["n_fit"]))
     with isolated_rng(asked["sample_seed"]), parts.model.evaluating():
         x = parts.model.generate(prior().sample((asked["n"],)))
     _save({"x": x}, stem)
@@ -70,7 +76,7 @@ def _interpolate(space: Any, asked: dict[str, Any], stem: str) -> None:
     from flexgen.callbacks.drawing import draw_images, draw_samples
 
     found = space.interpolate(asked["interpolate"], pairs=asked["pairs"], frames=asked["frames"])
-    stem += f"_{asked['interpolate']}_pairs={asked['pairs']}"
+    stem += f"_{asked['interpolate']}_pairs={asked['pairs']}_frames={asked['frames']}"
     _save(found, stem)
     x, real, columns = found["x"].cpu(), found["real"], asked["frames"] + 2
 

@@ -95,11 +95,9 @@ METRICS: dict[str, Metric] = {
         Metric("loss/penalty", "Gradient penalty"),
         Metric("loss/reconstruction", "Reconstruction, training", "lower", "nats per datum"),
         Metric("loss/kl", "KL, training", "", "nats per datum"),
-        Metric("refit/distance_before", "Old prior to codes", "lower", "energy distance, held out"),
-        Metric(
-            "refit/distance_after", "Learned prior to codes", "lower", "energy distance, held out"
-        ),
-        Metric("refit/floor", "Training codes to codes", "", "energy distance, held out"),
+        Metric("refit/energy_before", "Old prior to codes", "lower", "energy distance, held out"),
+        Metric("refit/energy_after", "New prior to codes", "lower", "energy distance, held out"),
+        Metric("refit/energy_floor", "Training codes to codes", "", "energy distance, held out"),
         Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),
         Metric("prior/stage", "Prior stage", "", "0 is the first prior"),
     )

@@ -170,8 +170,7 @@ def _refits(run: Run) -> Iterator[Refit]:
     if kept is not None:
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
             distances = [
-                _at_row(run.curves.get(f"refit/distance_{when}"), row)
-                for when in ("before", "after")
+                _at_row(run.curves.get(f"refit/energy_{when}"), row) for when in ("before", "after")
             ]
             yield Refit(int(step), bool(value > 0), *distances)
         return

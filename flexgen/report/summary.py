@@ -218,13 +218,13 @@ class Table:
     def _fitting(self, width: int) -> Iterator[list[str]]:
         """The metrics in blocks that fit into the width beside the settings."""
         fixed = 6 + sum(
-            2 + max(len(key), *(len(row.settings[key]) for row in self.rows)) for key in self.keys
+            3 + max(len(key), *(len(row.settings[key]) for row in self.rows)) for key in self.keys
         )
         block: list[str] = []
         used = fixed
         for metric in self.metrics:
             cells = [len(self._text_cell(row, metric)) for row in self.rows]
-            needed = 2 + max(len(heading(metric)), *cells)
+            needed = 3 + max(len(heading(metric)), *cells)
             if block and used + needed > width:
                 yield block
                 block, used = [], fixed

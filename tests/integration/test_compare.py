@@ -116,9 +116,13 @@ def test_a_prior_that_fails_says_why_and_loses_nothing(flexgen: Run) -> None:
         ("priors=masked(ratee=0.5)", "unknown key `prior.ratee`; did you mean `rate`"),
         ("priors=masked(rate=0.5", "`priors` must be names with options in parentheses"),
         ("seeds=1", "`seeds` must be a whole number of at least 2, got 1"),
-        ("n=2", "`n` must be a whole number of at least 10, got 2"),
+        ("n=1", "`n` must be a whole number of at least 2, got 1"),
+        ("n=2", "`n` must be above the 2 dimensions of a code, got 2"),
+        ("priors=masked(", "`priors` must be names with options in parentheses"),
+        ("priors=masked(rate=0.5)(x)", "`priors` must be names with options in parentheses"),
         ("seedss=3", "did you mean `seeds`"),
-        ("split=valid", "`name` must be one of train, validation, test, got 'valid'"),
+        ("split=valid", "`split` must be validation or test, got 'valid'"),
+        ("split=train", "`split` must be validation or test, got 'train'"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_measured(

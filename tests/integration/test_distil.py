@@ -43,7 +43,7 @@ def test_a_masked_prior_is_distilled(flexgen: Callable[..., Path], masked: Path)
     from_base = EnergyDistance()
     from_base.update(held_out, real=True)
     from_base.update(base, real=False)
-    assert logged["refit/distance_after"] < 0.3 * from_base.compute()
+    assert logged["refit/energy_after"] < 0.3 * from_base.compute()
 
 
 def test_no_prior_is_closer_to_its_own_draws(flexgen: Callable[..., Path], masked: Path) -> None:

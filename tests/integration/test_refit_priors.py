@@ -38,7 +38,7 @@ def test_a_refit_with_each_prior_that_is_fitted_to_codes(flexgen: Run) -> None:
         values = json.loads((child / "metrics.json").read_text())["values"]
         assert values["prior/stage"] == 1
         assert names <= values.keys()
-        assert values["refit/distance_after"] < values["refit/distance_before"], prior
+        assert values["refit/energy_after"] < values["refit/energy_before"], prior
     flexgen("sample", f"run={run.parent / 'empirical'}", "n=4")
     # A fit that cannot be had ends in one line with the remedy.
     with pytest.raises(SystemExit, match=r"num_components 900, got 640.*num_components=640"):

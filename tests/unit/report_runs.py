@@ -117,8 +117,8 @@ def refit_rows(
             rows.append(
                 {
                     "generator_steps": step,
-                    "refit/distance_before": 0.8,
-                    "refit/distance_after": 0.3 if kept else 0.9,
+                    "refit/energy_before": 0.8,
+                    "refit/energy_after": 0.3 if kept else 0.9,
                     "refit/kept": int(kept),
                     "prior/stage": int(kept),
                 }

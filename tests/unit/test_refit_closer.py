@@ -42,7 +42,7 @@ def test_neither_a_narrow_nor_a_wide_prior_is_closer(
     before: float, after: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = refitted(before, after, monkeypatch)
-    assert values["refit/distance_after"] > values["refit/distance_before"]
+    assert values["refit/energy_after"] > values["refit/energy_before"]
     assert values["refit/kept"] == values["prior/stage"] == 0
 
 
@@ -50,5 +50,5 @@ def test_neither_a_narrow_nor_a_wide_prior_is_closer(
 def test_the_right_prior_is_closer(before: float, monkeypatch: pytest.MonkeyPatch) -> None:
     values = refitted(before, 1.0, monkeypatch)
     assert values["refit/kept"] == values["prior/stage"] == 1
-    assert abs(values["refit/distance_after"]) < 0.01
-    assert abs(values["refit/floor"]) < 0.01
+    assert abs(values["refit/energy_after"]) < 0.01
+    assert abs(values["refit/energy_floor"]) < 0.01
