@@ -92,7 +92,8 @@ class LogisticPixels(_OfPixels):
         lower = (value - half - self.loc) / self.scale
         # log(σ(u) − σ(l)) = log σ(u) + log σ(−l) + log(1 − exp(l − u)): no difference of sigmoids,
         # which is 0 far from the mean.
-        inside = logsigmoid(upper) + logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+        width = torch.log(-torch.expm1(-2 * half / self.scale))
+        inside = logsigmoid(upper) + logsigmoid(-lower) + width
         log_prob = torch.where(
             value <= self.low + half / 2,
             logsigmoid(upper),
@@ -113,7 +114,14 @@ class _Likelihood(nn.Module):
 
     Args:
         decoder: codes `(n, latent_dim)` to `(n, *shape)`, unbounded.
+
+    Attributes:
+        data_range: the range that data must have; None: any.
+        has_mass: whether pixels have probabilities; else a density.
     """
+
+    data_range: tuple[float, float] | None = None
+    has_mass = False
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -132,7 +140,8 @@ class Bernoulli(_Likelihood):
         decoder: codes `(n, latent_dim)` to logits `(n, *shape)`.
     """
 
-    data_range: tuple[float, float] | None = (0.0, 1.0)
+    data_range = (0.0, 1.0)
+    has_mass = True
 
     def forward(self, z: Tensor) -> BernoulliPixels:
         return BernoulliPixels(*self.decode(z))
@@ -149,8 +158,6 @@ class Gaussian(_Likelihood):
     Raises:
         ValueError: if `scale` is not above 0.
     """
-
-    data_range: tuple[float, float] | None = None
 
     def __init__(self, decoder: nn.Module, scale: float = 1.0, learn_scale: bool = True) -> None:
         super().__init__(decoder)
@@ -186,6 +193,8 @@ class DiscretisedLogistic(_Likelihood):
     appendix (CIFAR-10). Departure: the end cells are open, so that the masses add up to 1.
     """
 
+    has_mass = True
+
     def __init__(
         self,
         decoder: nn.Module,
@@ -203,9 +212,12 @@ class DiscretisedLogistic(_Likelihood):
             raise ValueError(
                 f"`scale` must be above 0 and finite, got {scale}; set `likelihood.scale=0.1`"
             )
-        self.data_range, self.levels = (low, high), levels
+        self.low, self.high, self.data_range = low, high, (low, high)
+        self.levels = levels
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def forward(self, z: Tensor) -> LogisticPixels:
         loc, event_dims = self.decode(z)
-        return LogisticPixels(loc, self.log_scale.exp(), *self.data_range, self.levels, event_dims)
+        return LogisticPixels(
+            loc, self.log_scale.exp(), self.low, self.high, self.levels, event_dims
+        )

@@ -44,7 +44,10 @@ class DiagonalGaussian(nn.Module):
 
     def of(self, h: Tensor) -> DiagonalNormal:
         """q(z|x) from the encoder's features `(n, out_features)`."""
-        loc, log_scale = self.head(h).chunk(2, dim=-1)
+        # Under autocast a log-density of 50 terms in half precision has a grain of half a nat.
+        out = self.head(h)
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        loc, log_scale = out.chunk(2, dim=-1)
         return DiagonalNormal(loc, log_scale.clamp(-_LOG_SCALE, _LOG_SCALE).exp())
 
 
@@ -106,8 +109,9 @@ class FullGaussian(DiagonalGaussian):
         index = torch.tril_indices(latent_dim, latent_dim, -1)
         self.register_buffer("index", index, persistent=False)
         self.below = nn.Linear(self.head.in_features, index.shape[1])
-        nn.init.zeros_(self.below.weight)
-        nn.init.zeros_(self.below.bias)
+        with torch.no_grad():
+            self.below.weight.zero_()
+            self.below.bias.zero_()
 
     def of(self, h: Tensor) -> LowerNormal:  # type: ignore[override]
         diagonal = super().of(h)
@@ -134,6 +138,11 @@ class FlowPosterior(DiagonalGaussian):
 
     def __init__(self, encoder: nn.Module, flow: Transform, latent_dim: int) -> None:
         super().__init__(encoder, latent_dim)
+        if flow.features != latent_dim:
+            raise ValueError(
+                f"`flow.features` must equal `latent_dim` {latent_dim}, got {flow.features}; leave "
+                "it to the configuration"
+            )
         self.flow, self.has_log_prob = flow, flow.inverse_cost is not Cost.ABSENT
         features = flow.context_features
         self.to_context = nn.Linear(self.head.in_features, features) if features else None

@@ -30,7 +30,8 @@ class LikelihoodScore(Measurement):
     """The negative log-likelihood of held-out data under a VAE, and the parts of its ELBO.
 
     Logged, in nats per datum: `nll/samples`, by importance sampling with `num_samples` draws, with
-    its standard error over data `nll/standard_error`, and `nll/bits_per_dimension`; the ELBO
+    its standard error over data `nll/standard_error`, and, where pixels have probabilities and not
+    a density, `nll/bits_per_dimension`; the ELBO
     `elbo/bound` = −`elbo/reconstruction` − `elbo/kl`, and the KL's parts
 
         KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z))
@@ -91,15 +92,14 @@ class LikelihoodScore(Measurement):
     def _likelihood(self, model: VAE, x: Tensor) -> dict[str, float]:
         batches = track(x.split(_BATCH), "likelihood", transient=True, disable=not self.progress)
         found = torch.cat([-model.log_likelihood(batch, self.num_samples) for batch in batches])
-        nll = float(found.mean())
+        nll, mass = float(found.mean()), getattr(model.likelihood, "has_mass", False)
         return {
             "nll/samples": nll,
             "nll/standard_error": float(found.std() / math.sqrt(len(found))),
-            "nll/bits_per_dimension": bits_per_dimension(nll, x[0].numel()),
-        }
+        } | ({"nll/bits_per_dimension": bits_per_dimension(nll, x[0].numel())} if mass else {})
 
     def _surgery(self, model: VAE, x: Tensor) -> dict[str, float]:
-        p, codes, means = model.prior(), [], []
+        p, codes, means, again = model.prior(), [], [], []
         reconstruction, kl = torch.zeros(2, dtype=torch.float64)
         for batch in x.split(_BATCH):
             q = model.posterior(batch)
@@ -107,7 +107,9 @@ class LikelihoodScore(Measurement):
             reconstruction -= model.likelihood(z[0]).log_prob(batch).double().sum().cpu()
             kl += (log_q - p.log_prob(z)).double().mean(0).sum().cpu()
             codes.append(z[0])
-            means.append(z.mean(0))
+            first, second = _means(q)
+            means.append(first)
+            again.append(second)
         z = torch.cat(codes)
         energy, pag = EnergyDistance(**ALONE), PriorAgreement(**ALONE)
         energy.update(z, real=True)
@@ -116,7 +118,7 @@ class LikelihoodScore(Measurement):
             "elbo/bound": -float(reconstruction + kl) / len(x),
             "elbo/reconstruction": float(reconstruction) / len(x),
             "elbo/kl": float(kl) / len(x),
-            "posterior/active_units": float(active_units(torch.cat(means))),
+            "posterior/active_units": float(active_units(torch.cat(means), torch.cat(again))),
             "posterior/energy": float(energy.compute()),
         }
         base = base_codes(p, z)
@@ -142,3 +144,12 @@ def base_codes(prior: Distribution, z: Tensor) -> Tensor | None:
     if isinstance(prior, DiagonalNormal):
         return (z - prior.loc) / prior.scale
     return None
+
+
+def _means(q: Distribution) -> tuple[Tensor, Tensor]:
+    """Posterior means `(n, d)` twice: exact, or of two independent sets of draws."""
+    try:
+        return q.mean, q.mean
+    except NotImplementedError:
+        first, second = q.sample(torch.Size((64,))).chunk(2)
+        return first.mean(0), second.mean(0)

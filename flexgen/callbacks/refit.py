@@ -101,6 +101,7 @@ class PriorRefit(Scheduled):
     def add_stages(self, model: Generative) -> None:
         """Give the model's prior a stage for each round, once; before a checkpoint is loaded."""
         for step in self.at if not self._stage_at else ():
+            model.check_prior(self.prior)
             fresh = copy.deepcopy(self.prior).requires_grad_(False)
             self._stage_at[step] = model.prior.append(fresh)
 

@@ -193,13 +193,13 @@ class ReversalScore(Measurement):
         if self.space == "base":
             generator, prior = base_space(model)
         else:
-            generator, prior = model.sampler, model.prior
+            generator, prior = model.sampler, model.prior.current
         base = prior()
         options = {"seed": self.seed, "index": index, **self.options}
         with model.evaluating():
             found = reverse_data(generator, prior, x, data.range, **options)
             in_z = found.z
-            if generator is not model.sampler:
+            if prior is not model.prior.current:
                 in_z = reverse_data(model.sampler, model.prior, x, data.range, **_quiet(options)).z
             true_codes = base.sample((len(x),))
             with torch.no_grad():

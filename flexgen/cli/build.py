@@ -46,7 +46,7 @@ def build(config: dict[str, Any]) -> Parts:
     for callback in callbacks.values():
         if isinstance(callback, PriorRefit):
             callback.add_stages(model)
-    _check_fit(model, tuple(data.shape))
+    _check_fit(model, data)
     data.prepare_data()
     data.setup("fit")
     return Parts(model, data, callbacks)
@@ -96,7 +96,8 @@ def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None =
     return parts
 
 
-def _check_fit(model: Generative, shape: tuple[int, ...]) -> None:
+def _check_fit(model: Generative, data: Any) -> None:
     """Have the parts meet once: a misfit is found now, not in the first step."""
+    shape, data_range = tuple(data.shape), data.range and tuple(data.range)
     with model.evaluating(), torch.random.fork_rng(devices=[]):
-        model.check_fit(shape)
+        model.check_fit(shape, data_range)

@@ -11,28 +11,29 @@ from flexgen.metrics.streaming import PAIRS_AT_ONCE
 __all__ = ["active_units", "bits_per_dimension", "marginal_log_prob"]
 
 
-def bits_per_dimension(nll: float, num_dimensions: int, levels: int = 1) -> float:
-    r"""NLL in bits a dimension of the data, $\frac{NLL}{D \log 2} + \log_2(\text{levels})$.
+def bits_per_dimension(nll: float, num_dimensions: int) -> float:
+    r"""NLL of probabilities, not of a density, in bits a dimension, $NLL / (D \log 2)$.
 
     Args:
         nll: nats per datum.
         num_dimensions: D, pixels times channels.
-        levels: of a density over pixels in [0, 1] that take so many values, 256 say; 1 where `nll`
-            is of probabilities already.
     """
-    return nll / (num_dimensions * math.log(2)) + math.log2(levels)
+    return nll / (num_dimensions * math.log(2))
 
 
-def active_units(means: Tensor, threshold: float = 0.01) -> int:
+def active_units(means: Tensor, again: Tensor | None = None, threshold: float = 0.01) -> int:
     r"""How many dimensions of the code the data move: $\mathrm{Var}_x(E_{q(z|x)}[z_u]) > 0.01$.
 
     Args:
         means: posterior means of data, `(n, d)`.
+        again: the means of other draws, where means are of draws: the variance is then the
+            covariance of the two, to which the noise of neither adds.
         threshold: of the variance.
 
     Source: Burda et al., "Importance weighted autoencoders", 2016, section 5.2.
     """
-    return int((means.double().var(0, correction=0) > threshold).sum())
+    a, b = (m.double() - m.double().mean(0) for m in (means, means if again is None else again))
+    return int(((a * b).mean(0) > threshold).sum())
 
 
 def marginal_log_prob(

@@ -110,7 +110,9 @@ class Adversarial(Generative):
     def attach(self, prior: nn.Module) -> None:
         attach_critic(prior, self.sampler, self.critic, self.objective.clip)
 
-    def check_fit(self, shape: tuple[int, ...]) -> None:
+    def check_fit(
+        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
+    ) -> None:
         with torch.no_grad():
             try:
                 x = self.generator(self.prior().sample(torch.Size((2,))))

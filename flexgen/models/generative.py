@@ -87,13 +87,23 @@ class Generative(pl.LightningModule):
                 "critic; use it on an adversarial run, or another prior"
             )
 
-    def check_fit(self, shape: tuple[int, ...]) -> None:
+    def check_fit(
+        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
+    ) -> None:
         """Run two codes and two data through the networks.
 
         Raises:
-            ValueError: if prior, networks and data of `shape` do not fit each other.
+            ValueError: if prior, networks and data of `shape` in `data_range` do not fit each
+                other.
         """
         raise NotImplementedError
+
+    def check_prior(self, prior: nn.Module) -> None:
+        """Refuse a prior that this model could not train with; a family that needs more says so.
+
+        Raises:
+            ValueError: if it could not.
+        """
 
     def _update(self, stream: Iterator[Tensor], *optimizers: Any) -> None:
         """One generator step, or what is left of one that was stopped half-way."""

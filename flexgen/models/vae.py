@@ -96,7 +96,7 @@ class VAE(Generative):
                     f"`{name}` needs the bound's KL term, which {importance_samples} importance "
                     f"samples do not have; set `model.{name}=0` or `model.importance_samples=1`"
                 )
-        check_density(self.prior.current)
+        self.check_prior(self.prior.current)
         self.posterior, self.likelihood = posterior, likelihood
         self.importance_samples, self.draws = importance_samples, draws
         self.kl_warmup, self.free_bits = kl_warmup, free_bits
@@ -107,10 +107,22 @@ class VAE(Generative):
         """Codes `(n, latent_dim)` to E[x|z]."""
         return _Mean(self.likelihood)
 
-    def check_fit(self, shape: tuple[int, ...]) -> None:
+    def check_prior(self, prior: nn.Module) -> None:
+        check_density(prior)
+
+    def check_fit(
+        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
+    ) -> None:
+        wanted = getattr(self.likelihood, "data_range", None)
+        if wanted not in (None, data_range):
+            raise ValueError(
+                f"a {type(self.likelihood).__name__} likelihood is of data in {wanted}, got data "
+                f"in {data_range}; use data=digits_static or mnist_static, or likelihood=gaussian"
+            )
         with torch.no_grad():
             try:
                 q = self.posterior(torch.zeros(2, *shape))
+                q.rsample()
                 p = self.likelihood(self.prior().sample(torch.Size((2,))))
             except RuntimeError as error:
                 raise ValueError(

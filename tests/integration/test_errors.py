@@ -216,3 +216,19 @@ def test_one_bad_cell_does_not_stop_a_sweep(
 
 def test_a_network_without_what_the_model_asks_for(flexgen: Run) -> None:
     assert "this network has no generator" in message(flexgen, "train", "network=resconv")
+
+
+def test_a_bernoulli_likelihood_wants_binary_data(flexgen: Run) -> None:
+    told = message(flexgen, "train", "model=vae", "data=digits")
+    assert "a Bernoulli likelihood is of data in (0.0, 1.0), got data in (-1.0, 1.0)" in told
+    words = ["model=vae", "data=digits_static", "posterior=iaf", "posterior.flow.features=5"]
+    assert "`flow.features` must equal `latent_dim`" in message(flexgen, "train", *words)
+
+
+def test_a_vae_refuses_a_refit_that_it_cannot_train_with(flexgen: Run) -> None:
+    tiny = ["network.encoder.hidden_features=[8]", "network.decoder.hidden_features=[8]"]
+    told = message(
+        flexgen, "train", "model=vae", "data=digits_static", *tiny,
+        "callbacks=[progress,reversal,refit]", "callbacks.refit.at=[1]", "steps=2",
+    )  # fmt: skip
+    assert "a VAE needs the density of its prior, and a Pushforward prior has none" in told

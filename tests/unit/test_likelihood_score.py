@@ -11,11 +11,14 @@ from torch.distributions import MultivariateNormal
 
 from flexgen.callbacks import LikelihoodScore
 from flexgen.callbacks.likelihood import base_codes
+from flexgen.flows import Coupling
+from flexgen.likelihoods import Gaussian
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
-from flexgen.models import Generative
+from flexgen.models import VAE, Generative
+from flexgen.posteriors import DiagonalGaussian, FlowPosterior
 from flexgen.priors import Normal, RealNVP
 from flexgen.priors.simple import DiagonalNormal
-from tests.unit.linear_gaussian import Linear
+from tests.unit.linear_gaussian import ADAM, Encoder, Linear
 
 
 class Data:
@@ -102,7 +105,6 @@ def test_active_units_are_those_that_data_move() -> None:
 
 def test_bits_per_dimension() -> None:
     assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
-    assert bits_per_dimension(-3072 * math.log(256), 3072, levels=256) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("options", [{"n": 1}, {"num_samples": 0}, {"num_posteriors": -1}])
@@ -125,3 +127,20 @@ def test_codes_of_a_flow_are_scored_in_its_base() -> None:
     scaled = base_codes(Normal(3, scale=2.0)(), z)
     torch.testing.assert_close(scaled, z / 2)
     assert base_codes(MultivariateNormal(torch.zeros(3), torch.eye(3)), z) is None
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "flow"])
+def test_a_collapsed_posterior_has_no_active_unit(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    flow = Coupling(4, num_layers=2)
+    encoder = Encoder(3)
+    q = DiagonalGaussian(encoder, 4) if kind == "diagonal" else FlowPosterior(encoder, flow, 4)
+    with torch.no_grad():
+        q.head.weight.zero_()
+        q.head.bias.zero_()
+    likelihood = Gaussian(nn.Linear(4, 3))
+    model = VAE(q, likelihood, Normal(4), optimizer=ADAM)
+    score = LikelihoodScore(n=1000, num_samples=2, num_posteriors=0, progress=False)
+    values = score.run(model, Data(torch.randn(1000, 3)), tmp_path)
+    assert values["posterior/active_units"] == 0
+    assert "nll/bits_per_dimension" not in values  # of a density there are none
