@@ -149,13 +149,13 @@ class Autoregressive(Stack):
     ) -> Tensor:
         """The derivative of `_solve` and its update, by falling degree; gives the code's."""
         transposed, pre = run.transposed[row][0], run.grads[row][0]
-        grad, gain, gain_grads = grad.clone(), run.gains[row], []
+        grad, gain, grads_s = grad.clone(), run.gains[row], []
         grad_code = torch.empty_like(grad)
         for i in range(self.features - 1, -1, -1):
             self._units_backward(run, row, i + 1)
             one, after = slice(i, i + 1), self._reach[1][i]
             grad[one].addmm_(transposed[one, after:], pre[after:])
-            grad_code[one], gain_grad = self.update.backward(
+            grad_code[one], grad_s = self.update.backward(
                 grad[one],
                 grad_ladj,
                 None if saved is None else Saved(*(value[one] for value in saved)),
@@ -163,11 +163,11 @@ class Autoregressive(Stack):
                 True,
                 [out[one] for out in run.outs[row]],
             )
-            if gain_grad is not None:
-                gain_grads.append(gain_grad)
+            if grad_s is not None:
+                grads_s.append(grad_s)
         self._units_backward(run, row, 0)
-        if gain_grads:
-            run.gain_grads[row] = torch.cat(gain_grads[::-1])
+        if grads_s and saved is not None:
+            run.log_scales[row] = torch.cat(grads_s[::-1]), saved.squashed
         return grad_code
 
     def _units_backward(self, run: Pass, row: int, degree: int) -> None:

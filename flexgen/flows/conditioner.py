@@ -141,7 +141,8 @@ class Pass:
 
     Attributes:
         outs: gradients of the outputs, to be filled in: `outs[row][j]`, `(moved, n)`, of output j.
-        gain_grads: gradients of the gains, to be filled in.
+        log_scales: gradient of the log-scale and what the gain multiplies, of each network with a
+            gain, to be filled in.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Pass:
         self.grads = _rows(self._grads)
         self.transposed = _rows([w.mT for w in self._weights])
         self.outs = _rows(self._grads[-1].unflatten(1, (-1, self.num_outputs)).unbind(2))
-        self.gain_grads: list[Tensor | None] = [None] * len(self.gains)
+        self.log_scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     def backward(self, row: int) -> None:
         """From the outputs of network `row`, whose gradient is known, to its first product."""
@@ -213,11 +214,12 @@ class Pass:
             grad.sum(-1, keepdim=True) if bias.shape[-1] == 1 else grad
             for grad, bias in zip(self._grads, self._biases, strict=True)
         ]
-        gains = [gain for gain in self.gain_grads if gain is not None]
-        if gains:
-            stacked = torch.stack(gains)
-            return [*weights, *biases, stacked.neg_() if self.inverse else stacked]
-        return [*weights, *biases]
+        if not self.log_scales:
+            return [*weights, *biases]
+        rows = [self.log_scales[row] for row in range(len(self.gains))]
+        grads, multiplied = (torch.stack(each) for each in zip(*rows, strict=True))
+        gains = grads.mul_(multiplied).sum(-1, keepdim=True)
+        return [*weights, *biases, gains.neg_() if self.inverse else gains]
 
 
 Blocks = list[tuple[int, int, int, int]]

@@ -197,9 +197,11 @@ class Stack(Transform):
         to_seen: bool,
     ) -> None:
         """Its derivative: `grads`, of the parts, go from those of its image to its code's."""
-        grads[part], run.gain_grads[row] = self.update.backward(
+        grads[part], grad_s = self.update.backward(
             grads[part], grad_ladj, saved, run.gains[row], run.inverse, run.outs[row]
         )
+        if grad_s is not None and saved is not None:
+            run.log_scales[row] = grad_s, saved.squashed
         run.backward(row)
         if to_seen:
             grads[part - 1] = run.add_input_grad(row, grads[part - 1])

@@ -68,7 +68,7 @@ class Update(abc.ABC):
         inverse: bool,
         grad_outs: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the code and the gain that `apply` took; those of `out` are written.
+        """Gradients of the code and, if there is a gain, of the log-scale; of `out`: written.
 
         Args:
             grad: of the image, `(m, n)`.
@@ -119,9 +119,8 @@ class Affine(Update):
         else:
             grad_t.copy_(grad)
         grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, x)
-        grad_gain = (grad_s * squashed).sum(-1, keepdim=True)
-        _tanh_backward(grad_s.mul_(gain), squashed, grad_input=grad_r)
-        return grad_code, grad_gain
+        _tanh_backward(grad_s * gain, squashed, grad_input=grad_r)
+        return grad_code, grad_s
 
 
 class Gated(Update):
