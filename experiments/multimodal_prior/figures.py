@@ -180,11 +180,12 @@ def draw_rates(runs: list[Path], out: Path) -> None:
 
     def plot(figure: Any) -> None:
         axes = figure.add_subplot()
-        rates = [float(row.settings["prior.rate"]) for row in found.rows]
+        rows = sorted(found.rows, key=lambda row: float(row.settings["prior.rate"]))
+        rates = [float(row.settings["prior.rate"]) for row in rows]
         for (metric, label), colour in zip(
             {"emd/samples": "masked", "emd/unmasked": "the base"}.items(), PALETTE, strict=False
         ):
-            cells = [row.cells[metric] for row in found.rows]
+            cells = [row.cells[metric] for row in rows]
             means, stds = [cell.mean for cell in cells], [cell.std for cell in cells]
             axes.errorbar(rates, means, stds, color=colour, marker="o", capsize=3, label=label)
         floor = found.rows[0].cells["emd/floor"].mean

@@ -15,7 +15,7 @@ from flexgen.report.run import Run, find_runs
 from flexgen.report.summary import Cell, Row, Table
 
 # The seed is what a table averages over; where a run writes changes nothing in it.
-_NO_SETTING = re.compile(r"seed$|paths\.|hydra[./]")
+_NO_SETTING = re.compile(r"(seed|report)$|paths\.|hydra[./]")
 
 
 def table(
