@@ -1,0 +1,98 @@
+"""Difficult architectures under four games: scores and a picture, from finished runs.
+
+python experiments/wgan/architectures.py multirun/… --out experiments/wgan/figures
+
+Gulrajani et al. 2017, the figure of difficult architectures, from runs of the experiments
+conf/experiment/wgan/{baseline,mlp_generator,constant_filters,no_norm,tanh}.yaml. Prints a row for
+each architecture and game, mean and standard deviation over its seeds, and writes
+architectures.csv (a row a run) and architectures.png (a row an architecture, a column a game, the
+first seed's samples, of the same noise in all cells).
+"""
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.utils import make_grid
+
+from flexgen.callbacks.drawing import draw_figure
+from flexgen.cli.build import load_trained
+from flexgen.cli.compose import load_config
+from flexgen.report import find_runs
+from flexgen.training import isolated_rng
+
+ROWS = ("baseline", "mlp_generator", "constant_filters", "no_norm", "tanh")
+GAMES = {"GAN": "GAN", "LSGAN": "LSGAN", "WGAN": "WGAN", "WGANGP": "WGAN-GP"}
+SCORES = {"inception": "classifier score", "fid": "FID", "emd/samples": "EMD"}
+PICTURED = 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="+", type=Path, help="runs, or folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the CSV")
+    asked = parser.parse_args()
+    runs: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    rows = []
+    for run in (run for path in asked.paths for run in find_runs(path)):
+        config = load_config(run)
+        row = config["name"].removeprefix("wgan_")
+        game = config["model"]["objective"]["_target_"].rpartition(".")[2]
+        values = json.loads((run / "metrics.json").read_text())["values"]
+        about = {
+            "architecture": row,
+            "game": game,
+            "seed": config["seed"],
+            "steps": config["steps"],
+        }
+        rows.append(about | {name: f"{values[name]:.5g}" for name in (*SCORES, "emd/floor")})
+        runs[row, game].append(run)
+    for row in ROWS:
+        for game in GAMES:
+            mine = [r for r in rows if (r["architecture"], r["game"]) == (row, game)]
+            spread = ", ".join(
+                f"{about} {each.mean():.4g}"
+                + (f" ± {each.std(ddof=1):.2g}" if len(each) > 1 else "")
+                for name, about in SCORES.items()
+                if len(each := np.array([float(r[name]) for r in mine]))
+            )
+            print(f"{row}, {game} (n = {len(mine)}): {spread}")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with (asked.out / "architectures.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(sorted(rows, key=lambda r: [str(r[k]) for k in list(r)[:3]]))
+    draw(runs, asked.out / "architectures.png")
+
+
+def samples(run: Path) -> torch.Tensor:
+    """Samples of a trained run as one picture, `(height, width)` in [0, 1]."""
+    parts = load_trained(load_config(run), run)
+    with isolated_rng(0):
+        x = parts.model.sample(PICTURED)
+    return make_grid(x / 2 + 0.5, nrow=8, padding=1, pad_value=1.0)[0]
+
+
+def draw(runs: dict[tuple[str, str], list[Path]], path: Path) -> None:
+    """Samples of each cell, a row an architecture and a column a game."""
+
+    def plot(figure: Any) -> None:
+        found = [row for row in ROWS if any((row, game) in runs for game in GAMES)]
+        panels = figure.subplots(len(found), len(GAMES), squeeze=False)
+        for line, row in zip(panels, found, strict=True):
+            for axes, game in zip(line, GAMES, strict=True):
+                axes.set_axis_off()
+                axes.set_title(f"{row.replace('_', ' ')}, {GAMES[game]}", fontsize=8)
+                if (row, game) in runs:
+                    axes.imshow(samples(runs[row, game][0]), cmap="gray", vmin=0, vmax=1)
+
+    draw_figure(plot, path, size=(12.0, 1.35 * len(ROWS)))
+
+
+if __name__ == "__main__":
+    main()
