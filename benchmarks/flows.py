@@ -246,8 +246,8 @@ def main() -> None:
     for d, layers in ((50, 8), (32, 8), (50, 16), (32, 16)) if "coupling" in only else ():
         densities, draws = couplings(d, layers, asked.compile)
         text = f"RealNVP, d {d}, {layers} layers: "
-        compare(text + "density, forward and backward", densities, asked.rounds, 10)
-        compare(text + "draws and their density, no gradient", draws, asked.rounds, 10)
+        compare(text + "density, forward and backward", densities, asked.rounds, 30)
+        compare(text + "draws and their density, no gradient", draws, asked.rounds, 30)
     for d in (50, 32) if {"iaf", "slow"} & set(only) else ():
         draws, outside, maf_draws = steps(d, asked.compile)
         if "iaf" in only:
