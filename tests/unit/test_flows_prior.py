@@ -19,14 +19,14 @@ def codes() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "prior",
-    [
-        RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
-        MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3),
-    ],
+    ("kind", "num_layers"),
+    [(RealNVP, 4), (MAF, 2)],
 )
-def test_a_fit_learns_what_a_gaussian_cannot(prior: FlowPrior, codes: torch.Tensor) -> None:
-    prior = copy.deepcopy(prior)
+def test_a_fit_learns_what_a_gaussian_cannot(
+    kind: type[FlowPrior], num_layers: int, codes: torch.Tensor
+) -> None:
+    torch.manual_seed(0)
+    prior = kind(2, num_layers=num_layers, hidden_features=[32], steps=300, lr=5e-3)
     train, test = codes[:1000], codes[1000:]
     gaussian = Gaussian(2)
     gaussian.fit(train)
@@ -40,7 +40,12 @@ def test_a_fit_learns_what_a_gaussian_cannot(prior: FlowPrior, codes: torch.Tens
     assert report["nll"] == pytest.approx(-float(prior().log_prob(test).mean()), abs=0.3)
     assert not any(p.requires_grad for p in prior.parameters())
     torch.testing.assert_close(draws.mean(0), train.mean(0), atol=0.7, rtol=0)
-    torch.testing.assert_close(draws.std(0), train.std(0), atol=0, rtol=0.15)
+    # By quartiles: one far draw in thousands moves a standard deviation.
+    for q in (0.25, 0.75):
+        near = train.quantile(q, 0)
+        torch.testing.assert_close(
+            draws.quantile(q, 0), near, atol=0.3 * float(train.std()), rtol=0
+        )
 
 
 def test_a_fit_is_never_worse_than_its_gaussian(codes: torch.Tensor) -> None:
