@@ -40,12 +40,7 @@ def test_a_fit_learns_what_a_gaussian_cannot(
     assert report["nll"] == pytest.approx(-float(prior().log_prob(test).mean()), abs=0.3)
     assert not any(p.requires_grad for p in prior.parameters())
     torch.testing.assert_close(draws.mean(0), train.mean(0), atol=0.7, rtol=0)
-    # By quartiles: one far draw in thousands moves a standard deviation.
-    for q in (0.25, 0.75):
-        near = train.quantile(q, 0)
-        torch.testing.assert_close(
-            draws.quantile(q, 0), near, atol=0.3 * float(train.std()), rtol=0
-        )
+    torch.testing.assert_close(draws.std(0), train.std(0), atol=0, rtol=0.15)
 
 
 def test_a_fit_is_never_worse_than_its_gaussian(codes: torch.Tensor) -> None:
