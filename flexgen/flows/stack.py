@@ -220,12 +220,8 @@ class Stack(Transform):
 
     def _moves_of(self, inverse: bool) -> list[Tensor | None]:
         """Before each layer and after the last: which row comes from where; None: all stay."""
-        return [
-            None if stays else move
-            for move, stays in zip(
-                self.moves[int(inverse)].unbind(0), self._stays[int(inverse)], strict=True
-            )
-        ]
+        moves, stays = self.moves[int(inverse)], self._stays[int(inverse)]
+        return [None if stay else moves[step] for step, stay in enumerate(stays)]
 
     def _follow_orders(self) -> None:
         """Derive the moves between layers from the layers' orders."""
