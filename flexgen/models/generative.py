@@ -8,12 +8,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from flexgen.priors import Staged
 from flexgen.priors.staged import event_dim
-from flexgen.training import Counters, Schedule, rng_state, set_rng_state
+from flexgen.training import (
+    Counters,
+    Schedule,
+    everyones,
+    rng_state,
+    seed_of_rank,
+    set_rng_state,
+    take_from_zero,
+)
 
 __all__ = ["Generative"]
 
@@ -69,6 +78,7 @@ class Generative(pl.LightningModule):
         self.last_losses: dict[str, float] = {}
         self._losses: dict[str, list[Tensor]] = {}
         self._rng: dict[str, Any] | None = None
+        self._statistics: list[Tensor] = []
 
     @property
     def sampler(self) -> nn.Module:
@@ -76,15 +86,29 @@ class Generative(pl.LightningModule):
         raise NotImplementedError
 
     def attach(self, prior: nn.Module) -> None:
-        """Give a prior what it needs of this model; one that draws by score wants a critic.
+        """Give a prior what it needs of this model: a critic's score, or a posterior.
 
         Raises:
-            ValueError: if it does, and there is none.
+            ValueError: if it needs what this model does not have.
         """
-        if any(hasattr(module, "attach") for module in prior.modules()):
+        for module in prior.modules():
+            if hasattr(module, "attach"):
+                raise ValueError(
+                    f"a {type(module).__name__} prior draws by a critic's score, and this model "
+                    "has no critic; use it on an adversarial run, or another prior"
+                )
+            self.attach_posterior(module)
+
+    def attach_posterior(self, prior: nn.Module) -> None:
+        """Give a prior this model's posterior, if it is made of one.
+
+        Raises:
+            ValueError: if it is, and there is none.
+        """
+        if hasattr(prior, "attach_posterior"):
             raise ValueError(
-                f"a {type(prior).__name__} prior draws by a critic's score, and this model has no "
-                "critic; use it on an adversarial run, or another prior"
+                f"a {type(prior).__name__} prior is made of a VAE's posteriors, and this model has "
+                "no posterior; use prior=mixture or kernel_density, or model=vae"
             )
 
     def check_fit(
@@ -112,6 +136,13 @@ class Generative(pl.LightningModule):
     def _batches_a_step(self, name: str) -> int:
         """How many values of the loss `name` one generator step records."""
         return self.accumulate
+
+    def encode(self, x: Tensor) -> Tensor | None:
+        """A code of each datum, `(n, latent_dim)`, by a posterior of this model's own.
+
+        None where it has none: then codes are found by reversal.
+        """
+        return None
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -180,26 +211,37 @@ class Generative(pl.LightningModule):
             self._scaler.step(optimizer)
         else:
             optimizer.step()
+        if self._statistics:
+            take_from_zero(self._statistics)
 
     def _record(self, name: str, loss: Tensor) -> None:
         self._losses.setdefault(name, []).append(loss.detach())
 
     def _check_losses(self) -> None:
-        """Stop at a non-finite loss, before anything is saved or measured.
+        """Stop all processes at a loss that is not finite in one, before anything is saved.
 
         Raises:
             FloatingPointError: naming the term and the step at which it first occurred.
         """
+        faults = [fault for fault in everyones(self._fault()) if fault is not None]
+        if faults:
+            step, what = min(faults)
+            raise FloatingPointError(
+                f"{what} at generator step {step}; lower the step sizes, or set "
+                "`model.gradient_clip=1`"
+            )
+
+    def _fault(self) -> tuple[int, str] | None:
+        """The first step with a loss that is not finite, and which loss that is."""
+        faults = []
         for name, losses in self._losses.items():
             finite = torch.stack(losses).isfinite()
             if not finite.all():
                 first = int(finite.int().argmin())
                 back = (len(losses) - 1 - first) // self._batches_a_step(name)
-                raise FloatingPointError(
-                    f"{name} is {float(losses[first])} at generator step "
-                    f"{self.counters.generator_steps - back}; lower the step sizes, or set "
-                    "`model.gradient_clip=1`"
-                )
+                what = f"{name} is {float(losses[first])}"
+                faults.append((self.counters.generator_steps - back, what))
+        return min(faults, key=lambda fault: fault[0], default=None)
 
     def _log_losses(self) -> None:
         means = {name: float(torch.stack(v).mean()) for name, v in self._losses.items() if v}
@@ -244,10 +286,7 @@ class Generative(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Before the first step of a resumed run its generators are still those of the checkpoint.
         mine = self._rng or rng_state()
-        states: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
+        states = everyones(mine)
         checkpoint["flexgen"] = {
             "counters": self.counters.state_dict(),
             "rng": states,
@@ -273,7 +312,13 @@ class Generative(pl.LightningModule):
             self._rng = None
         elif rank := self.trainer.global_rank:
             # Seeded alike to build the same weights, all processes would draw the same codes.
-            torch.manual_seed(torch.initial_seed() + rank)
+            torch.manual_seed(seed_of_rank(torch.initial_seed(), rank))
+        if self.trainer.world_size > 1:
+            # Each process has seen other batches. Left apart, the running statistics would differ
+            # when codes are drawn by a score or reversed, and no process but zero saves its own.
+            norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.training]
+            running = [[m.running_mean, m.running_var] for m in norms]
+            self._statistics = [b for pair in running for b in pair if b is not None]
 
 
 def at_least_one(name: str, count: int) -> None:

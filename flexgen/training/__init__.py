@@ -10,13 +10,15 @@ from flexgen.training.checkpoint import (
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.csv_logger import CSVLogger
 from flexgen.training.ema import EMA
-from flexgen.training.rng import isolated_rng, rng_state, set_rng_state
+from flexgen.training.processes import everyones, take_from_zero
+from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_state
 
 __all__ = [
     "EMA",
     "CSVLogger",
     "Counters",
     "Schedule",
+    "everyones",
     "file_sha256",
     "find_checkpoints",
     "isolated_rng",
@@ -24,5 +26,7 @@ __all__ = [
     "load_checkpoint",
     "rng_state",
     "save_checkpoint",
+    "seed_of_rank",
     "set_rng_state",
+    "take_from_zero",
 ]

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["isolated_rng", "rng_state", "set_rng_state"]
+__all__ = ["isolated_rng", "rng_state", "seed_of_rank", "set_rng_state"]
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """A seed for process `rank` of a run with `seed`, `seed` itself for process zero.
+
+    Not `seed + rank`: process 1 of seed 0 would draw what process 0 of seed 1 draws, and the seeds
+    of a study would not be independent.
+    """
+    if rank == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def rng_state() -> dict[str, Any]:
