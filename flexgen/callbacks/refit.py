@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
-from flexgen.callbacks.reversal import reverse_split
+from flexgen.callbacks.reversal import codes_of_data, reverse_split
 from flexgen.callbacks.scheduled import ALONE, Scheduled
 from flexgen.metrics import EnergyDistance
 from flexgen.models import Generative
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class PriorRefit(Scheduled):
-    """Reverses training data, fits a prior to their codes, and goes on from it if it is closer.
+    """Fits a prior to the codes of training data, and goes on from it if it is closer.
 
     Each step in `at` is one round, with a stage of the model's prior of its own. Before each the
     whole state is saved as `checkpoints/before_refit_step=….ckpt`, so that another prior, or none,
@@ -40,12 +40,14 @@ class PriorRefit(Scheduled):
     Args:
         prior: the prior to fit, untrained; every round fits a copy of it.
         at: generator steps of the rounds.
-        n: how many training images to reverse, at most what there are; None: all.
-        n_held_out: how many held-out images to reverse.
+        n: codes of how many training images, at most what there are; None: all.
+        n_held_out: codes of how many held-out images.
         keep: "closer", "always" or "never".
-        source: "data", or "prior": then the codes are draws from the prior in use, which nothing
-            is reversed for. It distils a prior that needs the critic, a masked one say, into one
-            that does not; `refit/energy_after` against `refit/energy_floor` is what that loses.
+        source: of the codes. "data": draws of the model's posterior, one for each image, which
+            are a sample of the aggregate posterior; of a model without one, by reversal.
+            "reversal": always that. "prior": draws from the prior in use, which distils a prior
+            that needs the critic, a masked one say, into one that does not;
+            `refit/energy_after` against `refit/energy_floor` is what that loses.
         options: passed on to :func:`flexgen.reversal.reverse`.
         seed: of the draws and the fit; training draws the same numbers with or without a refit.
         progress: whether to draw progress bars.
@@ -54,7 +56,8 @@ class PriorRefit(Scheduled):
         ValueError: for an unknown `keep` or `source`, for `keep="closer"` with draws from the
             prior itself, to which none is closer, or no step in `at`.
 
-    Source: Kilcher et al., section 3 and figure 1.
+    Source: Kilcher et al., section 3 and figure 1; of a VAE, whose best prior is its aggregate
+    posterior, Hoffman & Johnson, "ELBO surgery", 2016.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class PriorRefit(Scheduled):
         super().__init__(at=at, at_end=False)
         if keep not in ("closer", "always", "never"):
             raise ValueError(f"`keep` must be closer, always or never, got {keep!r}")
-        if source not in ("data", "prior"):
-            raise ValueError(f"`source` must be data or prior, got {source!r}")
+        if source not in ("data", "reversal", "prior"):
+            raise ValueError(f"`source` must be data, reversal or prior, got {source!r}")
         if source == "prior" and keep == "closer":
             raise ValueError(
                 "`keep=closer` cannot be met with `source=prior`, no prior is closer to its own "
@@ -160,7 +163,8 @@ class PriorRefit(Scheduled):
                 drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))
             return drawn
         options = {"seed": self.seed, "progress": self.progress, **self.options}
-        return reverse_split(model, data, split, n, **options)
+        find = codes_of_data if self.source == "data" else reverse_split
+        return find(model, data, split, n, **options)
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
         log.info(

@@ -22,6 +22,7 @@ from flexgen.training.checkpoint import write_atomically
 __all__ = [
     "ReversalScore",
     "base_space",
+    "codes_of_data",
     "codes_path",
     "load_codes",
     "prior_options",
@@ -134,6 +135,23 @@ def reverse_split(
             model.sampler, model.prior, x.to(model.device), data.range, seed=seed, **options
         )
     return found.z[found.loss.isfinite()]
+
+
+def codes_of_data(
+    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
+) -> Tensor:
+    """Codes that a model gives examples of a split: its posterior's draws, else by reversal.
+
+    Arguments and value are those of :func:`reverse_split`, which takes `options`.
+    """
+    x, _ = data.split(split, None if n is None else min(n, data.size(split)), seed)
+    # Of two splits by one seed: with the same noise, their codes would not be independent.
+    own = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)
+    with isolated_rng(int(own[0])):
+        codes = model.encode(x.to(model.device))
+    if codes is None:
+        codes = reverse_split(model, data, split, n, seed=seed, **options)
+    return codes
 
 
 class ReversalScore(Measurement):

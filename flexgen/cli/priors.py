@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from flexgen.callbacks import ReversalScore
-from flexgen.callbacks.reversal import reverse_split
-from flexgen.cli.build import Parts
+from flexgen.callbacks.reversal import codes_of_data
+from flexgen.cli.build import Parts, start_prior
 from flexgen.priors import fit_prior
 from flexgen.priors.reweighted import Reweighted
 from flexgen.priors.staged import event_dim
@@ -26,7 +26,7 @@ def codes_of(
     seed: int = 0,
     progress: bool = True,
 ) -> Tensor:
-    """Codes `(n, latent_dim)` of a run's data under its generator, found as the run finds them.
+    """Codes `(n, latent_dim)` of a run's data: of its posterior, else as the run reverses them.
 
     Args:
         parts: a trained run; nothing in it changes.
@@ -36,7 +36,7 @@ def codes_of(
         progress: whether to draw a progress bar.
     """
     options = {**own_options(parts), "seed": seed, "progress": progress}
-    return reverse_split(parts.model, parts.data, split, n, **options)
+    return codes_of_data(parts.model, parts.data, split, n, **options)
 
 
 def own_options(parts: Parts) -> dict[str, Any]:
@@ -85,6 +85,7 @@ def prior_for(
                 f"got ({dim},); leave `prior.latent_dim` out"
             )
         model.attach(prior)
+        start_prior(prior, parts.data, seed)
         learner = prior
         while isinstance(learner, Reweighted):
             learner = learner.base

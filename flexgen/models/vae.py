@@ -107,6 +107,12 @@ class VAE(Generative):
         """Codes `(n, latent_dim)` to E[x|z]."""
         return _Mean(self.likelihood)
 
+    @torch.no_grad()
+    def encode(self, x: Tensor, batch_size: int = 1000) -> Tensor:
+        """A draw from q(z|x) of each datum: together a sample of the aggregate posterior."""
+        with self.evaluating():
+            return torch.cat([self.posterior(batch).sample() for batch in x.split(batch_size)])
+
     def check_prior(self, prior: nn.Module) -> None:
         check_density(prior)
 
