@@ -7,12 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from torch import nn
 
 from flexgen.callbacks import Measurement, PriorRefit
 from flexgen.models import Generative
 from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
-__all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained"]
+__all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained", "start_prior"]
 
 
 @dataclass
@@ -49,7 +50,21 @@ def build(config: dict[str, Any]) -> Parts:
     _check_fit(model, data)
     data.prepare_data()
     data.setup("fit")
+    start_prior(model.prior, data, config["seed"])
     return Parts(model, data, callbacks)
+
+
+def start_prior(prior: nn.Module, data: Any, seed: int) -> None:
+    """Put every part of a prior that starts from training data at a random few of them.
+
+    Raises:
+        ValueError: if it wants more than there are.
+    """
+    for module in prior.modules():
+        if hasattr(module, "start"):
+            wanted: int = module.num_components  # type: ignore[assignment]
+            x, _ = data.split("train", min(wanted, data.size("train")), seed)
+            module.start(x)  # type: ignore[operator]
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -108,6 +108,8 @@ class Adversarial(Generative):
         return self.generator if self.ema is None else self.ema.module
 
     def attach(self, prior: nn.Module) -> None:
+        for module in prior.modules():
+            self.attach_posterior(module)
         attach_critic(prior, self.sampler, self.critic, self.objective.clip)
 
     def check_fit(

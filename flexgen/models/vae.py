@@ -57,8 +57,9 @@ class VAE(Generative):
         log_every: generator steps between two rows of losses.
 
     Raises:
-        ValueError: if the prior has no density everywhere, a size is out of range, or a change of
-            the KL term is asked for K above 1, whose bound has no such term.
+        ValueError: if the prior has no density everywhere, or is made of posteriors that have
+            none, a size is out of range, or a change of the KL term is asked for K above 1, whose
+            bound has no such term.
 
     Source: Kingma & Welling, 2014, eq. 7 and 10; Burda et al., 2016, eq. 8 (K > 1); Kingma et al.,
     2016, eq. 15 (free bits); Huang et al., "Learnable explicit density", 2017, eq. 5 (a prior that
@@ -101,6 +102,7 @@ class VAE(Generative):
         self.importance_samples, self.draws = importance_samples, draws
         self.kl_warmup, self.free_bits = kl_warmup, free_bits
         self._optimizer, self._scheduler = optimizer, scheduler
+        self.attach(self.prior)
 
     @property
     def sampler(self) -> nn.Module:
@@ -112,6 +114,10 @@ class VAE(Generative):
         """A draw from q(z|x) of each datum: together a sample of the aggregate posterior."""
         with self.evaluating():
             return torch.cat([self.posterior(batch).sample() for batch in x.split(batch_size)])
+
+    def attach_posterior(self, prior: nn.Module) -> None:
+        if hasattr(prior, "attach_posterior"):
+            prior.attach_posterior(self.posterior)  # type: ignore[operator]
 
     def check_prior(self, prior: nn.Module) -> None:
         check_density(prior)
@@ -246,7 +252,7 @@ def check_density(prior: nn.Module) -> None:
     if not getattr(prior, "has_log_prob", True):
         raise ValueError(
             f"a VAE needs the density of its prior, and a {name} prior has none; "
-            "use prior=normal, gaussian, mixture, learnable_mixture, realnvp, maf or zuko_nsf"
+            "use prior=normal, gaussian, mixture, learnable_mixture, vamp, realnvp, maf or zuko_nsf"
         )
     if getattr(prior, "support", None) is not None:
         raise ValueError(

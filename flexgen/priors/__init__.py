@@ -8,7 +8,9 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 * ``support``: the (low, high) box that codes live in, or None,
 * ``fit(codes, …)``: present on priors that learn from codes,
 * ``attach(score)``: present on priors that draw by a critic's score, and
-  ``at(player, step, score)`` where training steps draw by it too.
+  ``at(player, step, score)`` where training steps draw by it too,
+* ``attach_posterior(posterior)``: present on priors made of a VAE's posteriors,
+* ``start(x)``: present on priors that start from ``num_components`` training data.
 """
 
 from flexgen.priors.fitting import fit_prior
@@ -21,6 +23,7 @@ from flexgen.priors.reweighted import Masked, Weighted
 from flexgen.priors.sampled import Langevin, Rejection
 from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
+from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
     "MAF",
@@ -31,12 +34,14 @@ __all__ = [
     "LearnableMixture",
     "Masked",
     "Mixture",
+    "MixtureOfPosteriors",
     "Normal",
     "Pushforward",
     "RealNVP",
     "Rejection",
     "Staged",
     "Uniform",
+    "Vamp",
     "Weighted",
     "fit_prior",
 ]

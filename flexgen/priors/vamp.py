@@ -1,0 +1,296 @@
+"""Mixtures of a VAE's own posteriors: VampPrior, and posteriors of training data."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from flexgen.priors.fitting import maximise_likelihood
+from flexgen.priors.gaussian import check_codes
+from flexgen.priors.simple import check_latent_dim
+
+__all__ = ["MixtureOfPosteriors", "PosteriorMixture", "Vamp"]
+
+# Numbers in one block of densities: of 20,000 codes under 500 posteriors all would take gigabytes.
+_AT_ONCE = 2**22
+_DRAWS_A_PASS = 1000
+# Of a pixel's range: at its ends a sigmoid would have no slope.
+_MARGIN = 0.05
+
+
+class PosteriorMixture(Distribution):
+    r"""Σₖ wₖ q(z|uₖ) over vectors.
+
+    Args:
+        posterior: inputs to q(z|u), a batch of distributions with densities.
+        inputs: u, `(K, *shape)`.
+        log_weights: log w, `(K,)`, of weights with sum 1.
+        latent_dim: d.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(
+        self,
+        posterior: Callable[[Tensor], Distribution],
+        inputs: Tensor,
+        log_weights: Tensor,
+        latent_dim: int,
+    ) -> None:
+        self.posterior, self.inputs, self.log_weights = posterior, inputs, log_weights
+        super().__init__(event_shape=torch.Size((latent_dim,)), validate_args=False)
+
+    @functools.cached_property
+    def components(self) -> Distribution:
+        return self.posterior(self.inputs)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        k = torch.multinomial(self.log_weights.exp(), math.prod(sample_shape), replacement=True)
+        draws = [self.posterior(self.inputs[part]).rsample() for part in k.split(_DRAWS_A_PASS)]
+        return torch.cat(draws).view(*sample_shape, *self._event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = value.reshape(-1, 1, *self._event_shape)
+        rows = max(1, _AT_ONCE // (len(self.inputs) * z.shape[-1]))
+        parts = [
+            (self.components.log_prob(part) + self.log_weights).logsumexp(1)
+            for part in z.split(rows)
+        ]
+        return torch.cat(parts).view(value.shape[:-1])
+
+
+class _OfPosteriors(nn.Module):
+    """A mixture of a model's posteriors q(z|uₖ), which only a model that has them can hand over.
+
+    The posterior is no part of the prior: it is the model's, saved and trained there once. A copy
+    of the model has a prior of its own posterior; a copy of the prior alone takes a posterior
+    along, as it is then.
+    """
+
+    has_log_prob = True
+    support: tuple[float, float] | None = None
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        num_components: int = 500,
+        weighted: bool = False,
+        steps: int = 1000,
+        batch_size: int = 200,
+        lr: float = 3e-3,
+        patience: int = 10,
+    ) -> None:
+        super().__init__()
+        check_latent_dim(latent_dim)
+        if num_components < 1:
+            raise ValueError(
+                f"`num_components` must be at least 1, got {num_components}; "
+                "set `prior.num_components=500`"
+            )
+        self.latent_dim, self.num_components = latent_dim, num_components
+        self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
+        zeros = torch.zeros(num_components)
+        if weighted:
+            self.logits = nn.Parameter(zeros)
+        else:
+            self.register_buffer("logits", zeros, persistent=False)
+        # In a tuple: a module that were an attribute would be saved and trained as a part of this.
+        self._posterior: tuple[nn.Module] | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """u, `(num_components, *shape)`."""
+        raise NotImplementedError
+
+    def start(self, x: Tensor) -> None:
+        """Put the inputs at data.
+
+        Args:
+            x: `(num_components, *shape)`.
+
+        Raises:
+            ValueError: for another number of data or another shape.
+        """
+        if x.shape != (wanted := self.inputs.shape):
+            raise ValueError(
+                f"a {type(self).__name__} prior starts from data {tuple(wanted)}, got "
+                f"{tuple(x.shape)}; set `prior.num_components={len(x)}`"
+            )
+        with torch.no_grad():
+            self._place(x)
+
+    def attach_posterior(self, posterior: nn.Module) -> None:
+        """Be a mixture of this posterior from now on: data to q(z|x), with densities.
+
+        Raises:
+            ValueError: if it has no density of codes from outside.
+        """
+        if not getattr(posterior, "has_log_prob", True):
+            raise ValueError(
+                f"a {type(self).__name__} prior needs the density of any code under the posterior, "
+                "and this one knows that of its own draws only; use posterior=diagonal, full or "
+                "realnvp, or iaf, whose density takes its slow direction"
+            )
+        self._posterior = (posterior,)
+
+    def forward(self) -> PosteriorMixture:
+        weights = self.logits.log_softmax(0)
+        return PosteriorMixture(self._of, self.inputs, weights, self.latent_dim)
+
+    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+        """Learn from codes what there is to learn, under the posterior as it is, and freeze.
+
+        Args:
+            codes: `(n, latent_dim)`, at least 2.
+            seed: of the draws; the global generators are restored.
+            progress: whether to draw a progress bar.
+
+        Returns:
+            What :func:`~flexgen.priors.fitting.maximise_likelihood` does; where there is nothing
+            to learn, the `nll` of all the codes alone.
+
+        Raises:
+            ValueError: for codes of another shape, too few, or not finite.
+        """
+        check_codes(codes, self.latent_dim, at_least=2)
+        codes = codes.detach().to(self.logits)
+        with _fixed(self._attached()):
+            if next(self.parameters(), None) is None:
+                with torch.no_grad():
+                    return {"nll": -float(self().log_prob(codes).double().mean())}
+            return maximise_likelihood(
+                self, codes, seed=seed, progress=progress, steps=self.steps,
+                batch_size=self.batch_size, lr=self.lr, patience=self.patience,
+            )  # fmt: skip
+
+    def _place(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    def _attached(self) -> nn.Module:
+        if self._posterior is None:
+            raise RuntimeError(
+                f"a {type(self).__name__} prior is a mixture of posteriors, and it was given none; "
+                "call `prior.attach_posterior(posterior)`"
+            )
+        return self._posterior[0]
+
+    def _of(self, x: Tensor) -> Distribution:
+        q: Distribution = self._attached()(x)
+        return q
+
+
+class Vamp(_OfPosteriors):
+    r"""p(z) = Σₖ wₖ q(z|uₖ), a mixture of the VAE's posteriors of learned pseudo-inputs uₖ.
+
+    The pseudo-inputs are data of `data_range`, a sigmoid of their parameters. They learn with the
+    model. A refit learns them from codes under the posterior as it is then, and freezes them; the
+    posterior trains on, and the prior moves with it.
+
+    A density is `num_components` densities of the posterior. Those of an inverse autoregressive
+    posterior take its slow direction, one step a coordinate; a planar one has none.
+
+    Args:
+        latent_dim: d, at least 1.
+        shape: of a datum.
+        data_range: of a datum's values; None: not bounded.
+        **options: see :class:`MixtureOfPosteriors`.
+
+    Raises:
+        ValueError: for a size under 1 or an empty range.
+
+    Source: Tomczak & Welling, "VAE with a VampPrior", 2018, eq. 9, with 500 pseudo-inputs for
+    28 × 28 images. Departures: a sigmoid in the place of a clipped identity, whose gradient is 0
+    outside the range; pseudo-inputs start at training data, a twentieth of the range inside it.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: Sequence[int],
+        data_range: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(latent_dim, **options)
+        if data_range is not None and not data_range[1] > data_range[0]:
+            raise ValueError(f"`data_range` must be (low, high), got {tuple(data_range)}")
+        self.data_range = None if data_range is None else (*map(float, data_range),)
+        self.free = nn.Parameter(torch.randn(self.num_components, *shape))
+
+    @property
+    def inputs(self) -> Tensor:
+        if self.data_range is None:
+            return self.free
+        low, high = self.data_range
+        return low + (high - low) * self.free.sigmoid()
+
+    def _place(self, x: Tensor) -> None:
+        if self.data_range is not None:
+            low, high = self.data_range
+            x = torch.logit((x - low) / (high - low), eps=_MARGIN)
+        self.free.copy_(x)
+
+
+class MixtureOfPosteriors(_OfPosteriors):
+    r"""p(z) = Σₖ wₖ q(z|xₖ), a mixture of the VAE's posteriors of fixed training data xₖ.
+
+    The aggregate posterior, of `num_components` data. It moves as the posterior trains; with
+    `weighted` its weights learn, with the model or from codes in a refit.
+
+    What :class:`Vamp` says of densities holds here.
+
+    Args:
+        latent_dim: d, at least 1.
+        shape: of a datum.
+        num_components: K, at least 1, and at most the training data, of which :meth:`start` is
+            given as many, drawn at random; until then the inputs mean nothing.
+        weighted: whether the weights learn; else all are 1/K.
+        steps: optimizer steps of a fit, at most.
+        batch_size: codes a step.
+        lr: step size of its Adam.
+        patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
+            Where K is much of the training data, their own posteriors are in the mixture from the
+            start, and they say little of new codes.
+
+    Raises:
+        ValueError: for a size under 1.
+
+    Source: Tomczak & Welling, 2018, section 2, and their baseline whose inputs are data.
+    """
+
+    data: Tensor
+
+    def __init__(self, latent_dim: int, shape: Sequence[int], **options: Any) -> None:
+        super().__init__(latent_dim, **options)
+        self.register_buffer("data", torch.zeros(self.num_components, *shape))
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.data
+
+    def _place(self, x: Tensor) -> None:
+        self.data.copy_(x)
+
+
+@contextmanager
+def _fixed(posterior: nn.Module) -> Iterator[None]:
+    """In eval mode, its parameters without gradients; afterwards as it was."""
+    learning = [p for p in posterior.parameters() if p.requires_grad]
+    training = [m for m in posterior.modules() if m.training]
+    for p in learning:
+        p.requires_grad = False
+    posterior.eval()
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad = True
+        for m in training:
+            m.training = True
