@@ -106,6 +106,7 @@ class PriorRefit(Scheduled):
         for step in self.at if not self._stage_at else ():
             model.check_prior(self.prior)
             fresh = copy.deepcopy(self.prior).requires_grad_(False)
+            model.attach(fresh)
             self._stage_at[step] = model.prior.append(fresh)
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
