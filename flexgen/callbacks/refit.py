@@ -40,11 +40,11 @@ class PriorRefit(Scheduled):
     Args:
         prior: the prior to fit, untrained; every round fits a copy of it.
         at: generator steps of the rounds.
-        n: codes of how many training images, at most what there are; None: all.
-        n_held_out: codes of how many held-out images.
+        n: codes of training images, no more by reversal than there are; None: one of each.
+        n_held_out: codes of held-out images.
         keep: "closer", "always" or "never".
-        source: of the codes. "data": draws of the model's posterior, one for each image, which
-            are a sample of the aggregate posterior; of a model without one, by reversal.
+        source: of the codes. "data": draws of the model's posterior, from each image in turn,
+            which are a sample of the aggregate posterior; of a model without one, by reversal.
             "reversal": always that. "prior": draws from the prior in use, which distils a prior
             that needs the critic, a masked one say, into one that does not;
             `refit/energy_after` against `refit/energy_floor` is what that loses.

@@ -142,13 +142,14 @@ def codes_of_data(
 ) -> Tensor:
     """Codes that a model gives examples of a split: its posterior's draws, else by reversal.
 
-    Arguments and value are those of :func:`reverse_split`, which takes `options`.
+    Arguments and value are those of :func:`reverse_split`, which takes `options`. But a posterior
+    gives `n` codes of fewer examples too, several of each: a sample of the same aggregate posterior.
     """
     x, _ = data.split(split, None if n is None else min(n, data.size(split)), seed)
     # Of two splits by one seed: with the same noise, their codes would not be independent.
     own = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)
     with isolated_rng(int(own[0])):
-        codes = model.encode(x.to(model.device))
+        codes = model.encode(x[torch.arange(n or len(x)) % len(x)].to(model.device))
     if codes is None:
         codes = reverse_split(model, data, split, n, seed=seed, **options)
     return codes
