@@ -13,7 +13,7 @@ from flexgen.callbacks.checkpoint import save
 from flexgen.callbacks.reversal import codes_of_data, reverse_split
 from flexgen.callbacks.scheduled import ALONE, Scheduled
 from flexgen.metrics import EnergyDistance
-from flexgen.models import Generative
+from flexgen.models import VAE, Generative
 from flexgen.priors import fit_prior
 from flexgen.training import isolated_rng
 
@@ -31,11 +31,13 @@ class PriorRefit(Scheduled):
 
     Closer means: a smaller energy distance from draws to the codes of held-out data than the prior
     in use has. It is unbiased: at the sizes of codes the earth mover's distance between two samples
-    is mostly their noise, and calls a prior that is too narrow closer than the right one.
+    is mostly their noise, and calls a prior that is too narrow closer than the right one. Of a VAE
+    it means a smaller −E log p(z) of held-out codes, all that a prior adds to the bound: it tells
+    apart priors between which the energy distance sees only noise.
 
     Logged: `refit/energy_before`, `refit/energy_after`, `refit/energy_floor` (the distance of the
-    training codes themselves, about 0), `refit/condition` where the fit reports it, `refit/kept`
-    and `prior/stage`.
+    training codes themselves, about 0), of a VAE `refit/nll_before` and `refit/nll_after` (nats of
+    a held-out code), `refit/condition` where the fit reports it, `refit/kept` and `prior/stage`.
 
     Args:
         prior: the prior to fit, untrained; every round fits a copy of it.
@@ -152,6 +154,14 @@ class PriorRefit(Scheduled):
             }
         values |= {f"refit/{name}": value for name, value in fitted.items()}
         closer = values["refit/energy_after"] < values["refit/energy_before"]
+        if isinstance(model, VAE):
+            with torch.no_grad():
+                before, after = (
+                    -float(p().log_prob(held_out).mean()) for p in (model.prior, prior)
+                )
+            log.info("refit: -log p(z) of held-out codes %.3f -> %.3f nats", before, after)
+            values |= {"refit/nll_before": before, "refit/nll_after": after}
+            closer = after < before
         kept = self.keep == "always" or (self.keep == "closer" and closer)
         if kept:
             model.prior.use(stage)

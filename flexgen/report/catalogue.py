@@ -98,6 +98,8 @@ METRICS: dict[str, Metric] = {
         Metric("refit/energy_before", "Old prior to codes", "lower", "energy distance, held out"),
         Metric("refit/energy_after", "New prior to codes", "lower", "energy distance, held out"),
         Metric("refit/energy_floor", "Training codes to codes", "", "energy distance, held out"),
+        Metric("refit/nll_before", "Old prior, codes", "lower", "−log p(z), held out, nats"),
+        Metric("refit/nll_after", "New prior, codes", "lower", "−log p(z), held out, nats"),
         Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),
         Metric("prior/stage", "Prior stage", "", "0 is the first prior"),
     )
@@ -108,6 +110,7 @@ HEADLINE: tuple[str, ...] = (
     "pag/samples",
     "nll/samples",
     "elbo/bound",
+    "elbo/marginal_kl",
     "emd/samples",
     "fid",
     "kid",

@@ -15,6 +15,12 @@ from flexgen.report.run import Run
 
 WHEN = ("before", "after", "control")
 
+# What decides whether a refit is kept, by the first that was logged.
+_CLOSER = {
+    "refit/nll": "−log p(z) of held-out codes, nats",
+    "refit/energy": "distance to held-out codes",
+}
+
 _NOT_COMPARED = ("loss/", "speed/", "refit/", "prior/")
 
 
@@ -53,20 +59,22 @@ class Refit:
     Args:
         step: the generator step.
         kept: whether the learned prior replaced the old one.
-        distance_before: distance of the old prior to held-out codes, NaN where not logged.
+        distance_before: of the old prior to held-out codes, NaN where not logged.
         distance_after: the same for the learned prior.
+        distance: what it is and its unit.
     """
 
     step: int
     kept: bool
     distance_before: float
     distance_after: float
+    distance: str = "distance to held-out codes"
 
     def __str__(self) -> str:
         verdict = "kept" if self.kept else "not kept, the run went on from the old prior"
         if np.isfinite([self.distance_before, self.distance_after]).all():
             verdict += (
-                f" (distance to held-out codes: old prior {number(self.distance_before)}, "
+                f" ({self.distance}: old prior {number(self.distance_before)}, "
                 f"learned prior {number(self.distance_after)})"
             )
         return f"refit at generator step {self.step:,}: {verdict}"
@@ -169,10 +177,12 @@ def _refits(run: Run) -> Iterator[Refit]:
     kept = run.curves.get("refit/kept")
     if kept is not None:
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
-            distances = [
-                _at_row(run.curves.get(f"refit/energy_{when}"), row) for when in ("before", "after")
-            ]
-            yield Refit(int(step), bool(value > 0), *distances)
+            measured = {
+                text: [_at_row(run.curves.get(f"{name}_{when}"), row) for when in ("before", "after")]
+                for name, text in _CLOSER.items()
+            }
+            found = [(*pair, text) for text, pair in measured.items() if np.isfinite(pair).all()]
+            yield Refit(int(step), bool(value > 0), *(found or [(np.nan, np.nan)])[0])
         return
     stage = run.curves.get("prior/stage")
     if stage is not None:
