@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
+from flexgen.cli.trust import check_form, confine
+from flexgen.elsewhere import check_folder, parse_plain, read_start
 
 __all__ = [
     "compose_prior",
@@ -109,14 +110,18 @@ def explain(command: str) -> str:
     return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
 
 
-def load_config(run_dir: Path) -> dict[str, Any]:
+def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
     """The configuration that a run saved, with its paths as they are today.
 
     A run directory may have been moved since, and `FLEXGEN_DATA` may name another place for data.
 
+    Args:
+        run_dir: the run.
+        trust: whether it may build and write whatever it says; see :mod:`flexgen.cli.trust`.
+
     Raises:
         FileNotFoundError: if `run_dir` is not a run directory.
-        ValueError: if its configuration is damaged.
+        ValueError: if its configuration is damaged, or may not do what it says.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -125,15 +130,21 @@ def load_config(run_dir: Path) -> dict[str, Any]:
         )
         hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
         raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
+    if not trust:
+        check_folder(run_dir)
     try:
-        saved = yaml.safe_load(path.read_text())
-        moved = [(saved["paths"]["run_dir"], str(run_dir))]
-        if data_dir := os.environ.get("FLEXGEN_DATA"):
-            moved.append((saved["paths"]["data_dir"], data_dir))
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
+        saved = parse_plain(read_start(path))
+        check_form(saved)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
-    return relocate(saved, moved)
+    moved = [(saved["paths"]["run_dir"], str(run_dir))]
+    if data_dir := os.environ.get("FLEXGEN_DATA"):
+        moved.append((saved["paths"]["data_dir"], data_dir))
+    saved = relocate(saved, moved)
+    if not trust:
+        confine(saved, run_dir)
+    return saved
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -185,12 +196,16 @@ def task_overrides() -> list[str]:
 
 
 def _take_run(command: str, argv: list[str]) -> list[str]:
-    """Take `run=` and `checkpoint=` out of `argv`: to Hydra a `=` in a path is a mistake."""
-    paths, rest = _take(argv, {"run": "", "checkpoint": ""})
+    """Take `run=`, `checkpoint=` and `trust=` out of `argv`: in a path Hydra takes `=` amiss."""
+    paths, rest = _take(argv, {"run": "", "checkpoint": "", "trust": "false"})
+    if paths["trust"] not in ("true", "false"):
+        raise ValueError(f"`trust` must be true or false, got {paths['trust']!r}")
     saved: dict[str, Any] = {}
     if paths["run"]:
         run_dir = Path(paths["run"]).resolve()
-        saved = load_config(run_dir) | {"run": str(run_dir)}
+        # Tab completion builds nothing, and waits for no import.
+        trust = paths["trust"] == "true" or "-sc" in argv
+        saved = load_config(run_dir, trust) | {"run": str(run_dir)}
     elif not any(word.startswith("-") for word in argv):
         raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
     saved["checkpoint"] = paths["checkpoint"] or None

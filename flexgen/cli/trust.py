@@ -1,0 +1,227 @@
+"""What a saved configuration may build and where it may write, unless its run is trusted."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
+
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from flexgen._conf import conf_dir
+from flexgen.cli.errors import tell
+from flexgen.elsewhere import lies_in
+
+__all__ = ["cache_dir", "check_form", "confine", "own_code", "rebuilding"]
+
+_PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics",
+             "pytorch_lightning", "zuko")  # fmt: skip
+
+# Where a class is defined says what it is, whatever name leads to it. Of torchmetrics, those that
+# neither download a network nor take the name of one; of Lightning, what our YAML builds.
+_HOMES = (
+    *(f"flexgen.{part}" for part in ("callbacks", "data", "flows", "likelihoods", "models",
+      "networks", "objectives", "posteriors", "priors", "training.csv_logger",
+      "training.wandb_logger")),
+    "torch.nn", "torch.optim", "torchvision.transforms", "zuko",
+    *(f"torchmetrics.{part}" for part in ("aggregation", "classification", "clustering", "nominal",
+      "regression", "retrieval")),
+    *(f"pytorch_lightning.{part}" for part in ("trainer.trainer", "loggers.csv_logs",
+      "loggers.tensorboard", "loggers.wandb")),
+)  # fmt: skip
+
+# Others could name a server, or have source code sent to one.
+_OF_LOGGERS = {
+    "TensorBoardLogger": {"name", "version", "sub_dir", "prefix", "log_graph", "default_hp_metric"},
+    "WandbLogger": {"project", "entity", "name", "group", "job_type", "id", "tags", "notes", "last",
+                    "offline", "resume", "log_model", "version", "prefix"},
+}  # fmt: skip
+
+_MOST_THREADS = 1024  # some thousands end the process, without a word
+
+
+def check_form(saved: dict[str, Any]) -> None:
+    """Refuse a configuration that no run can have saved.
+
+    Raises:
+        ValueError: saying what is wrong, in a few words.
+    """
+    for name in ("hydra", "defaults"):  # those of the command itself, with its code
+        if name in saved:
+            raise ValueError(f"it sets `{name}`, which no run saves")
+    for name, kind in (("paths", dict), ("seed", int), ("steps", int), ("callbacks", dict),
+                       ("logger", dict)):  # fmt: skip
+        if not isinstance(saved.get(name), kind):
+            raise ValueError(f"`{name}` must be there, as {kind.__name__}")
+    for name in ("run_dir", "data_dir"):
+        if not isinstance(saved["paths"].get(name), str) or not saved["paths"][name]:
+            raise ValueError(f"`paths.{name}` must be a path")
+    parts = {name: saved.get(name) for name in ("data", "model", "trainer")}
+    for group in ("callbacks", "logger"):
+        parts |= {f"{group}.{k}": v for k, v in saved[group].items() if v is not None}
+    for name, part in parts.items():
+        if not isinstance(part, dict) or not isinstance(part.get("_target_"), str):
+            raise ValueError(f"`{name}` must have a `_target_`")
+    if not {"accelerator", "strategy"} <= saved["trainer"].keys():
+        raise ValueError("`trainer` must have `accelerator` and `strategy`")
+    threads = saved.get("threads")
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= _MOST_THREADS):
+        raise ValueError(f"`threads` must be from 1 to {_MOST_THREADS}, got {threads!r:.40}")
+
+
+def confine(saved: dict[str, Any], run_dir: Path) -> None:
+    """Refuse what a run that is not trusted must not build; have the rest write in its folder.
+
+    Each `_target_`, at any depth, must be a class that FlexGen or one of the libraries it builds on
+    defines for such use. What these write goes into the run's folder, and trained classifiers into
+    the user's own cache, whatever the configuration says; nothing is downloaded. Data are read from
+    where it says, as data: they are not what a run is made of, and its own runs name them so.
+
+    Args:
+        saved: its configuration; changed in place.
+        run_dir: its folder.
+
+    Raises:
+        ValueError: naming the key, what it is, and `trust=true`.
+    """
+    targets = list(_targets(saved, ""))
+    for where, node in targets:
+        _check_name(where, node)
+    for where, node in targets:
+        _check_class(where, node, run_dir)
+    saved["paths"] |= {"run_dir": str(run_dir), "cache_dir": cache_dir()}
+    if saved["data"].get("download"):
+        saved["data"]["download"] = False
+    for name in saved.keys() - {"paths", "data"}:
+        _check_paths(name, saved[name], run_dir)
+
+
+def cache_dir() -> str:
+    """The user's own folder of what can be computed again."""
+    return str(OmegaConf.load(conf_dir() / "common.yaml").paths.cache_dir)
+
+
+def own_code(command: str, words: list[str]) -> bool:
+    """Whether a command line names code of the user's own, which may lie in the working directory.
+
+    Without, it is not looked for there: it may be the folder of a run from elsewhere.
+    """
+    named = ("generator=", "trust=true")
+    return command == "train" or any("_target_" in w or w.startswith(named) for w in words)
+
+
+@contextmanager
+def rebuilding(run_dir: Path) -> Iterator[None]:
+    """Say that a run cannot be rebuilt, where its parts fail in ways of their own.
+
+    Raises:
+        ValueError: instead of what is no mistake that a part has seen itself.
+    """
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException = error
+        while isinstance(inner, InstantiationException) and inner.__cause__ is not None:
+            inner = inner.__cause__
+        if isinstance(inner, (ValueError, OSError, RuntimeError, FloatingPointError)):
+            raise
+        reason = tell(inner).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")
+        raise ValueError(
+            f"{run_dir} cannot be rebuilt from its configuration: {reason[:300]}; restore its "
+            "config.yaml and checkpoints, and check what was typed"
+        ) from error
+
+
+def _targets(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value or "_args_" in value:
+            yield where, value
+        for key, item in value.items():
+            yield from _targets(item, f"{where}.{key}".strip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _targets(item, f"{where}[{i}]")
+
+
+def _check_name(where: str, node: dict[str, Any]) -> None:
+    """What can be told without importing anything."""
+    name = node.get("_target_")
+    if "_args_" in node:
+        raise _untrusted(f"{where}._args_", "arguments without their names")
+    words = isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+    if not words or not any(str(name).startswith(f"{package}.") for package in _PACKAGES):
+        raise _untrusted(f"{where}._target_", name)
+
+
+def _check_class(where: str, node: dict[str, Any], run_dir: Path) -> None:
+    name: str = node["_target_"]
+    found = _find(name)
+    if found is None:  # this installation lacks it, which Hydra says better
+        return
+    if not isinstance(found, type) or not _at_home(found):
+        raise _untrusted(f"{where}._target_", name)
+    # Not only those that are there: the default may be the working directory.
+    mine = {"save_dir": str(run_dir), "default_root_dir": str(run_dir),
+            "cache_dir": f"{cache_dir()}/classifiers"}  # fmt: skip
+    taken = inspect.signature(found).parameters.keys()
+    node.update({key: value for key, value in mine.items() if key in taken})
+    allowed = _OF_LOGGERS.get(found.__name__)
+    for key in node:
+        special = key.startswith("_") or key in mine
+        if allowed is not None and not special and key not in allowed:
+            raise _untrusted(f"{where}.{key}", node[key])
+
+
+def _find(name: str) -> Any:
+    """What a dotted name leads to by way of modules of its own package; None: nothing, or more."""
+    parts = name.split(".")
+    found: Any = None
+    for i in range(len(parts)):
+        path = ".".join(parts[: i + 1])
+        if found is not None and hasattr(found, parts[i]):
+            found = getattr(found, parts[i])
+        else:
+            try:
+                found = import_module(path)
+            except ImportError:
+                return None
+        if i < len(parts) - 1 and not (isinstance(found, ModuleType) and found.__name__ == path):
+            return False  # through another package, or into a class
+    return found
+
+
+def _at_home(found: type) -> bool:
+    import torch
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.loggers import Logger
+
+    kinds = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
+             Trainer, Logger)  # fmt: skip
+    home = found.__module__
+    listed = any(home == prefix or home.startswith(f"{prefix}.") for prefix in _HOMES)
+    return listed and (home.startswith("flexgen.") or issubclass(found, kinds))
+
+
+def _check_paths(where: str, value: Any, run_dir: Path) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_paths(f"{where}.{key}", item, run_dir)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_paths(f"{where}[{i}]", item, run_dir)
+    elif isinstance(value, str):
+        path = PurePath(value)
+        leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
+        own = any(lies_in(Path(value), Path(folder)) for folder in (run_dir, cache_dir()))
+        if leads and not own:
+            raise _untrusted(where, value)
+
+
+def _untrusted(where: str, what: object) -> ValueError:
+    return ValueError(
+        f"the run's `{where}` is {what!r:.80}, which a run from elsewhere may not use; if you "
+        "trust it, say trust=true"
+    )

@@ -1,0 +1,143 @@
+"""Runs from elsewhere: their files are read as plain values, and none outside their folder."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "read_start"]
+
+_MOST_CHARACTERS = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
+_MOST_VALUES = 20_000
+_DEEPEST = 50
+
+
+def read_start(path: Path) -> str:
+    """The text of a file, so much of it at most that :func:`parse_plain` refuses more.
+
+    Raises:
+        ValueError: if it is no UTF-8.
+    """
+    with path.open(encoding="utf-8") as file:
+        return file.read(_MOST_CHARACTERS + 1)
+
+
+def parse_plain(text: str) -> dict[str, Any]:
+    """The keys of a YAML text of plain values: nothing in it is computed, and its size is bounded.
+
+    Aliases are allowed as far as what they stand for is small when written out.
+
+    Raises:
+        ValueError: saying why it is none, in a few words.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        check_size(node, _children, _MOST_VALUES)
+        value = None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())[:120]) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it must hold keys, got {type(value).__name__}")
+    _check_plain(value, "")
+    return value
+
+
+def check_size(
+    value: Any, children: Callable[[Any], Iterable[Any]], most: int, deepest: int = _DEEPEST
+) -> None:
+    """Refuse what has many values when each is counted as often as it occurs, as in an alias bomb.
+
+    Args:
+        value: the root.
+        children: gives the values that a value holds.
+        most: how many there may be.
+        deepest: how deep they may be nested.
+
+    Raises:
+        ValueError: if there are more or deeper ones, or a value holds itself.
+    """
+    seen: dict[int, tuple[int, int]] = {}
+
+    def measure(value: Any, level: int) -> tuple[int, int]:
+        if level > deepest:
+            raise ValueError(f"it is nested deeper than {deepest}")
+        if id(value) not in seen:
+            seen[id(value)] = most + 1, 0  # as long as it is inside itself
+            found = [measure(child, level + 1) for child in children(value)]
+            count, depth = (sum(n for n, _ in found), max((d for _, d in found), default=0))
+            seen[id(value)] = 1 + count, 1 + depth
+        return seen[id(value)]
+
+    count, depth = measure(value, 1)
+    if count > most:
+        raise ValueError(f"it holds more than {most:,} values, or itself")
+    if depth > deepest:
+        raise ValueError(f"it is nested deeper than {deepest}")
+
+
+def check_folder(run_dir: Path) -> None:
+    """Refuse a run with links out of its folder, through which it would be read and written.
+
+    Raises:
+        ValueError: naming the link, or what is neither a file nor a folder.
+    """
+    for where, folders, files in os.walk(run_dir):
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if not lies_in(path, run_dir):
+                raise ValueError(
+                    f"{path} is a link out of the run's folder, to {os.readlink(path)}; put there "
+                    "what it links to, or if you trust this run say trust=true"
+                )
+            if not (path.is_symlink() or path.is_file() or path.is_dir()):
+                raise ValueError(f"{path} is neither a file nor a folder; remove it")
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, is in a folder."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def _children(node: yaml.Node | None) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r:.40} of `{where}` is no text")
+            _check_plain(key, where)
+            _check_plain(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif isinstance(value, str):
+        if "${" in value:
+            raise ValueError(f"`{where}` is {value!r:.60}, to be computed; write the value itself")
+        if "\0" in value or not _encodable(value):
+            raise ValueError(f"`{where}` is no text: {value!r:.40}")
+    elif isinstance(value, int):
+        if abs(value) >= 2**63:
+            raise ValueError(f"`{where}` is too large a number")
+    elif not (value is None or isinstance(value, float)):
+        raise ValueError(f"`{where}` is no plain value, got {type(value).__name__}")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: no path, and not to be printed
+        return False
+    return True
