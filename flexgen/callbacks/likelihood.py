@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
-from flexgen.flows import FlowDistribution
 from flexgen.metrics import (
     EnergyDistance,
     PriorAgreement,
@@ -19,7 +18,7 @@ from flexgen.metrics import (
     marginal_log_prob,
 )
 from flexgen.models import VAE, Generative
-from flexgen.priors.simple import DiagonalNormal
+from flexgen.priors import base_codes
 
 __all__ = ["LikelihoodScore"]
 
@@ -121,7 +120,7 @@ class LikelihoodScore(Measurement):
             "posterior/active_units": float(active_units(torch.cat(means), torch.cat(again))),
             "posterior/energy": float(energy.compute()),
         }
-        base = base_codes(p, z)
+        base = base_codes(model.prior, z)
         if base is not None and len(z) > z.shape[1]:
             pag.update(base)
             values["posterior/pag"] = float(pag.compute())
@@ -135,15 +134,6 @@ class LikelihoodScore(Measurement):
                 "elbo/marginal_kl": float((log_marginal - p.log_prob(z).double()).mean()),
             }
         return values
-
-
-def base_codes(prior: Distribution, z: Tensor) -> Tensor | None:
-    """Codes `(n, d)` in the base space of a normal or a flow, where N(0, I) stands; else None."""
-    if isinstance(prior, FlowDistribution):
-        return base_codes(prior.base, prior.transform.inverse(z)[0])
-    if isinstance(prior, DiagonalNormal):
-        return (z - prior.loc) / prior.scale
-    return None
 
 
 def _means(q: Distribution) -> tuple[Tensor, Tensor]:

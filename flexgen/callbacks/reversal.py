@@ -13,7 +13,7 @@ from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Generative
-from flexgen.priors import Pushforward
+from flexgen.priors import BaseSpace
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import isolated_rng
@@ -48,27 +48,26 @@ def load_codes(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-class _Pushed(nn.Module):
-    """G∘h, for a pushforward prior h."""
+class _Mapped(nn.Module):
+    """G∘f, for a prior that is a map f."""
 
-    def __init__(self, prior: Pushforward, generator: nn.Module) -> None:
+    def __init__(self, prior: nn.Module, generator: nn.Module) -> None:
         super().__init__()
         self.prior, self.generator = prior, generator
 
-    def forward(self, z: Tensor) -> Tensor:
-        x: Tensor = self.generator(self.prior.transform(z))
+    def forward(self, eps: Tensor) -> Tensor:
+        x: Tensor = self.generator(BaseSpace.of(self.prior).to_code(eps))
         return x
 
 
 def base_space(model: Generative) -> tuple[nn.Module, nn.Module]:
-    """The map from the normal or uniform space under the prior to data, and that space's prior.
+    """The map from the prior's base space to data, and the prior there.
 
-    With a pushforward prior h#p(z') it is G∘h on Z', else G on Z itself.
+    With a prior that is a map f, a pushforward or a flow, it is G∘f, else G on Z itself.
     """
     prior = model.prior.current
-    if isinstance(prior, Pushforward):
-        return _Pushed(prior, model.sampler), prior.base
-    return model.sampler, prior
+    base = BaseSpace.of(prior).prior
+    return (model.sampler, prior) if base is prior else (_Mapped(prior, model.sampler), base)
 
 
 def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
@@ -158,10 +157,11 @@ def codes_of_data(
 class ReversalScore(Measurement):
     """Reverses held-out data and scores the prior with PAG, beside both of its controls.
 
-    After a refit with a pushforward prior h the codes are those of G∘h in Z', against the normal
-    there (`space=base`): the same normal in the same dimension as before the refit. `space=code`
-    takes codes in Z, and so do priors without such a map; they are scored against a normal with
-    the prior's own spread.
+    Under a prior that is a map f of a simple one, a pushforward or a flow, the codes are those of
+    G∘f in its base space, against the normal there (`space=base`): the same normal in the same
+    dimension as before a refit. A step of the descent then takes f in its direction to codes,
+    which for MAF is one step a coordinate. `space=code` takes codes in Z, and so do priors without
+    such a map; they are scored against a normal with the prior's own spread.
 
     Logged: `pag/unit` with `pag/unit_low` and `pag/unit_high`, `pag/literal`, the full Gaussian
     KL `pag/kl` and its mean term `pag/kl_mean`; codes in Z against draws from the prior on Z,

@@ -6,6 +6,7 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 * ``latent_dim``: the size of its event, `event_shape == (latent_dim,)`,
 * ``has_log_prob``: whether `log_prob` exists; one without raises with the remedy,
 * ``support``: the (low, high) box that codes live in, or None,
+* ``base_space()``: present on priors that are a map of another, e.g. a flow's of N(0, I),
 * ``fit(codes, …)``: present on priors that learn from codes,
 * ``attach(score)``: present on priors that draw by a critic's score, and
   ``at(player, step, score)`` where training steps draw by it too,
@@ -13,6 +14,7 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 * ``start(x)``: present on priors that start from ``num_components`` training data.
 """
 
+from flexgen.priors.base import BaseSpace, base_codes
 from flexgen.priors.fitting import fit_prior
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
 from flexgen.priors.gaussian import Gaussian
@@ -27,6 +29,7 @@ from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
     "MAF",
+    "BaseSpace",
     "FlowPrior",
     "Gaussian",
     "KernelDensity",
@@ -43,5 +46,6 @@ __all__ = [
     "Uniform",
     "Vamp",
     "Weighted",
+    "base_codes",
     "fit_prior",
 ]

@@ -14,11 +14,13 @@ from flexgen.flows import (
     FlowDistribution,
     Inverse,
     LocationScale,
+    Permutation,
     Transform,
 )
+from flexgen.priors.base import BaseSpace
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes, covariance_factor
-from flexgen.priors.simple import DiagonalNormal
+from flexgen.priors.simple import Normal
 
 __all__ = ["MAF", "FlowPrior", "RealNVP"]
 
@@ -43,9 +45,6 @@ class FlowPrior(nn.Module):
 
     support: tuple[float, float] | None = None
 
-    loc: Tensor
-    scale: Tensor
-
     def __init__(
         self,
         flow: Transform,
@@ -64,11 +63,14 @@ class FlowPrior(nn.Module):
         self.latent_dim, self.has_log_prob = flow.features, flow.inverse_cost is not Cost.ABSENT
         self.transform = Chain([flow, LocationScale(flow.features)])
         self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
-        self.register_buffer("loc", torch.zeros(flow.features), persistent=False)
-        self.register_buffer("scale", torch.ones(flow.features), persistent=False)
+        self.base = Normal(flow.features)
 
     def forward(self) -> FlowDistribution:
-        return FlowDistribution(DiagonalNormal(self.loc, self.scale), self.transform)
+        return FlowDistribution(self.base(), self.transform)
+
+    def base_space(self) -> BaseSpace:
+        """The space of ε, to which a flow's inverse leads back."""
+        return BaseSpace(self.base, self._to_code, self._from_code if self.has_log_prob else None)
 
     def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
         """Learn from codes, and freeze.
@@ -83,13 +85,18 @@ class FlowPrior(nn.Module):
 
         Raises:
             ValueError: for codes of another shape, too few, not finite or all the same, or a map
-                without a density.
+                without a density or parameters.
         """
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         if not self.has_log_prob:
             raise ValueError(
                 f"a fit needs the density of codes, which {type(self.transform).__name__} lacks; "
                 "use prior=realnvp"
+            )
+        if next(self.parameters(), None) is None:
+            raise ValueError(
+                "a fit needs a map with parameters, got one of 0 layers; set `prior.num_layers=8`, "
+                "or use prior=gaussian for mean and covariance alone"
             )
         codes = codes.detach()
         covariance = torch.cov(codes.double().mT, correction=0)
@@ -98,9 +105,17 @@ class FlowPrior(nn.Module):
         frame.factor.copy_(covariance_factor(covariance))
         frame.loc.copy_(codes.double().mean(0))
         return maximise_likelihood(
-            self, codes.to(self.loc), seed=seed, progress=progress, steps=self.steps,
+            self, codes.to(self.base.loc), seed=seed, progress=progress, steps=self.steps,
             batch_size=self.batch_size, lr=self.lr, patience=self.patience,
         )  # fmt: skip
+
+    def _to_code(self, eps: Tensor) -> Tensor:
+        z: Tensor = self.transform(eps)[0]
+        return z
+
+    def _from_code(self, z: Tensor) -> Tensor:
+        eps: Tensor = self.transform.inverse(z)[0]
+        return eps
 
 
 class RealNVP(FlowPrior):
@@ -108,7 +123,7 @@ class RealNVP(FlowPrior):
 
     Args:
         latent_dim: d, at least 2.
-        num_layers: how many couplings.
+        num_layers: how many couplings, at least 2; or 0, which is N(0, I) and not to be fitted.
         hidden_features: width of each hidden layer of their networks.
         mask: "random", "alternating" or "checkerboard".
         shape: `(channels, height, width)` of a code, for the checkerboard.
@@ -135,10 +150,12 @@ class RealNVP(FlowPrior):
         activation: str = "ReLU",
         **fit: Any,
     ) -> None:
-        flow = Coupling(
-            latent_dim, num_layers=num_layers, hidden_features=hidden_features, mask=mask,
-            shape=shape, volume_preserving=volume_preserving, activation=activation,
-        )  # fmt: skip
+        flow: Transform = Permutation(range(latent_dim))
+        if num_layers:
+            flow = Coupling(
+                latent_dim, num_layers=num_layers, hidden_features=hidden_features, mask=mask,
+                shape=shape, volume_preserving=volume_preserving, activation=activation,
+            )  # fmt: skip
         super().__init__(flow, **fit)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from flexgen.priors.simple import check_latent_dim
+from flexgen.priors.base import BaseSpace
+from flexgen.priors.simple import Normal, check_latent_dim
 
 __all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
 
@@ -60,6 +61,10 @@ class Gaussian(nn.Module):
     def forward(self) -> FullNormal:
         return FullNormal(self.loc, scale_tril=self.factor, validate_args=False)
 
+    def base_space(self) -> BaseSpace:
+        """The space of ε in z = μ + L ε, with L the factor of Σ."""
+        return BaseSpace(Normal(self.latent_dim).to(self.loc), self._to_code, self._from_code)
+
     @torch.no_grad()
     def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
         """Take the mean and the covariance of codes.
@@ -80,6 +85,12 @@ class Gaussian(nn.Module):
         self.factor.copy_(covariance_factor(covariance))
         self.loc.copy_(codes.detach().double().mean(0))
         return {"nll_train": -float(self().log_prob(codes.to(self.loc)).mean())}
+
+    def _to_code(self, eps: Tensor) -> Tensor:
+        return torch.addmm(self.loc, eps, self.factor.mT)
+
+    def _from_code(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, (z - self.loc).mT, upper=False).mT
 
 
 def check_codes(codes: Tensor, latent_dim: int, *, at_least: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flexgen.objectives import LSGAN, Objective, gradient_penalty
+from flexgen.priors.base import BaseSpace
 from flexgen.priors.gaussian import covariance_factor
 from flexgen.priors.staged import event_dim
 
@@ -128,6 +129,10 @@ class Pushforward(nn.Module):
 
     def forward(self) -> PushforwardDistribution:
         return PushforwardDistribution(self.base(), self.transform, self.latent_dim)
+
+    def base_space(self) -> BaseSpace:
+        """The space of z', which no inverse leads back to."""
+        return BaseSpace(self.base, self.transform, None)
 
     def train(self, mode: bool = True) -> "Pushforward":
         """Stay in eval mode: a training model must not move the batch norms of its prior."""

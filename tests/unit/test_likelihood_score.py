@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 from flexgen.callbacks import LikelihoodScore
-from flexgen.callbacks.likelihood import base_codes
 from flexgen.flows import Coupling
 from flexgen.likelihoods import Gaussian
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE, Generative
 from flexgen.posteriors import DiagonalGaussian, FlowPosterior
-from flexgen.priors import Normal, RealNVP
+from flexgen.priors import Normal
 from flexgen.priors.simple import DiagonalNormal
 from tests.unit.linear_gaussian import ADAM, Encoder, Linear
 
@@ -111,22 +109,6 @@ def test_bits_per_dimension() -> None:
 def test_sizes_are_checked(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least"):
         LikelihoodScore(**options)  # type: ignore[arg-type]
-
-
-def test_codes_of_a_flow_are_scored_in_its_base() -> None:
-    torch.manual_seed(0)
-    prior = RealNVP(3, num_layers=4)
-    for p in prior.parameters():
-        nn.init.normal_(p, std=0.3)
-    p, eps = prior(), torch.randn(500, 3)
-    with torch.no_grad():
-        z, _ = p.transform(eps)
-        found = base_codes(p, z)
-    assert not torch.allclose(z, eps, atol=0.1)
-    torch.testing.assert_close(found, eps, atol=1e-4, rtol=1e-4)
-    scaled = base_codes(Normal(3, scale=2.0)(), z)
-    torch.testing.assert_close(scaled, z / 2)
-    assert base_codes(MultivariateNormal(torch.zeros(3), torch.eye(3)), z) is None
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "flow"])
