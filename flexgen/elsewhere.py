@@ -97,6 +97,9 @@ def check_folder(run_dir: Path) -> None:
                 )
             if not (path.is_symlink() or path.is_file() or path.is_dir()):
                 raise ValueError(f"{path} is neither a file nor a folder; remove it")
+        if where == os.path.join(run_dir, "wandb"):
+            # Each W&B run in there links to W&B's own log elsewhere, and nothing reads them again.
+            folders.clear()
 
 
 def lies_in(path: Path, folder: Path) -> bool:

@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "one trained generator under several priors, side by side",
     "table": "mean ± std over seeds of the runs below one or more folders",
     "report": "one self-contained HTML page for a run",
+    "dashboard": "a W&B workspace of PAG, EMD and NLL, averaged over seeds",
 }
 
 
@@ -66,5 +67,5 @@ def _complete(rest: list[str]) -> None:
     from flexgen.cli.compose import run_hydra
 
     command = words[1] if query else "train"
-    on_run = command not in ("train", "table", "report")
+    on_run = command not in ("train", "table", "report", "dashboard")
     run_hydra(command, ["-sc", *rest], lambda cfg: None, on_run=on_run)

@@ -1,7 +1,6 @@
 """Train: from a configuration to a finished run directory."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -14,14 +13,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
 from flexgen.cli.compose import is_sweep, relocate
 from flexgen.cli.errors import tell
 from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
+from flexgen.cli.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, find_checkpoints, load_checkpoint
+from flexgen.training.wandb_logger import LogPictures
 
 __all__ = ["fit", "fit_with_control", "resume"]
 
@@ -37,6 +37,7 @@ def fit_with_control(
     Returns:
         The run directory.
     """
+    name_wandb(config, command)
     run_dir = fit(config, command, overrides, parent)
     return _finish(config, run_dir)
 
@@ -60,7 +61,6 @@ def fit(
             "choose another `paths.run_dir`"
         )
     parts = build(config)
-    _name_wandb(config)
     write_config(run_dir, config)
     write_provenance(run_dir, command, overrides, config["seed"], parent)
     if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
@@ -77,11 +77,14 @@ def resume(config: dict[str, Any], name: str | None = None) -> Path:
     run_dir = Path(config["paths"]["run_dir"])
     _check(config)
     check_parent(run_dir)
+    about = json.loads((run_dir / "provenance.json").read_text())
+    if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
+        name_wandb(config, about["command"])
     checkpoint: Path | None = None
     if name or find_checkpoints(run_dir):
         checkpoint = find_checkpoint(run_dir, name)
         load_checkpoint(checkpoint)
-    elif parent := json.loads((run_dir / "provenance.json").read_text())["parent"]:
+    elif parent := about["parent"]:
         # Stopped before it saved anything: start again from where it started.
         checkpoint = Path(parent["checkpoint"])
     parts = build(config)
@@ -132,13 +135,6 @@ def _check(config: dict[str, Any]) -> None:
         )
 
 
-def _name_wandb(config: dict[str, Any]) -> None:
-    """Give the W&B run the id of its run directory, so that a resume continues the same run."""
-    if logger := config["logger"].get("wandb"):
-        run_dir = config["paths"]["run_dir"]
-        logger["id"] = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:12]
-
-
 def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     """The same run in `control/`, without the refits."""
     moved = relocate(config, [(str(run_dir), str(run_dir / "control"))])
@@ -149,7 +145,7 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     }
     if "progress" in moved["callbacks"]:
         moved["callbacks"]["progress"]["label"] = "control"
-    _name_wandb(moved)
+    name_wandb(moved, "control")
     return moved | {"control": False, "report": False}
 
 
@@ -158,7 +154,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     model.schedule.end = config["steps"]
     with _quiet():
         signals = _StopOnSignal()
-        trainer = build_trainer(config, [*parts.callbacks.values(), signals])
+        trainer = build_trainer(config, [*parts.callbacks.values(), LogPictures(), signals])
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
@@ -171,29 +167,28 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.rewind(step)
-        if isinstance(logger, WandbLogger) and _rank() == 0:
-            logger.experiment.define_metric("*", step_metric="generator_steps")
-    try:
-        with _quiet():
-            trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    except Exception as error:
-        if saved := find_checkpoints(run_dir):
-            hint = (
-                f"the last whole checkpoint is {saved[-1]}; go on with flexgen resume run={run_dir}"
+    with wandb_run(trainer, config):
+        try:
+            with _quiet():
+                trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        except Exception as error:
+            if saved := find_checkpoints(run_dir):
+                hint = (
+                    f"the last whole checkpoint is {saved[-1]}; go on with "
+                    f"flexgen resume run={run_dir}"
+                )
+                raise RuntimeError(f"{tell(error)}; {hint}") from error
+            raise
+        finally:
+            signals.restore()
+        if model.counters.generator_steps < config["steps"]:
+            found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
+            print(
+                f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved "
+                f"{found[0]}; go on with: flexgen resume run={run_dir}",
+                file=sys.stderr,
             )
-            raise RuntimeError(f"{tell(error)}; {hint}") from error
-        raise
-    finally:
-        signals.restore()
-        _close_loggers(config)
-    if model.counters.generator_steps < config["steps"]:
-        found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
-        print(
-            f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved "
-            f"{found[0]}; go on with: flexgen resume run={run_dir}",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+            sys.exit(130)
     if _rank() == 0:
         write_final(run_dir, model.counters.axes())
     return run_dir
@@ -238,14 +233,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         lightning.setLevel(level)
-
-
-def _close_loggers(config: dict[str, Any]) -> None:
-    """Finish this job's W&B run, also after an exception: the next of a sweep has its own."""
-    if any("Wandb" in c["_target_"] for c in config["logger"].values() if c):
-        import wandb
-
-        wandb.finish()
 
 
 def _rank() -> int:

@@ -1,0 +1,121 @@
+"""What the command line tells W&B: whose run it is, how it was set up and how it ended."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from flexgen.cli.compose import is_sweep
+from flexgen.report import Run, RunError, compare
+from flexgen.report.catalogue import METRICS, describe, ordered
+from flexgen.training.wandb_logger import WandbLogger
+
+__all__ = ["name_wandb", "wandb_run"]
+
+_BEST = {"lower": "min", "higher": "max"}
+
+
+def name_wandb(config: dict[str, Any], command: str) -> None:
+    """Give a new run's W&B run its id, job type and group; `config` is saved with them.
+
+    A control is made from its parent's configuration each time that it is resumed, so its id is
+    its parent's and a word. A group that is set stays: a refit is in the group of its parent.
+    """
+    if logger := config["logger"].get("wandb"):
+        control = command == "control"
+        logger["id"] = f"{logger['id']}-control" if control else uuid.uuid4().hex[:12]
+        logger["job_type"] = command
+        if is_sweep() and not logger["group"]:
+            logger["group"] = Path(HydraConfig.get().sweep.dir).name
+
+
+@contextlib.contextmanager
+def wandb_run(trainer: pl.Trainer, config: dict[str, Any]) -> Iterator[None]:
+    """Start the W&B run of this job, if it has one, and finish it however the job ends.
+
+    An exception gives the exit code 1, `sys.exit` its own. The next cell of a sweep, in the same
+    process, has a run of its own.
+    """
+    logger = next((one for one in trainer.loggers if isinstance(one, WandbLogger)), None)
+    if logger is None or getattr(rank_zero_only, "rank", 0) > 0:
+        yield
+        return
+    code = 1
+    try:
+        summaries = {m.name: _BEST[m.better] for m in METRICS.values() if m.better}
+        logger.start(_shown(config), summaries)
+        yield
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+        raise
+    finally:
+        import wandb
+
+        try:
+            if wandb.run is not None:
+                _summarise(logger, config)
+        finally:
+            wandb.finish(exit_code=code)
+
+
+def _shown(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as W&B shows it: classes by their names, and `prior` to group by."""
+    shown: dict[str, Any] = _by_class_name({k: v for k, v in config.items() if k != "logger"})
+    refits = [c["prior"] for c in shown["callbacks"].values() if c and "prior" in c]
+    priors = [shown["model"]["prior"], *refits]
+    return shown | {
+        "prior": "+".join(prior["class"] for prior in priors),
+        "values_in_mean_of_last": config["logger"]["wandb"]["last"],
+    }
+
+
+def _by_class_name(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_by_class_name(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {key: _by_class_name(item) for key, item in value.items() if not key.startswith("_")}
+    target = value.get("_target_")
+    return {"class": target.rpartition(".")[2], **shown} if target else shown
+
+
+def _summarise(logger: WandbLogger, config: dict[str, Any]) -> None:
+    """Write the summary and the tables from `metrics.csv`.
+
+    W&B's own summary of a run that was resumed offline knows only the values since then.
+    """
+    run_dir, tables = Path(config["paths"]["run_dir"]), {}
+    try:
+        run = Run.load(run_dir)
+        # A control's curves complete the comparison of the run that it lies in.
+        comparison = compare(
+            Run.load(run_dir.parent) if config["logger"]["wandb"]["job_type"] == "control" else run
+        )
+    except RunError:
+        return  # it stopped before it logged anything
+    rows: list[list[Any]] = []
+    for name in ordered(run.curves):
+        metric, values = describe(name), run.curves[name].values
+        last, tail = float(values[-1]), run.curves[name].tail(logger.last)
+        if metric.better:
+            best = float(values.min() if metric.better == "lower" else values.max())
+            logger.experiment.summary[name] = {
+                _BEST[metric.better]: best, "last": last, "mean_of_last": tail.mean,
+            }  # fmt: skip
+        rows.append([name, metric.label, metric.better, last, tail.mean, tail.spread, tail.count])
+    columns = ["metric", "label", "better", "last", "mean", "std", "evaluations"]
+    tables["tables/metrics"] = columns, rows
+    if comparison is not None:
+        when = comparison.columns
+        compared = [
+            [name, *(at[w].value if w in at else None for w in when)]
+            for name, at in comparison.points.items()
+        ]
+        tables["tables/comparison"] = ["metric", *when], compared
+    logger.log_tables(run.counters, tables)

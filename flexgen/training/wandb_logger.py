@@ -1,0 +1,122 @@
+"""Weights & Biases: one run for a run directory, by FlexGen's own counters."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning import loggers
+from pytorch_lightning.utilities import rank_zero_only
+
+from flexgen.training.counters import Counters
+
+__all__ = ["LogPictures", "WandbLogger"]
+
+
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's W&B logger with `generator_steps` as the axis of every curve.
+
+    Each row holds every step counter beside its values. Lightning's own logger adds
+    `trainer/global_step`, which counts the steps of all optimizers; this one leaves it out.
+
+    Args:
+        save_dir: the run directory; W&B's files go into `wandb/` there.
+        name: of the W&B run; None: the last two parts of the run directory's path.
+        last: the summary of a metric holds the mean of its last so many values.
+        offline: whether to write to disk alone; `WANDB_MODE=offline` does the same.
+        **init: passed on to `wandb.init`, such as `project`, `group`, `job_type`, `id`.
+
+    Raises:
+        ValueError: if `last` is under 1.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        *,
+        name: str | None = None,
+        last: int = 5,
+        offline: bool = False,
+        **init: Any,
+    ) -> None:
+        if last < 1:
+            raise ValueError(f"`last` must be at least 1 value, got {last}; set logger.wandb.last")
+        where = Path(save_dir).resolve()
+        name = name or f"{where.parent.name}/{where.name}"
+        super().__init__(name, save_dir, offline=offline, resume="allow", **init)
+        # W&B warns of this setting whenever it is passed, and Lightning always passes it.
+        self._wandb_init.pop("anonymous", None)
+        self.last = last
+
+    def start(self, config: Mapping[str, Any], summaries: Mapping[str, str]) -> None:
+        """Start the W&B run, or go on with it, and say how its metrics are to be shown.
+
+        Args:
+            config: what the run is; nested keys are shown with dots between them.
+            summaries: metric name to "min" or "max", whichever is its best value.
+
+        Raises:
+            RuntimeError: if W&B does not start, for want of an account say.
+        """
+        import wandb
+
+        try:
+            run = self.experiment
+        except wandb.Error as error:
+            raise RuntimeError(
+                f"W&B did not start ({' '.join(str(error).split())}); run `wandb login`, or write "
+                "to disk alone with WANDB_MODE=offline"
+            ) from error
+        run.config.update(dict(config), allow_val_change=True)
+        for axis in Counters().axes():
+            run.define_metric(axis, hidden=True)
+        run.define_metric("*", step_metric="generator_steps", overwrite=True)
+        for name, best in summaries.items():
+            run.define_metric(name, step_metric="generator_steps", summary=f"{best},last")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log values as one row; `metrics` hold the step counters, so `step` says nothing new."""
+        self.experiment.log(dict(metrics))
+
+    @rank_zero_only
+    def log_pictures(self, axes: Mapping[str, int], pictures: Mapping[str, Path]) -> None:
+        """Log PNG files under their names, at the counters' values `axes`."""
+        import wandb
+
+        images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
+        self.experiment.log({**axes, **images})
+
+    @rank_zero_only
+    def log_tables(
+        self, axes: Mapping[str, int], tables: Mapping[str, tuple[Sequence[str], list[list[Any]]]]
+    ) -> None:
+        """Log tables, each as its columns and its rows, at the counters' values `axes`."""
+        import wandb
+
+        media = {
+            name: wandb.Table(columns=list(columns), data=rows)
+            for name, (columns, rows) in tables.items()
+        }
+        self.experiment.log({**axes, **media})
+
+
+class LogPictures(pl.Callback):
+    """Sends W&B every `images/*/step=….png` that another callback wrote at this step."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # A run that is resumed has already sent those of its checkpoint's step.
+        self._done_at = pl_module.counters.generator_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        step = pl_module.counters.generator_steps
+        if step == self._done_at or pl_module.counters.critic_phase:
+            return
+        self._done_at = step
+        wandb = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not wandb:
+            return
+        found = Path(trainer.default_root_dir).glob(f"images/*/step={step:08d}.png")
+        if pictures := {f"images/{path.parent.name}": path for path in sorted(found)}:
+            for logger in wandb:
+                logger.log_pictures(pl_module.counters.axes(), pictures)
