@@ -20,6 +20,12 @@ _WORDS = {
     "int_oo",
 }  # fmt: skip
 _SIZE = re.compile(r"[\w\s'(),=+*/<>-]*")
+# torch looks a target up from `torch` or `operator` on, wherever that leads.
+_TARGET = re.compile(
+    r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_\w+|math\.\w+"
+    r"|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
+)
 
 
 def load_exported(
@@ -55,7 +61,8 @@ def load_exported(
         args, kwargs = inputs
         if device.type != "cpu":
             program = move_to_device_pass(program, device)
-        module = program.module()
+        # The guards of its inputs are texts of Python, which torch would execute.
+        module = program.module(check_guards=trust)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(
@@ -104,13 +111,14 @@ def _check(path: Path, names: Sequence[str]) -> None:
     if any("/aotinductor/" in name for name in names):
         raise ValueError(_needs_trust(path, "compiled code"))
     with zipfile.ZipFile(path) as archive:
-        for name in names:
+        for entry in archive.infolist():  # not by name, which several may share
+            name = entry.filename.lower()
             if re.search(r"/(opaque_obj|custom_obj)_\d+$", name):
                 raise ValueError(_needs_trust(path, "pickled objects"))
             if not name.endswith(".json"):
                 continue
             try:
-                content = json.loads(archive.read(name))
+                content = json.loads(archive.read(entry))
             except (ValueError, zipfile.BadZipFile) as error:
                 raise ValueError(
                     f"cannot load {path} ({name}: {error}); it is damaged: copy it again"
@@ -120,6 +128,8 @@ def _check(path: Path, names: Sequence[str]) -> None:
                     raise ValueError(_needs_trust(path, "pickled objects"))
                 if key == "expr_str" and not _is_size(text):
                     raise ValueError(_needs_trust(path, f"the expression {text[:40]!r}"))
+                if key in ("target", "as_operator") and not _TARGET.fullmatch(text):
+                    raise ValueError(_needs_trust(path, f"a call of {text[:40]!r}"))
 
 
 def _is_size(text: str) -> bool:

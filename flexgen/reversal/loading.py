@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flexgen.reversal.exported import load_exported
 from flexgen.reversal.modes import Generator, frozen
+from flexgen.reversal.scripted import check_script
 from flexgen.reversal.starts import normal_codes
 
 _HOW = (
@@ -53,12 +54,13 @@ def load_generator(
     A file is known by its content, whatever its name: TorchScript (`torch.jit.save`), an archive of
     `torch.export.save`, or a module saved whole with `torch.save`, which is unpickled and so runs
     whatever code its writer put there: only with `trust`. Nothing else is unpickled. Files of the
-    other kinds hold operations, not Python; still, load none from somebody you do not trust.
+    other kinds hold operations, not Python; without `trust` they are refused if one of these could
+    write a file or reach Python.
 
     Args:
         source: a file, or `package.module:attribute` of a module or a function from codes to data,
             found on `sys.path`.
-        trust: whether a pickle may be loaded.
+        trust: whether to load it whatever it could do.
         device: where to put it. A function stays where it is.
 
     Returns:
@@ -179,7 +181,7 @@ def _from_file(path: Path, trust: bool, device: torch.device) -> Loaded:
         names = _names(path)
         inside = {name.partition("/")[2] for name in names}
         if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
-            return _script(path, sha256, device)
+            return _script(path, sha256, trust, device)
         if "archive_format" in inside or "serialized_exported_program.json" in names:
             run, shape, dtype, notes = load_exported(path, names, trust=trust, device=device)
             return Loaded(run, shape, "torch.export archive", sha256, dtype, notes)
@@ -193,7 +195,12 @@ def _from_file(path: Path, trust: bool, device: torch.device) -> Loaded:
     )
 
 
-def _script(path: Path, sha256: str, device: torch.device) -> Loaded:
+def _script(path: Path, sha256: str, trust: bool, device: torch.device) -> Loaded:
+    try:
+        if not trust:
+            check_script(path)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(_damaged(path, error)) from error
     try:
         with warnings.catch_warnings():
             # Deprecated for writing; there are many files of it, and they are to be read.
