@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 from torch.nn.modules import activation as torch_activations
+from torch.nn.utils import parametrizations
 
 Norm = Literal["batch", "layer"] | None
 
@@ -163,3 +164,17 @@ def draw_weights(module: nn.Module, std: float | None) -> None:
             nn.init.normal_(layer.weight, 0.0, std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def normalise_weights(module: nn.Module) -> None:
+    r"""Make all weights of linear and convolutional layers $w = g\, v / \lVert v \rVert$.
+
+    One g for each output; at first w is what it was.
+
+    Source: Salimans & Kingma, "Weight normalization", 2016, eq. 2.
+    """
+    for layer in list(module.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            # A transposed convolution's weight has its outputs second.
+            outputs = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            parametrizations.weight_norm(layer, dim=outputs)

@@ -51,6 +51,28 @@ class _Block(nn.Module):
         return y
 
 
+def _blocks(
+    maps: Sequence[int],
+    sizes: Sequence[Size],
+    plain_blocks: int,
+    act: str,
+    slope: float,
+    up: bool,
+) -> list[nn.Module]:
+    """Blocks from each map to the next, plain ones between them, an activation after each."""
+    if plain_blocks < 0:
+        raise ValueError(f"`plain_blocks` must be at least 0, got {plain_blocks}; 0 is none")
+    net: list[nn.Module] = []
+    ends = list(zip(maps, sizes, strict=True))
+    for i, ((cin, before), (cout, after)) in enumerate(itertools.pairwise(ends)):
+        steps = [(cin, cout, before, after)]
+        if i < len(ends) - 2:
+            steps += [(cout, cout, after, after)] * plain_blocks
+        for step in steps:
+            net += [_Block(*step, act, slope, up), layers.activation(act, slope)]
+    return net
+
+
 class ResConvEncoder(nn.Module):
     """A residual convolutional encoder: halvings of the image, then fully connected features.
 
@@ -63,6 +85,8 @@ class ResConvEncoder(nn.Module):
         linear_features: widths of the fully connected layers after the maps.
         activation: name of the hidden activation in torch.nn.
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+        plain_blocks: blocks of stride 1 between each two strided ones.
+        weight_norm: whether each layer's weights are a direction and a length for each output.
 
     Attributes:
         shape: shape of one image.
@@ -75,7 +99,8 @@ class ResConvEncoder(nn.Module):
     Source: Huang et al., 2017 (LED), table 1, whose defaults these are. The paper names the maps
     and refers to He et al., 2015 for the block: theirs, with the activation after the sum and a
     projection (their option B) as shortcut. Departure: no batch norm, so that a likelihood does not
-    depend on the batch.
+    depend on the batch. Plain blocks and weight norm are those of Kingma et al., 2016 (IAF), on
+    MNIST; departure: initial lengths are those of the drawn weights, not found from data.
     """
 
     def __init__(
@@ -85,17 +110,14 @@ class ResConvEncoder(nn.Module):
         linear_features: Sequence[int] = (450,),
         activation: str = "ELU",
         negative_slope: float = 0.2,
+        plain_blocks: int = 0,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__()
         self.shape = layers.image_shape(shape)
         maps = (self.shape[0], *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
-        net: list[nn.Module] = []
-        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            net += [
-                _Block(cin, cout, sizes[i], sizes[i + 1], activation, negative_slope, up=False),
-                layers.activation(activation, negative_slope),
-            ]
+        net = _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=False)
         net += [nn.Flatten()]
         widths = (
             maps[-1] * math.prod(sizes[-1]),
@@ -105,6 +127,8 @@ class ResConvEncoder(nn.Module):
             net += layers.dense(wide, narrow, None, activation, negative_slope)
         self.net = nn.Sequential(*net)
         self.out_features = widths[-1]
+        if weight_norm:
+            layers.normalise_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images.
@@ -134,6 +158,8 @@ class ResConvGenerator(nn.Module):
         linear_features: widths of fully connected layers between the code and the first map.
         activation: name of the hidden activation in torch.nn.
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+        plain_blocks: as for the encoder.
+        weight_norm: as for the encoder.
 
     Attributes:
         latent_dim: size of a code.
@@ -156,6 +182,8 @@ class ResConvGenerator(nn.Module):
         linear_features: Sequence[int] = (450,),
         activation: str = "ELU",
         negative_slope: float = 0.2,
+        plain_blocks: int = 0,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim = layers.positive("latent_dim", latent_dim)
@@ -172,13 +200,11 @@ class ResConvGenerator(nn.Module):
         for narrow, wide in itertools.pairwise(widths):
             net += layers.dense(narrow, wide, None, activation, negative_slope)
         net += [nn.Unflatten(1, first)]
-        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            net += [
-                _Block(cin, cout, sizes[i], sizes[i + 1], activation, negative_slope, up=True),
-                layers.activation(activation, negative_slope),
-            ]
+        net += _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=True)
         net[-1] = layers.output_map(output_range)
         self.net = nn.Sequential(*net)
+        if weight_norm:
+            layers.normalise_weights(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """Generate images.

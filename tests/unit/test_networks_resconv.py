@@ -89,6 +89,14 @@ def test_a_block_that_changes_nothing_has_the_identity_as_shortcut() -> None:
 NETWORKS = {
     "encoder": lambda: (ResConvEncoder((2, 9, 12), [3, 4], [6, 5]), torch.rand(4, 2, 9, 12)),
     "generator": lambda: (ResConvGenerator(3, (2, 9, 12), None, [4, 3], [6]), torch.randn(4, 3)),
+    "plain, weight norm": lambda: (
+        ResConvGenerator(3, (2, 9, 12), None, [4, 3], [6], plain_blocks=1, weight_norm=True),
+        torch.randn(4, 3),
+    ),
+    "plain encoder": lambda: (
+        ResConvEncoder((2, 9, 12), [3, 4], [6, 5], plain_blocks=2, weight_norm=True),
+        torch.rand(4, 2, 9, 12),
+    ),
     "no dense": lambda: (ResConvGenerator(3, (2, 9, 12), None, [4, 3], []), torch.randn(4, 3)),
     "mlp": lambda: (MLPEncoder((2, 9, 12), [16, 12]), torch.rand(4, 2, 9, 12)),
 }
@@ -112,6 +120,34 @@ def test_an_output_depends_neither_on_its_batch_nor_on_the_mode(kind: str) -> No
     y = network(x)
     assert torch.equal(network.eval()(x), y)
     torch.testing.assert_close(network(x[:1]), y[:1])
+
+
+def test_plain_blocks_lie_between_strided_ones() -> None:
+    encoder = ResConvEncoder((1, 28, 28), plain_blocks=1)
+    generator = ResConvGenerator(5, (1, 28, 28), plain_blocks=1)
+    plain = [isinstance(block.shortcut, nn.Identity) for block in blocks(encoder)]
+    assert plain == [False, True, False, True, False]
+    assert [isinstance(b.shortcut, nn.Identity) for b in blocks(generator)] == plain
+    first, second = (block.residual[0] for block in blocks(encoder)[1::2])
+    assert (first.in_channels, second.in_channels) == (16, 32)
+    assert generator(torch.randn(2, 5)).shape == (2, 1, 28, 28)
+
+
+def test_weight_norm_changes_no_function_and_gives_each_output_one_length() -> None:
+    images = torch.rand(2, 1, 9, 12)
+    networks = []
+    for weight_norm in (False, True):
+        torch.manual_seed(0)
+        encoder = ResConvEncoder((1, 9, 12), [3, 4], [6], weight_norm=weight_norm)
+        generator = ResConvGenerator(6, (1, 9, 12), None, [4, 3], [5], weight_norm=weight_norm)
+        networks.append(nn.Sequential(encoder, generator))
+    plain, normed = networks
+    torch.testing.assert_close(normed(images), plain(images))
+    lengths = {n: p.numel() for n, p in normed.named_parameters() if n.endswith("original0")}
+    assert sum(lengths.values()) == sum(
+        p.numel() for n, p in plain.named_parameters() if n.endswith("bias")
+    )
+    assert len(lengths) == sum(n.endswith("weight") for n, _ in plain.named_parameters())
 
 
 @pytest.mark.parametrize(("output_range", "low"), [([-1, 1], -1), ([0, 1], 0)])
@@ -145,6 +181,7 @@ def test_mlp_encoder_sizes() -> None:
         (lambda: ResConvEncoder((1, 8, 8), activation="elu"), "did you mean 'ELU'"),
         (lambda: ResConvEncoder((1, 8, 8), []), "`channels` must name at least one map"),
         (lambda: ResConvGenerator(3, (1, 8, 8), channels=[]), "`channels` must name at least one"),
+        (lambda: ResConvEncoder((1, 8, 8), plain_blocks=-1), "`plain_blocks` must be at least 0"),
         (lambda: ResConvGenerator(0, (1, 8, 8)), "`latent_dim` must be a positive"),
         (lambda: ResConvGenerator(3, (1, 8, 8), (0, 255)), "`output_range` must be null"),
         (lambda: MLPEncoder((2,), 64), "`hidden_features` must be a list"),
