@@ -3,6 +3,7 @@
 from flexgen.callbacks.checkpoint import Checkpoint
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
 from flexgen.callbacks.likelihood import LikelihoodScore
+from flexgen.callbacks.posterior import AggregatePosterior, Reconstructions
 from flexgen.callbacks.progress import Progress
 from flexgen.callbacks.quality import SampleQuality
 from flexgen.callbacks.refit import PriorRefit
@@ -10,6 +11,7 @@ from flexgen.callbacks.reversal import ReversalScore
 from flexgen.callbacks.scheduled import Measurement, Scheduled
 
 __all__ = [
+    "AggregatePosterior",
     "Checkpoint",
     "CodeMap",
     "Disagreement",
@@ -17,6 +19,7 @@ __all__ = [
     "Measurement",
     "PriorRefit",
     "Progress",
+    "Reconstructions",
     "ReversalScore",
     "SampleGrid",
     "SampleQuality",

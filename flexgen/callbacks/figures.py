@@ -9,12 +9,13 @@ from flexgen.callbacks.drawing import draw_figure, draw_images, draw_samples
 from flexgen.callbacks.reversal import base_space, codes_path, load_codes
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import ClusterRatio
-from flexgen.models import Generative
+from flexgen.models import VAE, Generative
 
-__all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum"]
+__all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum", "image_path"]
 
 
-def _image(run_dir: Path, kind: str, model: Generative) -> Path:
+def image_path(run_dir: Path, kind: str, model: Generative) -> Path:
+    """Where a run keeps its pictures of a kind, at the model's step."""
     return run_dir / "images" / kind / f"step={model.counters.generator_steps:08d}.png"
 
 
@@ -23,22 +24,38 @@ class SampleGrid(Measurement):
 
     Args:
         n: how many samples; toys draw 20 times as many points.
+        draws: whether to draw images from p(x|z) too, at the codes of those means; of a VAE.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
     """
 
-    def __init__(self, *, n: int = 64, **schedule: Any) -> None:
+    def __init__(self, *, n: int = 64, draws: bool = False, **schedule: Any) -> None:
         super().__init__(**schedule)
-        self.n = n
+        self.n, self.draws = n, draws
 
+    @torch.no_grad()
     def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
-        path = _image(run_dir, "samples", model)
+        path = image_path(run_dir, "samples", model)
         if len(data.shape) == 3:
-            draw_samples(model.sample(self.n), data.range, path)
+            with model.evaluating():
+                z = model.prior().sample((self.n,))
+                draw_samples(model.generate(z), data.range, path)
+                if self.draws:
+                    x = _likelihood(model)(z).sample()
+                    draw_samples(x, data.range, image_path(run_dir, "draws", model))
         elif tuple(data.shape) == (2,):
             n = 20 * self.n
             real, _ = data.split("validation", None, self.seed)
             draw_samples(model.sample(n), None, path, real=real[:n])
         return {}
+
+
+def _likelihood(model: Generative) -> torch.nn.Module:
+    if not isinstance(model, VAE):
+        raise ValueError(
+            f"draws from p(x|z) are a VAE's, and this model is {type(model).__name__}; "
+            "set `callbacks.samples.draws=false`"
+        )
+    return model.likelihood
 
 
 class _OfCodes(Measurement):
@@ -90,7 +107,7 @@ class CodeMap(_OfCodes):
             if label is not None and data.num_classes <= 10:
                 axes.legend(*points.legend_elements(), fontsize=8, loc="upper right")
 
-        draw_figure(scatter, _image(run_dir, "code_map", model), size=(5.5, 5.0))
+        draw_figure(scatter, image_path(run_dir, "code_map", model), size=(5.5, 5.0))
         if label is None:
             return {}
         values = {}
@@ -135,7 +152,7 @@ class Disagreement(_OfCodes):
         if len(data.shape) == 3:
             with model.evaluating(), torch.no_grad():
                 x = generator(drawn[worst.indices]).float()
-            draw_images(x, data.range, _image(run_dir, "disagreement", model), columns=10)
+            draw_images(x, data.range, image_path(run_dir, "disagreement", model), columns=10)
         return {"disagreement/distance": float(worst.values.mean() / distance.mean())}
 
 
@@ -167,5 +184,5 @@ class Spectrum(_OfCodes):
             axes.set_ylim(bottom=0)
             axes.legend()
 
-        draw_figure(plot, _image(run_dir, "spectrum", model))
+        draw_figure(plot, image_path(run_dir, "spectrum", model))
         return {}

@@ -142,7 +142,7 @@ def codes_of_data(
     """Codes that a model gives examples of a split: its posterior's draws, else by reversal.
 
     Arguments and value are those of :func:`reverse_split`, which takes `options`. But a posterior
-    gives `n` codes of fewer examples too, several of each: a sample of the same aggregate posterior.
+    gives `n` codes of fewer examples too, several of each, a sample of the same aggregate.
     """
     x, _ = data.split(split, None if n is None else min(n, data.size(split)), seed)
     # Of two splits by one seed: with the same noise, their codes would not be independent.

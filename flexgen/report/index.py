@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flexgen.report import sections
-from flexgen.report.catalogue import describe, mean_and_std, typeset
+from flexgen.report.catalogue import describe, mean_and_std, number, typeset
 from flexgen.report.curves import RunError
 from flexgen.report.markup import Html, document, image, join, tag
 from flexgen.report.page import save, write_report
@@ -46,20 +46,30 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _folder(root: Path, runs: list[Path]) -> list[Path]:
     summary = table(runs)
-    pages, cards = [], []
+    pages, cards, posteriors = [], [], []
     for path in runs:
         try:
             page = write_report(path)
         except RunError:
             continue  # the table lists it among the runs left out
         pages.append(page)
-        cards.append(_card(Run.load(path), page.relative_to(root)))
+        run = Run.load(path)
+        cards.append(_card(run, page.relative_to(root)))
+        posteriors += _posterior(run)
+    title, about = sections.TITLES["aggregate_posterior"]
     body = join(
         tag("header", tag("div", "FlexGen runs", class_="brand"), tag("h1", root.resolve().name)),
         tag(
             "main",
             tag("section", tag("h2", "Groups"), _groups(summary)),
             tag("section", tag("h2", "Runs"), tag("div", *cards, class_="strip runs")),
+            bool(posteriors)
+            and tag(
+                "section",
+                tag("h2", title),
+                tag("p", about, class_="quiet"),
+                tag("div", *posteriors, class_="strip large"),
+            ),
         ),
         sections.footer(),
     )
@@ -101,6 +111,22 @@ def _groups(summary: Table) -> Html:
         tag("div", grid, class_="wide"),
         tag("ul", *(tag("li", line) for line in notes), class_="notes"),
     )
+
+
+def _posterior(run: Run) -> list[Html]:
+    """The last picture of a run's aggregate posterior, with how far it is from the prior."""
+    pictures = list(run.images.get("aggregate_posterior", {}).values())
+    if not pictures:
+        return []
+    name = " ".join(run.overrides) or run.name
+    values = [
+        f"{describe(metric).label} {typeset(number(run.final[metric]))}"
+        for metric in ("posterior/pag", "posterior/energy", "elbo/marginal_kl")
+        if metric in run.final
+    ]
+    shown = image(pictures[-1], f"aggregate posterior of {name}")
+    caption = tag("figcaption", tag("b", name), *(f" · {value}" for value in values))
+    return [tag("figure", shown, caption)]
 
 
 def _card(run: Run, link: Path) -> Html:

@@ -10,18 +10,25 @@ from flexgen.report.comparison import Comparison
 from flexgen.report.markup import Html, image, join, tag
 from flexgen.report.run import Run
 
-SAMPLES = ("samples",)
-CODES = ("code_map", "spectrum", "disagreement", "reconstructions")
+SAMPLES = ("samples", "draws")
+CODES = ("aggregate_posterior", "code_map", "spectrum", "disagreement", "reconstructions")
 
-_TITLES = {
+TITLES = {
     "samples": ("Samples", "Drawn from the prior that was in use."),
+    "draws": ("Draws from the likelihood", "x from p(x|z) at the codes of the samples’ means."),
+    "aggregate_posterior": (
+        "Aggregate posterior and prior",
+        "Codes of held-out data, each drawn from its posterior, over draws from the prior (grey), "
+        "and both in the base space of a flow; the plane is the codes’ two largest principal "
+        "components.",
+    ),
     "code_map": ("Map of the codes", "t-SNE of the codes of data, coloured by class."),
     "spectrum": ("Singular values of the codes", "Codes of data beside draws from the prior."),
     "disagreement": (
         "Where prior and codes disagree",
         "Samples of the prior draws that lie farthest from the codes of data.",
     ),
-    "reconstructions": ("Reconstructions", "Data beside the generator’s output at their codes."),
+    "reconstructions": ("Reconstructions", "Data beside the output at their codes."),
 }
 
 
@@ -64,7 +71,7 @@ def gallery(run: Run, comparison: Comparison | None, kinds: Iterable[str]) -> Ht
         wanted += sorted(set(run.images) - {*wanted, "samples"})
     blocks = []
     for kind in (kind for kind in wanted if kind in run.images):
-        title, about = _TITLES.get(kind, (kind.replace("_", " ").capitalize(), ""))
+        title, about = TITLES.get(kind, (kind.replace("_", " ").capitalize(), ""))
         files = run.images[kind]
         refit = next((r.step for r in comparison.refits if r.kept), None) if comparison else None
         steps = _spread(list(files), 8 if kind == "samples" else 4, refit)

@@ -1,0 +1,128 @@
+"""Pictures of what a VAE's posterior makes of held-out data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexgen.callbacks.drawing import draw_figure, draw_pairs
+from flexgen.callbacks.figures import image_path
+from flexgen.callbacks.scheduled import Measurement
+from flexgen.models import VAE, Generative
+from flexgen.priors import base_codes
+
+__all__ = ["AggregatePosterior", "Reconstructions"]
+
+_DRAWS = 5000
+
+
+class _OfPosterior(Measurement):
+    """Pictures codes of held-out data, for each a draw from q(z|x).
+
+    Args:
+        n: data, at most what the split holds.
+        split: which part of the data.
+        **schedule: see :class:`~flexgen.callbacks.Measurement`.
+    """
+
+    def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
+        super().__init__(**schedule)
+        self.n, self.split = n, split
+
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+        name = type(self).__name__
+        if not isinstance(model, VAE):
+            raise ValueError(
+                f"{name} pictures a VAE's posterior, and this model is {type(model).__name__}; "
+                "leave it out of `callbacks`"
+            )
+        x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        z = model.encode(x.to(model.device))
+        self.picture(model, data, x, z, label, run_dir)
+        return {}
+
+    def picture(
+        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+    ) -> None:
+        raise NotImplementedError
+
+
+class Reconstructions(_OfPosterior):
+    """Held-out images, and to the right of each E[x|z] of a code z drawn from its posterior.
+
+    Args:
+        n: images.
+        **options: see :class:`~flexgen.callbacks.Measurement`, and `split`.
+    """
+
+    def __init__(self, *, n: int = 40, **options: Any) -> None:
+        super().__init__(n=n, **options)
+
+    def picture(
+        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+    ) -> None:
+        if x.ndim == 4:
+            path = image_path(run_dir, "reconstructions", model)
+            draw_pairs(x, model.generate(z), data.range, path)
+
+
+class AggregatePosterior(_OfPosterior):
+    """The aggregate posterior over the prior: codes of held-out data over draws from p(z).
+
+    A scatter plot in Z and, where the prior is a flow, one in its base space, where N(0, I) stands.
+    Both show the plane of the codes' two largest principal components.
+
+    Args:
+        n: data.
+        **options: see :class:`~flexgen.callbacks.Measurement`, and `split`.
+
+    Source: Huang et al., "Learnable explicit density", 2017, figure 2, of data and not of codes.
+    """
+
+    def __init__(self, *, n: int = 1000, **options: Any) -> None:
+        super().__init__(n=n, **options)
+
+    @torch.no_grad()
+    def picture(
+        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+    ) -> None:
+        with model.evaluating():
+            prior = model.prior()
+            spaces = {"codes and draws from the prior, Z": (z, prior.sample(torch.Size((_DRAWS,))))}
+            base = base_codes(model.prior, z)
+        if base is not None and not torch.equal(base, z):
+            normal = torch.randn(_DRAWS, z.shape[1], device=z.device)
+            spaces["in the prior's base space, N(0, I)"] = (base, normal)
+
+        def scatter(figure: Any) -> None:
+            # Always room for two, so that the pictures of several runs have one scale.
+            panels = figure.subplots(1, 2)
+            for axes in panels[len(spaces) :]:
+                axes.set_axis_off()
+            for axes, (title, (codes, draws)) in zip(panels, spaces.items(), strict=False):
+                on_plane = _principal_plane(codes)
+                axes.scatter(*on_plane(draws), s=3, color="#D9D9D9", label="prior")
+                points = axes.scatter(
+                    *on_plane(codes), s=7, cmap="tab10",
+                    c=None if label is None else label.numpy(), label="codes",
+                )  # fmt: skip
+                axes.set_title(title, fontsize=9)
+                axes.set_aspect("equal", adjustable="datalim")
+            if label is not None and data.num_classes <= 10:
+                axes.legend(
+                    *points.legend_elements(),
+                    fontsize=7,
+                    loc="center left",
+                    bbox_to_anchor=(1, 0.5),
+                )
+
+        path = image_path(run_dir, "aggregate_posterior", model)
+        draw_figure(scatter, path, size=(8.0, 3.8))
+
+
+def _principal_plane(codes: Tensor) -> Any:
+    """The projection `(n, d)` to `(2, n)` on the plane in which the codes spread most."""
+    centre = codes.mean(0)
+    axes = torch.linalg.svd((codes - centre).double(), full_matrices=False)[2][:2]
+    return lambda z: (axes @ (z - centre).double().mT).cpu().numpy()
