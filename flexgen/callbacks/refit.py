@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
@@ -127,10 +128,9 @@ class PriorRefit(Scheduled):
         save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
         self._done.append(step)
         stage = self._stage_at[step]
-        values: dict[str, float] = {}
-        if trainer.is_global_zero:
-            with isolated_rng(self.seed):
-                values = self.refit(model, trainer.datamodule, stage)  # type: ignore[attr-defined]
+        with isolated_rng(self.seed):
+            values = self.refit(model, trainer.datamodule, stage)  # type: ignore[attr-defined]
+        if values:
             model.log_values(values)
         if trainer.world_size > 1:
             # One process fits, and all take its prior: fitted apart, they might differ.
@@ -140,10 +140,15 @@ class PriorRefit(Scheduled):
             model.prior.use(in_use)
 
     def refit(self, model: Generative, data: Any, stage: int) -> dict[str, float]:
-        """Fit stage `stage` to the codes of data and use it if `keep` says so."""
+        """Fit stage `stage` to the codes of data and use it if `keep` says so.
+
+        All processes find the codes together; process zero fits, the others return nothing.
+        """
         prior = model.prior.stages[stage]
         codes = self._codes(model, data, "train", self.n)
         held_out = self._codes(model, data, "validation", self.n_held_out)
+        if getattr(rank_zero_only, "rank", 0) > 0:
+            return {}
         fitted = fit_prior(prior, codes, seed=self.seed, progress=self.progress)
         n = len(codes)
         with torch.no_grad():
@@ -173,7 +178,7 @@ class PriorRefit(Scheduled):
             with model.evaluating():
                 drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))
             return drawn
-        options = {"seed": self.seed, "progress": self.progress, **self.options}
+        options = {"seed": self.seed, "progress": self.progress, "together": True, **self.options}
         find = codes_of_data if self.source == "data" else reverse_split
         return find(model, data, split, n, **options)
 

@@ -5,12 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.callbacks.sharing import reverse_together
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Generative
 from flexgen.priors import BaseSpace
@@ -98,17 +100,21 @@ def reverse_data(
     prior: nn.Module,
     x: Tensor,
     value_range: tuple[float, float] | None,
+    *,
+    together: bool = False,
     **options: Any,
 ) -> Reversal:
     """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
 
-    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there. Other options
-    are those of :func:`prior_options`.
+    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there. With
+    `together` all processes call this alike and share the work. Other options are those of
+    :func:`prior_options`.
     """
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
         to_unit = ToUnit(*value_range)
         generator, x = nn.Sequential(generator, to_unit), to_unit(x)
-    return reverse(generator, x, **prior_options(prior, options))
+    find = reverse_together if together else reverse
+    return find(generator, x, **prior_options(prior, options))
 
 
 def reverse_split(
@@ -182,6 +188,8 @@ class ReversalScore(Measurement):
         ValueError: for an unknown space, or too few resamples.
     """
 
+    together = True
+
     def __init__(
         self,
         *,
@@ -214,7 +222,7 @@ class ReversalScore(Measurement):
         else:
             generator, prior = model.sampler, model.prior.current
         base = prior()
-        options = {"seed": self.seed, "index": index, **self.options}
+        options = {"seed": self.seed, "index": index, "together": True, **self.options}
         with model.evaluating():
             found = reverse_data(generator, prior, x, data.range, **options)
             in_z = found.z
@@ -234,7 +242,7 @@ class ReversalScore(Measurement):
         self._save(codes_path(run_dir, step), found, index, label, sigma)
         if x.ndim == 4:
             path = run_dir / "images" / "reconstructions" / f"step={step:08d}.png"
-            draw_pairs(x[:40], found.x_hat[:40], data.range, path)
+            rank_zero_only(draw_pairs)(x[:40], found.x_hat[:40], data.range, path)
         return values
 
     def _score(self, found: Reversal, sigma: float) -> dict[str, float]:
@@ -254,6 +262,7 @@ class ReversalScore(Measurement):
             "reversal/converged": float(found.converged.float().mean()),
         }
 
+    @rank_zero_only
     def _save(
         self, path: Path, found: Reversal, index: Tensor, label: Tensor | None, sigma: float
     ) -> None:

@@ -13,7 +13,7 @@ from flexgen.training import isolated_rng
 __all__ = ["ALONE", "Measurement", "Scheduled"]
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""For the metrics of a measurement: process zero takes it of all the data, the others wait."""
+"""For the metrics of a measurement, each of which is taken of all the data by one process."""
 
 
 class Scheduled(pl.Callback):
@@ -59,17 +59,22 @@ class Measurement(Scheduled):
 
     It draws from generators of its own seed, so that a run does not depend on being measured.
 
+    Among several processes, process zero measures and the others wait, unless `together` is set:
+    then all call `measure` alike, which shares its work out and writes files from process zero.
+
     Args:
         seed: of everything that the measurement draws.
         **schedule: see :class:`Scheduled`.
     """
+
+    together = False
 
     def __init__(self, *, seed: int = 0, **schedule: Any) -> None:
         super().__init__(**schedule)
         self.seed = seed
 
     def act(self, trainer: pl.Trainer, model: Generative) -> None:
-        if trainer.is_global_zero:
+        if self.together or trainer.is_global_zero:
             values = self.run(model, trainer.datamodule, Path(trainer.default_root_dir))  # type: ignore[attr-defined]
             if values:
                 model.log_values(values)

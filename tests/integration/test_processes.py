@@ -1,0 +1,174 @@
+"""Several processes: one model, other codes, shared measurements, one set of files, same bits.
+
+Two processes do all runs of `ranks.py` in turn; the tests look at what they left.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexgen.callbacks.reversal import load_codes
+from flexgen.cli import main
+from flexgen.training import latest_checkpoint, load_checkpoint
+from tests.conftest import REFIT, SMALL
+from tests.integration.ranks import RUNS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def environment(rank: int, port: int, folder: Path) -> dict[str, str]:
+    """What torchrun sets for a process."""
+    return os.environ | {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1",
+        "FLEXGEN_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ExitStack() as ending:
+        both = []
+        for rank in range(2):
+            said = ending.enter_context(open(folder / f"{rank}.log", "w"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.ranks", str(folder)],
+                env=environment(rank, port, folder), stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            ending.callback(process.wait)
+            ending.callback(process.kill)
+            both.append(process)
+        codes = [process.wait(timeout=500) for process in both]
+    assert codes == [0, 0], (folder / "0.log").read_text()[-2000:]
+    return folder
+
+
+def notes(folder: Path, run: str) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{run}.{rank}.pt") for rank in range(2)]
+
+
+def different(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_weights_averages_and_statistics_are_the_same_bits(folder: Path, run: str) -> None:
+    zero, one = (note["state"] for note in notes(folder, run))
+    saved = load_checkpoint(latest_checkpoint(folder / run))["state_dict"]
+    assert different(zero, one) == []
+    assert different(zero, saved) == []
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run != "vae"])
+def test_each_process_draws_codes_of_its_own(folder: Path, run: str) -> None:
+    zero, one = (note["codes"] for note in notes(folder, run))
+    assert zero.shape == one.shape
+    assert not torch.isin(zero, one).any()
+    ranks = load_checkpoint(latest_checkpoint(folder / run))["flexgen"]["rng"]
+    assert not torch.equal(ranks[0]["torch"], ranks[1]["torch"])
+
+
+def test_steps_and_images_are_counted_over_all_processes(folder: Path) -> None:
+    counters = json.loads((folder / "wgan" / "metrics.json").read_text())["counters"]
+    assert counters["batches"] == 150
+    assert counters["images_seen"] == 2 * 150 * 32
+
+
+@pytest.mark.parametrize("run", ["gan", "vae"])
+def test_measurements_are_those_of_one_process(
+    folder: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PAG, EMD, modes and NLL by two processes, and of their checkpoint by one: the same bits."""
+    monkeypatch.setenv("FLEXGEN_CACHE", str(folder / "cache"))
+    together = json.loads((folder / run / "metrics.json").read_text())["values"]
+    codes = load_codes(folder / run / "codes" / "step=00000030.safetensors")
+    main(["evaluate", f"run={folder / run}"])
+    alone = json.loads((folder / run / "evaluation.json").read_text())["values"]
+    measured = ["pag/unit", "emd/samples", "modes/captured"] + ["nll/samples"] * (run == "vae")
+    assert set(measured) <= alone.keys()
+    assert {name: together[name] for name in alone} == alone
+    again = load_codes(folder / run / "codes" / "step=00000030.safetensors")
+    assert different(codes, again) == []
+
+
+def test_reversal_is_shared_and_one_process_fits(folder: Path) -> None:
+    zero, one = notes(folder, "gan")
+    # Batches of 16: 100 training and 64 held-out data for the refit; 64 for the score, as many
+    # again in the space above the new prior, and 64 samples.
+    assert zero["reversed"] == [52, 32, 32, 32, 32]
+    assert one["reversed"] == [48, 32, 32, 32, 32]
+    assert zero["fits"] == 1
+    assert "fits" not in one
+    assert json.loads((folder / "gan" / "metrics.json").read_text())["values"]["prior/stage"] == 1
+
+
+def test_files_are_those_of_one_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEXGEN_CACHE", str(tmp_path / "cache"))
+    alone = tmp_path / "alone"
+    words = [word for word in RUNS["wgan"] if word != "trainer=ddp_cpu"]
+    main(["train", *words, "trainer=cpu", f"paths.run_dir={alone}"])
+    files = [
+        sorted(str(p.relative_to(run)) for p in run.rglob("*")) for run in (alone, folder / "wgan")
+    ]
+    assert files[0] == files[1]
+
+
+def test_measuring_does_not_change_training(folder: Path) -> None:
+    """Batch norm and a prior that draws by score: the draws depend on the running statistics."""
+    plain, measured = (notes(folder, run)[0]["state"] for run in ("normed", "measured"))
+    assert different(plain, measured) == []
+
+
+def test_one_process_is_asked_to_stop_and_all_resume_with_the_same_bits(folder: Path) -> None:
+    undisturbed = load_checkpoint(latest_checkpoint(folder / "normed"))
+    resumed = load_checkpoint(latest_checkpoint(folder / "stopped"))
+    assert [note["exit"] for note in notes(folder, "stopped")] == [130, 130]
+    assert different(undisturbed["state_dict"], resumed["state_dict"]) == []
+    assert undisturbed["flexgen"]["counters"] == resumed["flexgen"]["counters"]
+    for a, b in zip(undisturbed["flexgen"]["rng"], resumed["flexgen"]["rng"], strict=True):
+        assert torch.equal(a["torch"], b["torch"])
+    metrics = [(folder / run / "metrics.csv").read_text() for run in ("normed", "stopped")]
+    assert metrics[0] == metrics[1]
+
+
+def test_another_number_of_processes_is_refused(folder: Path) -> None:
+    words = ("steps=40", "trainer.devices=1", "trainer.strategy=auto")
+    with pytest.raises(SystemExit, match=r"written by 2 processes.*trainer.devices=2"):
+        main(["resume", f"run={folder / 'wgan'}", *words])
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all(folder: Path) -> None:
+    """It was the last loss before the check: no gradient carried it to the other process."""
+    ends = [note["exit"] for note in notes(folder, "spoilt")]
+    assert ends[0] == ends[1]
+    assert "loss/generator is nan at generator step 30" in ends[0]
+    assert latest_checkpoint(folder / "spoilt").name == "step=00000020.ckpt"
+
+
+def test_the_command_starts_its_processes(flexgen: Callable[..., Path], tmp_path: Path) -> None:
+    words = [*SMALL, *REFIT, "trainer=ddp_cpu", "report=false", f"paths.run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flexgen", "train", *words],
+        capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert final["counters"]["images_seen"] == 2 * 150 * 32
+    assert final["values"]["prior/stage"] == 1
