@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from flexgen.flows import Cost, FlowDistribution, Transform
 from flexgen.priors.simple import DiagonalNormal, check_latent_dim
 
-__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
+__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian", "LowerNormal"]
 
 # A scale that overflows, or is 0, makes the first steps of a deep encoder NaN.
 _LOG_SCALE = 10.0

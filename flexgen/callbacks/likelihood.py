@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.metrics import (
@@ -18,11 +18,15 @@ from flexgen.metrics import (
     marginal_log_prob,
 )
 from flexgen.models import VAE, Generative
+from flexgen.posteriors import LowerNormal
 from flexgen.priors import base_codes
+from flexgen.priors.simple import DiagonalNormal
 
 __all__ = ["LikelihoodScore"]
 
 _BATCH = 100
+# Decoded at once, whatever K is; fewer data a batch for a larger K, so that the bar moves.
+_CODES = 20_000
 
 
 class LikelihoodScore(Measurement):
@@ -36,15 +40,23 @@ class LikelihoodScore(Measurement):
         KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z))
 
     `elbo/mutual_information`, at most log `num_posteriors`, and `elbo/marginal_kl`, with the
-    aggregate posterior q(z) of the first `num_posteriors` data. Then `posterior/active_units`; and
+    aggregate posterior q(z) of the first `num_posteriors` data; under a normal prior the latter's
+    parts in turn,
+
+        KL(q(z) ‖ p(z)) = KL(q(z) ‖ Πⱼ q(zⱼ)) + Σⱼ KL(q(zⱼ) ‖ p(zⱼ))
+
+    `elbo/total_correlation` and `elbo/dimensionwise_kl`. These two take densities of single
+    dimensions, which a Gaussian posterior has, diagonal or full, and a flow has not. Without them
+    go posteriors of flows, and priors of dependent dimensions. Then `posterior/active_units`; and
     how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
     distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
-    prior agreement with N(0, I) of those codes in the prior's base space, under a normal or a flow.
+    prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
+    flow.
 
     Args:
         n: data; at most what the split holds.
         split: which part of the data.
-        num_samples: K.
+        num_samples: K. Memory does not grow with it, time does: see README, Likelihoods.
         num_posteriors: data whose posteriors make up q(z); 0 leaves those two parts out. Under an
             inverse autoregressive posterior each of their squared number of densities takes its
             slow direction; under a planar one there are none.
@@ -54,7 +66,8 @@ class LikelihoodScore(Measurement):
     Raises:
         ValueError: if a size is out of range.
 
-    Source: Burda et al., 2016, section 5; Hoffman & Johnson, "ELBO surgery", 2016.
+    Source: Burda et al., 2016, section 5; Hoffman & Johnson, "ELBO surgery", 2016; Chen et al.,
+    "Isolating sources of disentanglement in variational autoencoders", 2018, eq. 2.
     """
 
     def __init__(
@@ -83,14 +96,22 @@ class LikelihoodScore(Measurement):
                 f"a likelihood is a VAE's, and this model is {type(model).__name__}; "
                 "leave `likelihood` out of `callbacks`"
             )
-        x, _ = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        if (size := data.size(self.split)) < 2:
+            raise ValueError(
+                f"a likelihood needs at least 2 data for its standard error, the {self.split} part "
+                f"holds {size}; set `callbacks.likelihood.split`, or `data.num_{self.split}=100`"
+            )
+        x, _ = data.split(self.split, min(self.n, size), self.seed)
         with model.evaluating():
             values = self._likelihood(model, x.to(model.device))
             return values | self._surgery(model, x.to(model.device))
 
     def _likelihood(self, model: VAE, x: Tensor) -> dict[str, float]:
-        batches = track(x.split(_BATCH), "likelihood", transient=True, disable=not self.progress)
-        found = torch.cat([-model.log_likelihood(batch, self.num_samples) for batch in batches])
+        rows = max(1, min(_BATCH, _CODES // self.num_samples))
+        batches = track(x.split(rows), "likelihood", transient=True, disable=not self.progress)
+        found = torch.cat(
+            [-model.log_likelihood(batch, self.num_samples, _CODES) for batch in batches]
+        )
         nll, mass = float(found.mean()), getattr(model.likelihood, "has_mass", False)
         return {
             "nll/samples": nll,
@@ -128,11 +149,18 @@ class LikelihoodScore(Measurement):
         if m and getattr(model.posterior, "has_log_prob", True):
             q = model.posterior(x[:m])
             z, log_q = q.rsample_and_log_prob()
-            log_marginal = marginal_log_prob(z, q.log_prob, m)
+            log_marginal, log_p = marginal_log_prob(z, q.log_prob, m), p.log_prob(z).double()
             values |= {
                 "elbo/mutual_information": float((log_q.double() - log_marginal).mean()),
-                "elbo/marginal_kl": float((log_marginal - p.log_prob(z).double()).mean()),
+                "elbo/marginal_kl": float((log_marginal - log_p).mean()),
             }
+            each = _gaussian_marginals(q)
+            if each is not None and isinstance(p, DiagonalNormal):
+                log_product = marginal_log_prob(z, each.log_prob, m).sum(1)
+                values |= {
+                    "elbo/total_correlation": float((log_marginal - log_product).mean()),
+                    "elbo/dimensionwise_kl": float((log_product - log_p).mean()),
+                }
         return values
 
 
@@ -143,3 +171,10 @@ def _means(q: Distribution) -> tuple[Tensor, Tensor]:
     except NotImplementedError:
         first, second = q.sample(torch.Size((64,))).chunk(2)
         return first.mean(0), second.mean(0)
+
+
+def _gaussian_marginals(q: Distribution) -> Normal | None:
+    """q(zⱼ|x) of each dimension, `(n, d)`, of a Gaussian; else None."""
+    if isinstance(q, DiagonalNormal | LowerNormal):
+        return Normal(q.mean, q.stddev, validate_args=False)
+    return None

@@ -48,11 +48,12 @@ def marginal_log_prob(
 
     Args:
         z: codes, `(n, d)`.
-        log_prob: codes `(b, 1, d)` to their log-densities under each posterior, `(b, m)`.
+        log_prob: codes `(b, 1, d)` to their log-densities under each posterior, `(b, m)`; or to
+            those of each dimension, `(b, m, d)`.
         num_posteriors: m.
 
     Returns:
-        `(n,)`, float64.
+        `(n,)`, float64; or those of the marginals q(z_j), `(n, d)`.
 
     Source: Hoffman & Johnson, "ELBO surgery", 2016.
     """

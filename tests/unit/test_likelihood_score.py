@@ -13,8 +13,8 @@ from flexgen.flows import Coupling
 from flexgen.likelihoods import Gaussian
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE, Generative
-from flexgen.posteriors import DiagonalGaussian, FlowPosterior
-from flexgen.priors import Normal
+from flexgen.posteriors import DiagonalGaussian, FlowPosterior, FullGaussian
+from flexgen.priors import Normal, RealNVP
 from flexgen.priors.simple import DiagonalNormal
 from tests.unit.linear_gaussian import ADAM, Encoder, Linear
 
@@ -58,6 +58,84 @@ def test_scores_of_a_linear_gaussian_model(tmp_path: Path) -> None:
     assert values["posterior/active_units"] == 2
     # A shift by 0.2 moves the second moments that PAG sees by 0.04, 0.0004 nats a dimension.
     assert values["posterior/pag"] == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("posterior", [DiagonalGaussian, FullGaussian])
+def test_the_parts_of_the_kl_of_codes_that_depend_on_each_other(
+    posterior: Any, tmp_path: Path
+) -> None:
+    linear, n = Linear(posterior, n=1000), 1000
+    q, slope = linear.model.posterior, torch.tensor([[1.5, 0.0, 0.3], [1.4, 0.3, 0.3]])
+    shift, scale, lower = torch.tensor([0.5, -0.2]), torch.tensor([0.6, 0.7]), torch.eye(2)
+    with torch.no_grad():
+        q.head.weight[:2] = slope
+        q.head.bias.copy_(torch.cat([shift, scale.log()]))
+        if posterior is FullGaussian:
+            lower[1, 0] = 0.8
+            q.below.bias.fill_(0.8)
+    within = (lower * scale) @ (lower * scale).T
+    total = slope @ linear.x.T.cov() @ slope.T + within
+    mean = slope @ linear.x.mean(0) + shift
+    score = LikelihoodScore(n=n, num_samples=1, num_posteriors=n, progress=False)
+    values = score.run(linear.model, Data(linear.x), tmp_path)
+    # Of a Gaussian q(z), which that of many data all but is.
+    expected = {
+        "mutual_information": (total.logdet() - within.logdet()) / 2,
+        "total_correlation": (total.diagonal().log().sum() - total.logdet()) / 2,
+        "dimensionwise_kl": 0.5
+        * (total.diagonal() + mean.square() - 1 - total.diagonal().log()).sum(),
+    }
+    assert expected["total_correlation"] > 0.2
+    for name, value in expected.items():
+        assert values[f"elbo/{name}"] == pytest.approx(float(value), abs=0.1), name
+    parts = values["elbo/total_correlation"] + values["elbo/dimensionwise_kl"]
+    assert parts == pytest.approx(values["elbo/marginal_kl"], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["flow posterior", "dependent prior"])
+def test_without_densities_of_dimensions_their_parts_are_left_out(
+    kind: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    flow, encoder = Coupling(4, num_layers=2), Encoder(3)
+    by_flow = kind == "flow posterior"
+    q = FlowPosterior(encoder, flow, 4) if by_flow else DiagonalGaussian(encoder, 4)
+    prior = Normal(4) if by_flow else RealNVP(4, num_layers=2)
+    model = VAE(q, Gaussian(nn.Linear(4, 3)), prior, optimizer=ADAM)
+    score = LikelihoodScore(n=20, num_samples=2, progress=False)
+    values = score.run(model, Data(torch.randn(20, 3)), tmp_path)
+    assert "elbo/marginal_kl" in values
+    assert not {"elbo/total_correlation", "elbo/dimensionwise_kl"} & values.keys()
+
+
+@pytest.mark.usefixtures("double")
+def test_the_estimate_rises_with_the_draws_as_the_variance_of_the_weights_says() -> None:
+    off = 0.15
+    linear = Linear(off=off, n=4)
+    x, exact = linear.x.repeat(5000, 1), linear.evidence.log_prob(linear.x).mean()
+    torch.manual_seed(1)
+    missing = {k: float(exact - linear.model.log_likelihood(x, k).mean()) for k in (1, 5, 50)}
+    # The weights of a shifted Gaussian are lognormal: K = 1 loses the KL, half the shift squared
+    # in standard deviations, and a larger K Var(w) / 2K, with Var(w) = exp(shift²) - 1.
+    shift = 2 * linear.gap
+    assert missing[1] == pytest.approx(shift / 2, abs=0.02)
+    assert missing[5] == pytest.approx(math.expm1(shift) / 10, abs=0.01)
+    assert missing[50] == pytest.approx(0, abs=0.005)
+    assert missing[1] > missing[5] > missing[50]
+
+
+def test_many_draws_lose_nothing_to_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, one = Linear(n=2), torch.tensor([-123.456, -7.3])
+    monkeypatch.setattr(linear.model, "_weights", lambda q, p, x, num: one.expand(num, 2))
+    found = linear.model.log_likelihood(linear.x, 5000, at_once=4)
+    torch.testing.assert_close(found, one.double(), rtol=0, atol=1e-9)
+
+
+def test_one_datum_has_no_standard_error(tmp_path: Path) -> None:
+    linear = Linear(n=1)
+    with pytest.raises(ValueError, match=r"at least 2 data.*test part holds 1.*data\.num_test"):
+        LikelihoodScore().run(linear.model, Data(linear.x), tmp_path)
 
 
 @pytest.mark.usefixtures("double")
