@@ -38,7 +38,7 @@ def parse_plain(text: str) -> dict[str, Any]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         check_size(node, _children, _MOST_VALUES)
-        value = None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
+        value = None if node is None else loader.construct_document(node)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError) as error:

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from flexgen.callbacks import Measurement, PriorRefit
+from flexgen.cli.trust import rebuilding
 from flexgen.models import Generative
 from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
@@ -93,11 +94,12 @@ def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None =
     """
     path = find_checkpoint(run_dir, checkpoint)
     saved = load_checkpoint(path)
-    parts = build(config)
-    weights = parts.model.match_stages(saved["state_dict"])
+    with rebuilding(run_dir):
+        parts = build(config)
+        weights = parts.model.match_stages(saved["state_dict"])
     try:
         parts.model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path} does not fit the run's configuration ({first}); "

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
-from flexgen.cli.trust import check_form, confine
+from flexgen.cli.trust import check_form, check_provenance, confine
 from flexgen.elsewhere import check_folder, parse_plain, read_start
 
 __all__ = [
@@ -138,6 +138,7 @@ def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
     except ValueError as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
+    check_provenance(run_dir)
     moved = [(saved["paths"]["run_dir"], str(run_dir))]
     if data_dir := os.environ.get("FLEXGEN_DATA"):
         moved.append((saved["paths"]["data_dir"], data_dir))

@@ -136,7 +136,7 @@ def _load(
     from flexgen.training import file_sha256
 
     run_dir = folder.resolve()
-    parts = load_trained(load_config(run_dir), run_dir)
+    parts = load_trained(load_config(run_dir, asked["trust"]), run_dir)
     model = parts.model.to(device).eval()
     model.requires_grad_(False)
     generator, prior = base_space(model)

@@ -22,22 +22,24 @@ def _refit(cfg: DictConfig) -> None:
     refit["options"] = reversal_options(config, refit["options"])
     from flexgen.cli.build import find_checkpoint
     from flexgen.cli.fit import fit_with_control
+    from flexgen.cli.trust import rebuilding
     from flexgen.training import load_checkpoint
 
-    parent = find_checkpoint(parent_dir, checkpoint)
-    saved = load_checkpoint(parent)
-    step = saved["flexgen"]["counters"]["generator_steps"]
-    done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}
-    config = relocate(config, [(str(parent_dir), run_dir)])
-    # The parent's own refits stay as far as they are part of the checkpoint: as its stages.
-    for name, callback in list(config["callbacks"].items()):
-        if callback and callback["_target_"] == _REFIT:
-            callback["at"] = sorted(done.intersection(callback["at"]))
-            if not callback["at"]:
-                del config["callbacks"][name]
-    config["callbacks"][f"refit_{step}"] = refit | {
-        "_target_": _REFIT,
-        "at": [step],
-    }
-    config["steps"] = step + more
-    fit_with_control(config, "refit", task_overrides(), parent)
+    with rebuilding(parent_dir):
+        parent = find_checkpoint(parent_dir, checkpoint)
+        saved = load_checkpoint(parent)
+        step = saved["flexgen"]["counters"]["generator_steps"]
+        done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}
+        config = relocate(config, [(str(parent_dir), run_dir)])
+        # The parent's own refits stay as far as they are part of the checkpoint: as its stages.
+        for name, callback in list(config["callbacks"].items()):
+            if callback and callback["_target_"] == _REFIT:
+                callback["at"] = sorted(done.intersection(callback["at"]))
+                if not callback["at"]:
+                    del config["callbacks"][name]
+        config["callbacks"][f"refit_{step}"] = refit | {
+            "_target_": _REFIT,
+            "at": [step],
+        }
+        config["steps"] = step + more
+        fit_with_control(config, "refit", task_overrides(), parent)

@@ -12,5 +12,7 @@ def main(argv: list[str]) -> None:
 def _resume(cfg: DictConfig) -> None:
     checkpoint, config = cfg.checkpoint, plain(cfg)
     from flexgen.cli.fit import resume
+    from flexgen.cli.trust import rebuilding
 
-    resume(config, checkpoint)
+    with rebuilding(config["paths"]["run_dir"]):
+        resume(config, checkpoint)

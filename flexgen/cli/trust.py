@@ -1,6 +1,7 @@
 """What a saved configuration may build and where it may write, unless its run is trusted."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,9 +14,9 @@ from omegaconf import OmegaConf
 
 from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
-from flexgen.elsewhere import lies_in
+from flexgen.elsewhere import lies_in, read_start
 
-__all__ = ["cache_dir", "check_form", "confine", "own_code", "rebuilding"]
+__all__ = ["check_form", "check_provenance", "confine", "own_code", "rebuilding"]
 
 _PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics",
              "pytorch_lightning", "zuko")  # fmt: skip
@@ -72,6 +73,33 @@ def check_form(saved: dict[str, Any]) -> None:
         raise ValueError(f"`threads` must be from 1 to {_MOST_THREADS}, got {threads!r:.40}")
 
 
+def check_provenance(run_dir: Path) -> None:
+    """Refuse a `provenance.json`, of a run or of its control, that no run can have saved.
+
+    The checkpoint that a run started from is the one file outside its folder that is read: to see
+    that it is the one whose hash is noted here, and then to start from it again.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    for path in (run_dir / "provenance.json", run_dir / "control" / "provenance.json"):
+        if not path.is_file():
+            continue
+        try:
+            about = json.loads(read_start(path))
+            parent = about["parent"]
+            known = isinstance(about["command"], str) and "finished" in about
+            if parent is not None:
+                known &= parent["checkpoint"].endswith(".ckpt") and isinstance(
+                    parent["sha256"], str
+                )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:100]}"
+            raise ValueError(f"{path} is damaged ({reason}); restore it") from error
+        if not known:
+            raise ValueError(f"{path} is damaged (it is not as runs write it); restore it")
+
+
 def confine(saved: dict[str, Any], run_dir: Path) -> None:
     """Refuse what a run that is not trusted must not build; have the rest write in its folder.
 
@@ -92,14 +120,14 @@ def confine(saved: dict[str, Any], run_dir: Path) -> None:
         _check_name(where, node)
     for where, node in targets:
         _check_class(where, node, run_dir)
-    saved["paths"] |= {"run_dir": str(run_dir), "cache_dir": cache_dir()}
+    saved["paths"] |= {"run_dir": str(run_dir), "cache_dir": _cache_dir()}
     if saved["data"].get("download"):
         saved["data"]["download"] = False
     for name in saved.keys() - {"paths", "data"}:
         _check_paths(name, saved[name], run_dir)
 
 
-def cache_dir() -> str:
+def _cache_dir() -> str:
     """The user's own folder of what can be computed again."""
     return str(OmegaConf.load(conf_dir() / "common.yaml").paths.cache_dir)
 
@@ -114,7 +142,7 @@ def own_code(command: str, words: list[str]) -> bool:
 
 
 @contextmanager
-def rebuilding(run_dir: Path) -> Iterator[None]:
+def rebuilding(run_dir: Path | str) -> Iterator[None]:
     """Say that a run cannot be rebuilt, where its parts fail in ways of their own.
 
     Raises:
@@ -165,7 +193,7 @@ def _check_class(where: str, node: dict[str, Any], run_dir: Path) -> None:
         raise _untrusted(f"{where}._target_", name)
     # Not only those that are there: the default may be the working directory.
     mine = {"save_dir": str(run_dir), "default_root_dir": str(run_dir),
-            "cache_dir": f"{cache_dir()}/classifiers"}  # fmt: skip
+            "cache_dir": f"{_cache_dir()}/classifiers"}  # fmt: skip
     taken = inspect.signature(found).parameters.keys()
     node.update({key: value for key, value in mine.items() if key in taken})
     allowed = _OF_LOGGERS.get(found.__name__)
@@ -215,7 +243,7 @@ def _check_paths(where: str, value: Any, run_dir: Path) -> None:
     elif isinstance(value, str):
         path = PurePath(value)
         leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
-        own = any(lies_in(Path(value), Path(folder)) for folder in (run_dir, cache_dir()))
+        own = any(lies_in(Path(value), Path(folder)) for folder in (run_dir, _cache_dir()))
         if leads and not own:
             raise _untrusted(where, value)
 

@@ -3,11 +3,17 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from flexgen.elsewhere import check_size
+from flexgen.training.counters import Counters
 
 __all__ = [
     "file_sha256",
@@ -19,6 +25,7 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"step=(\d{8})\.ckpt")
+_MOST_VALUES = 1_000_000  # tensors and plain values; a run's checkpoint has some thousands
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -31,6 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)  # it could be a link, to be written through
     try:
         write(beside)
         with open(beside, "rb") as file:
@@ -55,6 +63,8 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     """Load a checkpoint with `weights_only=True`: it can hold tensors, never code.
 
+    It is refused if what it holds would take more memory than the file itself does.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is cut short, damaged, or holds more than plain data.
@@ -62,18 +72,63 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; name one that is in checkpoints/")
     try:
+        _check_file(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        check_size(checkpoint, _children, _MOST_VALUES)
+        _check_tensors(checkpoint, path.stat().st_size)
     except Exception as error:
         raise ValueError(
             f"checkpoint {path} is cut short, damaged or not FlexGen's ({_first_line(error)}); "
             "resume from an earlier one with `checkpoint=…`"
         ) from error
-    if not isinstance(checkpoint, dict) or "flexgen" not in checkpoint:
+    if missing := _missing(checkpoint):
         raise ValueError(
-            f"checkpoint {path} was not written by FlexGen: it holds no step counters; "
+            f"checkpoint {path} was not written by FlexGen: it holds no {missing}; "
             "name one that is in the checkpoints/ folder of a run"
         )
     return checkpoint
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what torch.save does not write: other formats, and files that grow when read."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _check_tensors(value: Any, most_bytes: int) -> None:
+    """Refuse a tensor without its values, or with fewer than its shape says."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.nbytes > most_bytes:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than the file")
+    else:
+        for child in _children(value):
+            _check_tensors(child, most_bytes)
+
+
+def _missing(checkpoint: Any) -> str | None:
+    """What every checkpoint of FlexGen's has and this one lacks."""
+    part = checkpoint.get("flexgen") if isinstance(checkpoint, dict) else None
+    counters = part.get("counters") if isinstance(part, dict) else None
+    if not isinstance(counters, dict) or not all(
+        isinstance(counters.get(field.name), int) and 0 <= counters[field.name] < 2**63
+        for field in fields(Counters)
+    ):
+        return "step counters"
+    weights, states = checkpoint.get("state_dict"), checkpoint.get("callbacks")
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        return "weights"
+    if not isinstance(states, dict) or not all(isinstance(s, dict) for s in states.values()):
+        return "states of callbacks"
+    return None
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:

@@ -96,7 +96,9 @@ def test_isolated_draws_leave_no_trace() -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "step=00000001.ckpt"
-    save_checkpoint({"flexgen": {}, "x": torch.arange(3)}, path)
+    counters = {"counters": Counters().state_dict()}
+    whole = {"flexgen": counters, "state_dict": {}, "callbacks": {}, "x": torch.arange(3)}
+    save_checkpoint(whole, path)
 
     def fail(beside: Path) -> None:
         beside.write_bytes(b"half")
