@@ -54,12 +54,13 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
     def act(self, trainer: pl.Trainer, model: Generative) -> None:
         run_dir = Path(trainer.default_root_dir)
         step = model.counters.generator_steps
-        save(trainer, run_dir / "checkpoints" / f"step={step:08d}.ckpt")
-        if not trainer.is_global_zero:
-            return
+        # Rows first: those after the last checkpoint are dropped by a resume, missing ones stay so.
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
+        save(trainer, run_dir / "checkpoints" / f"step={step:08d}.ckpt")
+        if not trainer.is_global_zero:
+            return
         if self.keep is not None:
             for old in find_checkpoints(run_dir)[: -self.keep]:
                 old.unlink()

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
 from flexgen.cli.compose import is_sweep, relocate
 from flexgen.cli.errors import tell
-from flexgen.cli.run_dir import check_parent, write_config, write_final, write_provenance
+from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
 from flexgen.cli.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, find_checkpoints, load_checkpoint
 from flexgen.training.wandb_logger import LogPictures
@@ -55,17 +55,24 @@ def fit(
     _check(config)
     if _rank() > 0:
         return _train(config, build(config), parent)
+    _refuse_second(run_dir)
+    parts = build(config)
+    with alone(run_dir):
+        _refuse_second(run_dir)
+        write_provenance(run_dir, command, overrides, config["seed"], parent)
+        if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
+            shutil.copy(history, run_dir / "metrics.csv")
+        # Last: killed before it, this is no run yet, and the same command starts it.
+        write_config(run_dir, config)
+        return _train(config, parts, parent)
+
+
+def _refuse_second(run_dir: Path) -> None:
     if (run_dir / "config.yaml").exists():
         raise FileExistsError(
             f"{run_dir} already holds a run; go on with it by `flexgen resume run={run_dir}`, or "
             "choose another `paths.run_dir`"
         )
-    parts = build(config)
-    write_config(run_dir, config)
-    write_provenance(run_dir, command, overrides, config["seed"], parent)
-    if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
-        shutil.copy(history, run_dir / "metrics.csv")
-    return _train(config, parts, parent)
 
 
 def resume(config: dict[str, Any], name: str | None = None) -> Path:
@@ -76,21 +83,22 @@ def resume(config: dict[str, Any], name: str | None = None) -> Path:
     """
     run_dir = Path(config["paths"]["run_dir"])
     _check(config)
-    check_parent(run_dir)
-    about = json.loads((run_dir / "provenance.json").read_text())
-    if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
-        name_wandb(config, about["command"])
-    checkpoint: Path | None = None
-    if name or find_checkpoints(run_dir):
-        checkpoint = find_checkpoint(run_dir, name)
-        load_checkpoint(checkpoint)
-    elif parent := about["parent"]:
-        # Stopped before it saved anything: start again from where it started.
-        checkpoint = Path(parent["checkpoint"])
-    parts = build(config)
-    if _rank() == 0:
-        write_config(run_dir, config)
-    return _finish(config, _train(config, parts, checkpoint))
+    with alone(run_dir) if _rank() == 0 else contextlib.nullcontext():
+        check_parent(run_dir)
+        about = json.loads((run_dir / "provenance.json").read_text())
+        if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
+            name_wandb(config, about["command"])
+        checkpoint: Path | None = None
+        if name or find_checkpoints(run_dir):
+            checkpoint = find_checkpoint(run_dir, name)
+            load_checkpoint(checkpoint)
+        elif parent := about["parent"]:
+            # Stopped before it saved anything: start again from where it started.
+            checkpoint = Path(parent["checkpoint"])
+        parts = build(config)
+        if _rank() == 0:
+            write_config(run_dir, config)
+        return _finish(config, _train(config, parts, checkpoint))
 
 
 def _finish(config: dict[str, Any], run_dir: Path) -> Path:

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,29 @@ from typing import Any
 import torch
 import yaml
 
+from flexgen.files import locked
 from flexgen.training import file_sha256
 from flexgen.training.checkpoint import write_atomically
 from flexgen.training.csv_logger import read_metrics
 
-__all__ = ["check_parent", "write_config", "write_final", "write_json", "write_provenance"]
+__all__ = ["alone", "check_parent", "write_config", "write_final", "write_json", "write_provenance"]
 
 _PACKAGES = ("flexgen", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
              "numpy", "scikit-learn", "POT")  # fmt: skip
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Be the only process at work in a run directory, and clear what a killed one half wrote.
+
+    Raises:
+        ValueError: if another is.
+    """
+    refusal = f"another process is at work in {run_dir}; wait for it to end, or stop it"
+    with locked(run_dir / ".lock", refusal):
+        for half in run_dir.rglob(".*.part"):
+            half.unlink(missing_ok=True)
+        yield
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:

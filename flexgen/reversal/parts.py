@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flexgen.files import locked
+
 CODES = "codes.safetensors"
 _FOLDER = "codes.parts"
 _IDENTITY = "identity.json"
@@ -119,27 +121,12 @@ class Parts:
         Raises:
             ValueError: if another process holds it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows: two at once waste time, no more
+        refusal = (
+            f"another process is writing codes in {self.out}; wait for it to end, or give another "
+            "folder with out="
+        )
+        with locked(self.out / f".rank-{rank}.lock", refusal):
             yield
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        lock = self.out / f".rank-{rank}.lock"
-        with open(lock, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process is writing codes in {self.out}; wait for it to end, or give "
-                    "another folder with out="
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
 
     def _part(self, number: int) -> Path:
         return self.out / _FOLDER / f"{number:08d}.safetensors"

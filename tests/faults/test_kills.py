@@ -1,0 +1,75 @@
+"""What a process that was killed leaves behind, and two at once in one run directory."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flexgen.cli.run_dir import alone
+from flexgen.files import locked
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[2]
+SHORT = (*SMALL, "steps=10", "report=false")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_runs_killed_in_each_phase_end_with_the_same_bits() -> None:
+    words = [sys.executable, "benchmarks/faults.py", "--kills", "5", "--seed", "3"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 ended with the same bits" in done.stdout
+
+
+def test_two_processes_in_one_run_directory_are_refused(
+    flexgen: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fcntl")
+    run = flexgen("train", *SHORT)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with alone(run), pytest.raises(SystemExit, match="another process is at work in"):
+        flexgen("resume", f"run={run}", "steps=20")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    flexgen("resume", f"run={run}", "steps=20")
+
+
+def test_a_lock_that_was_removed_meanwhile_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", lambda *args: (tmp_path / ".lock").unlink())
+    with pytest.raises(ValueError, match="busy"), locked(tmp_path / ".lock", "busy"):
+        pass
+
+
+def test_half_written_files_of_a_killed_process_are_cleared(flexgen: Callable[..., Path]) -> None:
+    run = flexgen("train", *SHORT)
+    half = run / "checkpoints" / ".step=00000010.ckpt.999.part"
+    half.write_bytes(b"half")
+    flexgen("resume", f"run={run}", "steps=20")
+    assert not half.exists()
+
+
+def test_a_start_that_was_killed_before_it_was_a_run_is_started_again(
+    flexgen: Callable[..., Path],
+) -> None:
+    whole = flexgen("train", *SHORT, run_dir="whole")
+    started = whole.parent / "started"
+    started.mkdir()
+    shutil.copy(whole / "provenance.json", started)
+    flexgen("train", *SHORT, run_dir="started")
+    assert (started / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_was_moved_goes_on(flexgen: Callable[..., Path]) -> None:
+    run = flexgen("train", *SHORT)
+    moved = run.parent / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    run.rename(moved)
+    flexgen("resume", f"run={moved}", "steps=20")
+    assert not run.exists()
+    assert (moved / "checkpoints" / "step=00000020.ckpt").is_file()
