@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen._conf import conf_dir
-from flexgen.cli.errors import tell
+from flexgen.cli.sweep import SweepFolder, raise_failures, run_cell
 from flexgen.cli.trust import check_form, check_provenance, confine
 from flexgen.elsewhere import check_folder, parse_plain, read_start
 
@@ -66,25 +67,28 @@ def run_hydra(
     # Completion is installed for the program, not for one of its commands.
     sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *argv]
 
-    failed: list[tuple[str, Exception]] = []
+    failed: list[Exception] = []
+    entry = uuid.uuid4().hex
 
+    # A launcher may call it in another process: what becomes of a cell is kept in files.
     def cell(cfg: DictConfig) -> None:
         sys.argv = typed  # what further processes of the trainer are started by
+        if is_sweep():
+            run_cell(task, cfg, entry)
+            return
         try:
             task(cfg)
         except Exception as error:
-            # Kept until all cells have run: one bad cell does not stop the others.
-            failed.append((" ".join(task_overrides()), error))
-            if is_sweep():
-                print(f"cell [{failed[-1][0]}] failed: {tell(error)}", file=sys.stderr)
+            failed.append(error)  # Hydra would print more
 
     # hydra.main names the job after the module of its function.
     cell.__module__ = "__main__"
+    SweepFolder.known = None
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
-    if len(failed) == 1:
-        raise failed[0][1]
     if failed:
-        raise RuntimeError(f"{len(failed)} cells failed: {'; '.join(words for words, _ in failed)}")
+        raise failed[0]
+    if SweepFolder.known:
+        raise_failures(SweepFolder.known, entry)
 
 
 def compose_prior(name: str, options: Iterable[str] = ()) -> dict[str, Any]:

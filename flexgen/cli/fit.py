@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
-from flexgen.cli.compose import is_sweep, relocate
+from flexgen.cli.compose import is_sweep, load_config, relocate
 from flexgen.cli.errors import tell
 from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
 from flexgen.cli.wandb_run import name_wandb, wandb_run
@@ -31,14 +31,20 @@ def fit_with_control(
 ) -> Path:
     """Train; if `control` is set, train a control from just before the refit; write the report.
 
-    The control starts from the checkpoint that the first refit saved beforehand and makes as many
-    steps with the old prior: same weights, optimizers, batches and generators' states.
+    A cell of a sweep that has started before goes on. The control starts from the checkpoint that
+    the first refit saved beforehand and makes as many steps with the old prior: same weights,
+    optimizers, batches and generators' states.
 
     Returns:
         The run directory.
     """
     name_wandb(config, command)
-    run_dir = fit(config, command, overrides, parent)
+    run_dir = Path(config["paths"]["run_dir"])
+    if is_sweep() and (run_dir / "config.yaml").exists():
+        # Where the folder says no more than the command itself, it needs no trust.
+        saved = load_config(run_dir, trust=True)
+        return resume(config if saved == config else load_config(run_dir))
+    fit(config, command, overrides, parent)
     return _finish(config, run_dir)
 
 
@@ -138,8 +144,8 @@ def _check(config: dict[str, Any]) -> None:
         )
     if is_sweep() and str(config["trainer"]["strategy"]).startswith("ddp"):
         raise ValueError(
-            "a sweep runs its cells in one process, and several processes a cell would each run "
-            "the sweep; start each cell by itself, without -m"
+            "a cell of this sweep would be several processes, and each would run the sweep; start "
+            "each cell by itself, without -m"
         )
 
 
@@ -196,6 +202,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
                 f"{found[0]}; go on with: flexgen resume run={run_dir}",
                 file=sys.stderr,
             )
+            signals.pass_on()
             sys.exit(130)
     if _rank() == 0:
         write_final(run_dir, model.counters.axes())
@@ -203,29 +210,38 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
 
 
 class _StopOnSignal(pl.Callback):
-    """The first Ctrl-C or SIGTERM stops before the next step and saves; the second stops at once.
+    """The first signal stops before the next step and saves; the second stops at once.
 
+    Signals are Ctrl-C, SIGTERM and what schedulers send before the time is up, SIGUSR1 and SIGUSR2.
     Lightning installs handlers of its own when a fit begins, so these go in after them.
     """
 
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
+        self._received = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         def stop(number: int, frame: Any) -> None:
             if pl_module.stop_requested:
                 raise KeyboardInterrupt
             pl_module.stop_requested = True
+            self._received = number
             print("stopping: saving first; once more to stop at once", file=sys.stderr)
 
         # Outside the main thread, as under some launchers, the launcher handles signals.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
                 self._old[number] = signal.signal(number, stop)
 
     def restore(self) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def pass_on(self) -> None:
+        """Now that all is saved, give SIGUSR2 to submitit, which queues the job again."""
+        handler = self._old.get(self._received)
+        if self._received == signal.SIGUSR2 and callable(handler):
+            handler(signal.SIGUSR2, None)
 
 
 @contextlib.contextmanager

@@ -93,11 +93,6 @@ def test_a_refused_start_leaves_nothing_behind(flexgen: Run) -> None:
     flexgen("train", *SMALL, "report=false")
 
 
-def test_a_sweep_of_several_processes_is_refused(flexgen: Run) -> None:
-    told = message(flexgen, "train", "-m", *SMALL, "trainer=ddp_cpu", "hydra.sweep.dir=sweep")
-    assert "without -m" in told
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there(flexgen: Run) -> None:
     assert "set `trainer=cpu`" in message(flexgen, "train", *SMALL, "trainer=gpu")

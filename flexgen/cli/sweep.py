@@ -1,0 +1,256 @@
+"""The cells of a `-m` sweep: known by their overrides, entered again where they stopped."""
+
+import fcntl
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict, read_write
+
+from flexgen.cli.errors import tell
+
+__all__ = [
+    "Cell",
+    "SweepFolder",
+    "claim_device",
+    "keep_to_one_device",
+    "raise_failures",
+    "run_apart",
+    "run_cell",
+]
+
+_STATE = "cell.json"
+_devices: list[IO[str]] = []  # the lock on this process's device, held for its life
+
+
+@dataclass
+class Cell:
+    """A folder below the sweep's, with a file `cell.json`: overrides, state and error.
+
+    States are `new`, `running`, `stopped`, `failed` and `finished`. A cell that is `running` while
+    nobody holds its lock was killed. `entry` is of the command that is at work.
+    """
+
+    folder: Path
+    overrides: list[str]
+    entry: str
+
+    @classmethod
+    def claim(cls, sweep: Path, number: int, overrides: list[str], entry: str) -> "Cell":
+        """The cell of these overrides: the one that is there, else a new one.
+
+        Its folder is `number`, or the first after it that is free: a grid that has grown since
+        counts its cells anew. Processes that enter a sweep at once agree.
+        """
+        for path in sweep.glob(f"*/{_STATE}"):
+            if _same(path, overrides):
+                return cls(path.parent, overrides, entry)
+        for free in itertools.count(number):
+            folder = sweep / str(free)
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "config.yaml").exists() and not (folder / _STATE).exists():
+                continue  # a run that is no cell
+            cell = cls(folder, overrides, entry)
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".cell") as beside:
+                beside.write(json.dumps(cell._about("new")))
+                beside.flush()
+                try:
+                    os.link(beside.name, folder / _STATE)
+                except FileExistsError:
+                    if not _same(folder / _STATE, overrides):
+                        continue
+            return cell
+        raise AssertionError
+
+    @property
+    def state(self) -> str:
+        return str(json.loads((self.folder / _STATE).read_text())["state"])
+
+    def write(self, state: str, error: str | None = None) -> None:
+        from flexgen.cli.run_dir import write_json
+
+        write_json(self.folder / _STATE, self._about(state, error))
+
+    def run(self, task: Callable[[], Any]) -> BaseException | None:
+        """Do `task` unless it is finished, or another process is at it; keep what became of it.
+
+        Returns:
+            The exception that it failed with.
+
+        Raises:
+            BaseException: what is no failure, as a wish to stop.
+        """
+        with open(self.folder / "cell.lock", "a") as lock:
+            # A process of the cell's own holds it on if this one is killed.
+            os.set_inheritable(lock.fileno(), True)
+            if not _lock(lock):
+                _say(self, "another process is at it")
+                return None
+            if self.state == "finished":
+                _say(self, "finished before")
+                return None
+            self.write("running")
+            try:
+                task()
+            except Exception as error:
+                self.write("failed", tell(error))
+                _say(self, f"failed: {tell(error)}")
+                return error
+            except BaseException:
+                self.write("stopped")
+                raise
+            self.write("finished")
+        return None
+
+    def _about(self, state: str, error: str | None = None) -> dict[str, Any]:
+        return {"overrides": self.overrides, "state": state, "error": error, "entry": self.entry}
+
+
+class SweepFolder(Callback):
+    """Fixes the sweep's folder before its cells are composed, and knows it afterwards.
+
+    Hydra resolves it for each cell: a grid of experiments would be scattered over folders named
+    after each, and a worker elsewhere would count from its own working directory.
+    """
+
+    known: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.known = Path(config.hydra.sweep.dir).absolute()
+        with read_write(config), open_dict(config):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(SweepFolder.known)}")
+
+
+def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> None:
+    """Run what Hydra's launcher started in this process; a failure is kept in the cell's file."""
+    asked = HydraConfig.get()
+    sweep = Path(asked.sweep.dir)
+    cell = Cell.claim(sweep, int(asked.job.num), list(asked.overrides.task), entry)
+    cfg.paths.run_dir = str(cell.folder)
+    try:
+        cell.run(lambda: task(cfg))
+    except BaseException:
+        print(f"the sweep goes on with the same command and {_again(sweep)}", file=sys.stderr)
+        raise
+
+
+def raise_failures(sweep: Path, entry: str) -> None:
+    """Tell of the cells that failed under the command `entry`.
+
+    Raises:
+        RuntimeError: if there are any.
+    """
+    lines = []
+    for path in sorted(sweep.glob(f"*/{_STATE}")):
+        about = json.loads(path.read_text())
+        if about["state"] == "failed" and about["entry"] == entry:
+            lines.append(f"[{' '.join(about['overrides'])}] {about['error']}")
+    if not lines:
+        return
+    raise RuntimeError(
+        f"cells failed: {len(lines)}; {'; '.join(lines)}; "
+        f"to try them again: the same command with {_again(sweep)}"
+    )
+
+
+def run_apart(run_dir: Path, overrides: list[str]) -> None:
+    """Train a cell by a `flexgen` of its own; what it says is in its `log.txt`.
+
+    Lightning starts the further processes of a run by the command line of the first, which for a
+    sweep is the whole grid, and leaves a process group behind that the next cell cannot use.
+
+    Raises:
+        RuntimeError: if it fails, with the last line that it said.
+        SystemExit: if it was stopped.
+    """
+    words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(run_dir)}"]
+    if (run_dir / "config.yaml").exists():
+        words = ["resume", f"run={run_dir}"]
+    with (run_dir / "log.txt").open("a+") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False
+        )
+        old = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            status = child.wait()  # Ctrl-C has reached it too, and it saves first
+        finally:
+            signal.signal(signal.SIGTERM, old)
+        log.seek(0)
+        said = [line for line in log if line.strip()]
+    if status == 130:
+        sys.exit(130)
+    if status:
+        raise RuntimeError(said[-1].strip() if said else f"ended with status {status}")
+
+
+def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
+    """Of several GPUs, show this process one that no other cell on this machine has.
+
+    Args:
+        trainer: the configuration of the trainer; one that wants no GPU, or several, is left alone.
+        number: of the cell.
+    """
+    if trainer["accelerator"] == "cpu" or trainer["devices"] != 1:
+        return
+    import torch
+
+    if torch.cuda.device_count() > 1:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
+        folder = Path(tempfile.gettempdir()) / f"flexgen-devices-{os.getuid()}"
+        os.environ["CUDA_VISIBLE_DEVICES"] = claim_device(names, folder, number)
+
+
+def claim_device(names: list[str], folder: Path, number: int) -> str:
+    """The first of `names` that no living process has claimed; ours until this process ends.
+
+    If all are, cells share: number modulo their count. A launcher's worker outlives a cell, and its
+    CUDA cannot change devices, so the number alone would put two cells on one device while another
+    is free.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        lock = (folder / name).open("a")
+        if _lock(lock):
+            _devices.append(lock)
+            return name
+        lock.close()
+    return names[number % len(names)]
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file for as long as it is open; False if another process has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(path: Path, overrides: list[str]) -> bool:
+    return sorted(json.loads(path.read_text())["overrides"]) == sorted(overrides)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value that Hydra reads as it is."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def _say(cell: Cell, what: str) -> None:
+    print(f"cell {cell.folder.name} [{' '.join(cell.overrides)}] {what}", file=sys.stderr)
+
+
+def _again(sweep: Path) -> str:
+    return f"hydra.sweep.dir={os.path.relpath(sweep)}"

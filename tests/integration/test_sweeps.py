@@ -1,0 +1,148 @@
+"""Sweeps: entered again after a kill, launched elsewhere, one device a process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexgen.cli.sweep import Cell, claim_device, keep_to_one_device, raise_failures
+from tests.conftest import SMALL
+from tests.integration.test_resume import same, state
+
+GRID = ("-m", *SMALL, "report=false", "callbacks=[checkpoint]")
+GRID = tuple(word for word in GRID if not word.startswith("callbacks.") or "checkpoint" in word)
+Run = Callable[..., Path]
+
+
+def cells(sweep: str) -> dict[str, str]:
+    """The state of each cell by the folder's name."""
+    found = {}
+    for path in sorted(Path(sweep).glob("*/cell.json")):
+        found[path.parent.name] = json.loads(path.read_text())["state"]
+    return found
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flexgen", "train", *words], start_new_session=True
+    )
+
+
+def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not there() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert there()
+
+
+def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
+    flexgen: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*GRID, "steps=150", "seed=0,1")
+    flexgen("train", *words, "hydra.sweep.dir=undisturbed")
+
+    process = start(*words, "hydra.sweep.dir=killed")
+    wait_for(lambda: list(Path("killed/1/checkpoints").glob("*.ckpt")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cells("killed") == {"0": "finished", "1": "running"}
+    assert state(Path("killed/1"))["flexgen"]["counters"]["generator_steps"] < 150
+    first = Path("killed/0/provenance.json").read_text()
+
+    capsys.readouterr()
+    flexgen("train", *words, "hydra.sweep.dir=killed")
+    assert "seed=0] finished before" in capsys.readouterr().err
+    assert cells("killed") == dict.fromkeys("01", "finished")
+    assert Path("killed/0/provenance.json").read_text() == first
+    for n in "01":
+        assert same(state(Path("undisturbed") / n), state(Path("killed") / n)) == []
+
+
+def test_a_cell_is_known_by_its_overrides(tmp_path: Path) -> None:
+    first = [Cell.claim(tmp_path, n, [f"seed={n}", "model=gan"], "a") for n in (0, 1)]
+    grown = [Cell.claim(tmp_path, n, ["model=gan", f"seed={n + 1}"], "b") for n in (0, 1)]
+    assert [cell.folder.name for cell in first] == ["0", "1"]
+    assert [cell.folder.name for cell in grown] == ["1", "2"]
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "config.yaml").touch()  # somebody's run
+    assert Cell.claim(tmp_path, 3, [], "b").folder.name == "4"
+
+
+def test_what_becomes_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("`n` must be 1")
+
+    def stop() -> None:
+        raise SystemExit(130)
+
+    cell = Cell.claim(tmp_path, 0, ["seed=0"], "first")
+    cell.run(fail)
+    with pytest.raises(RuntimeError, match=r"cells failed: 1; \[seed=0\] `n` must be 1"):
+        raise_failures(tmp_path, "first")
+    raise_failures(tmp_path, "second")  # another command has not run it
+    with pytest.raises(SystemExit):
+        cell.run(stop)
+    assert cell.state == "stopped"
+    cell.run(lambda: cell.run(lambda: done.append("meanwhile")))
+    assert (cell.state, done) == ("finished", [])
+    cell.run(lambda: done.append("again"))
+    assert done == []
+    said = capsys.readouterr().err
+    assert "another process is at it" in said
+    assert "finished before" in said
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from flexgen.cli.sweep import claim_device
+print(claim_device(["0", "3"], Path(sys.argv[1]), int(sys.argv[2])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_each_process_gets_a_device_of_its_own(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIM, str(tmp_path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in (7, 9)
+    ]
+    got = [process.stdout.readline().strip() for process in processes]  # type: ignore[union-attr]
+    assert sorted(got) == ["0", "3"]
+    assert claim_device(["0", "3"], tmp_path, 5) == "3"  # all are taken: shared, by number
+    for process in processes:
+        process.communicate("")
+    assert claim_device(["0", "3"], tmp_path, 5) == "0"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "devices", "shown"),
+    [
+        ({"accelerator": "auto", "devices": 1}, 2, "4"),
+        ({"accelerator": "auto", "devices": 1}, 1, "4,6"),
+        ({"accelerator": "gpu", "devices": -1}, 2, "4,6"),
+        ({"accelerator": "cpu", "devices": 1}, 2, "4,6"),
+    ],
+)
+def test_only_a_cell_that_wants_one_of_several_devices_is_kept_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, Any], devices: int,
+    shown: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    keep_to_one_device(trainer, 0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
