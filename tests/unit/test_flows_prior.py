@@ -67,6 +67,14 @@ def test_a_fitted_prior_survives_a_state_dict_and_a_copy(codes: torch.Tensor) ->
     assert len(prior.state_dict()) == len(set(map(id, prior.state_dict().values())))
 
 
+def test_no_couplings_are_a_standard_normal(codes: torch.Tensor) -> None:
+    prior = RealNVP(2, num_layers=0)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    torch.testing.assert_close(prior().log_prob(codes), normal.log_prob(codes))
+    with pytest.raises(ValueError, match="prior=gaussian"):
+        prior.fit(codes)
+
+
 def test_what_a_flow_prior_cannot_do(codes: torch.Tensor) -> None:
     planar = FlowPrior(Planar(2))
     assert not planar.has_log_prob
