@@ -60,6 +60,8 @@ METRICS: dict[str, Metric] = {
         Metric("elbo/kl", "KL of posteriors", "", "to the prior, nats per datum"),
         Metric("elbo/mutual_information", "Mutual information", "", "of datum and code, nats"),
         Metric("elbo/marginal_kl", "KL of the aggregate", "lower", "of q(z) to the prior, nats"),
+        Metric("elbo/total_correlation", "Total correlation", "", "of q(z), nats"),
+        Metric("elbo/dimensionwise_kl", "KL of dimensions", "lower", "of q(zⱼ) to p(zⱼ), nats"),
         Metric("posterior/active_units", "Active units", "higher", "dimensions that data move"),
         Metric("posterior/energy", "Codes to prior, energy", "lower", "aggregate posterior"),
         Metric("posterior/pag", "PAG of posterior", "lower", "aggregate to N(0, I), nats"),
@@ -119,8 +121,6 @@ HEADLINE: tuple[str, ...] = (
     "modes/high_quality",
     "modes/total_variation",
     "reversal/error",
-    "loss/critic",
-    "loss/generator",
 )
 """The metrics of a table that was not told which ones to show."""
 
@@ -129,7 +129,15 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Earth mover's distance", ("emd/samples", "emd/unmasked", "emd/floor")),
     ("Negative log-likelihood", ("nll/samples",)),
     ("ELBO and its parts", ("elbo/bound", "elbo/reconstruction", "elbo/kl")),
-    ("Parts of the KL", ("elbo/mutual_information", "elbo/marginal_kl")),
+    (
+        "Parts of the KL",
+        (
+            "elbo/mutual_information",
+            "elbo/marginal_kl",
+            "elbo/total_correlation",
+            "elbo/dimensionwise_kl",
+        ),
+    ),
     ("Losses", ("loss/critic", "loss/generator")),
     ("Gradient penalty", ("loss/penalty",)),
     ("FID", ("fid",)),
