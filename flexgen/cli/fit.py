@@ -142,6 +142,12 @@ def _check(config: dict[str, Any]) -> None:
             f"`trainer.accelerator={accelerator}` but torch sees no GPU; set `trainer=cpu`, or "
             "install a torch build that matches the driver"
         )
+    on_gpus = accelerator != "cpu" and torch.cuda.is_available()
+    if config["trainer"].get("sync_batchnorm") and not on_gpus:
+        raise ValueError(
+            "`trainer.sync_batchnorm=true` needs GPUs, torch has no such layer for the CPU; leave "
+            "it out, or set trainer=ddp"
+        )
     if is_sweep() and str(config["trainer"]["strategy"]).startswith("ddp"):
         raise ValueError(
             "a cell of this sweep would be several processes, and each would run the sweep; start "

@@ -1,0 +1,44 @@
+"""Batch norm over all processes. Torch has it on GPUs alone: its statistics are not tested here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flexgen.cli.build import build_trainer
+from flexgen.models import Adversarial
+from flexgen.reversal import reverse
+from tests.conftest import SMALL
+from tests.contract.test_configs import config
+
+
+def test_it_is_refused_without_gpus(flexgen: Callable[..., Path]) -> None:
+    with pytest.raises(SystemExit, match=r"sync_batchnorm=true` needs GPUs.*trainer=ddp"):
+        flexgen("train", *SMALL, "trainer.sync_batchnorm=true")
+
+
+def test_it_replaces_every_batch_norm_and_changes_nothing_that_is_measured() -> None:
+    from hydra.utils import instantiate
+
+    torch.manual_seed(0)
+    small = ("network.generator.hidden_features=[8]", "network.critic.hidden_features=[8]")
+    cfg = config(*small, "network.generator.norm=batch", "trainer=ddp_cpu",
+                 "trainer.sync_batchnorm=true")  # fmt: skip
+    cfg["logger"] = {}
+    model: Adversarial = instantiate(cfg["model"])
+    z = model.prior().sample(torch.Size((4,)))
+    before, weights = model.generate(z), list(model.parameters())
+    codes = reverse(model.sampler, before, latent_shape=model.latent_dim, steps=5).z
+
+    synced = build_trainer(cfg, []).strategy._layer_sync.apply(model)
+
+    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert all(a is b for a, b in zip(weights, synced.parameters(), strict=True))
+    assert torch.equal(synced.generate(z), before)
+    assert torch.equal(
+        reverse(synced.sampler, before, latent_shape=model.latent_dim, steps=5).z, codes
+    )
