@@ -176,13 +176,12 @@ def compare(run: Run) -> Comparison | None:
 def _refits(run: Run) -> Iterator[Refit]:
     kept = run.curves.get("refit/kept")
     if kept is not None:
+        name = next((name for name in _CLOSER if f"{name}_after" in run.curves), "refit/energy")
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
-            measured = {
-                text: [_at_row(run.curves.get(f"{name}_{when}"), row) for when in ("before", "after")]
-                for name, text in _CLOSER.items()
-            }
-            found = [(*pair, text) for text, pair in measured.items() if np.isfinite(pair).all()]
-            yield Refit(int(step), bool(value > 0), *(found or [(np.nan, np.nan)])[0])
+            before, after = (
+                _at_row(run.curves.get(f"{name}_{when}"), row) for when in ("before", "after")
+            )
+            yield Refit(int(step), bool(value > 0), before, after, _CLOSER[name])
         return
     stage = run.curves.get("prior/stage")
     if stage is not None:

@@ -174,3 +174,13 @@ def test_print_comparison_prints_it_for_a_refit_alone(
     assert capsys.readouterr().out == ""
     print_comparison(write_refit_run(tmp_path / "refit"))
     assert "PAG, literal" in capsys.readouterr().out
+
+
+def test_a_refit_says_what_decided_whether_it_was_kept(tmp_path: Path) -> None:
+    energies = {"refit/energy_before": 0.1, "refit/energy_after": 0.2}
+    nats = {"refit/nll_before": 14.25, "refit/nll_after": 14.0}
+    rows = [_row(10, pag=5.0, stage=0), _row(20, kept=1, stage=1) | energies]
+    (refit,) = _compare(tmp_path / "energy", rows).refits
+    assert "distance to held-out codes: old prior 0.1000, learned prior 0.2000" in str(refit)
+    (refit,) = _compare(tmp_path / "nats", [rows[0], rows[1] | nats]).refits
+    assert "held-out codes, nats: old prior 14.25, learned prior 14" in str(refit)
