@@ -38,12 +38,13 @@ def fit_with_control(
     Returns:
         The run directory.
     """
-    name_wandb(config, command)
     run_dir = Path(config["paths"]["run_dir"])
     if is_sweep() and (run_dir / "config.yaml").exists():
         # Where the folder says no more than the command itself, it needs no trust.
         saved = load_config(run_dir, trust=True)
+        name_wandb(config, command, saved)
         return resume(config if saved == config else load_config(run_dir))
+    name_wandb(config, command)
     fit(config, command, overrides, parent)
     return _finish(config, run_dir)
 

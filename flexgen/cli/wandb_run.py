@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from flexgen.cli.compose import is_sweep
 from flexgen.report import Run, RunError, compare
 from flexgen.report.catalogue import METRICS, describe, ordered
 from flexgen.training.wandb_logger import WandbLogger
@@ -20,18 +18,29 @@ __all__ = ["name_wandb", "wandb_run"]
 _BEST = {"lower": "min", "higher": "max"}
 
 
-def name_wandb(config: dict[str, Any], command: str) -> None:
-    """Give a new run's W&B run its id, job type and group; `config` is saved with them.
+def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | None = None) -> None:
+    """Give a run's W&B run its id, job type and group; `config` is saved with them.
 
-    A control is made from its parent's configuration each time that it is resumed, so its id is
-    its parent's and a word. A group that is set stays: a refit is in the group of its parent.
+    A group that is set stays: a refit is in the group of its parent.
+
+    Args:
+        config: changed in place.
+        command: becomes the job type.
+        saved: what the run has saved, if it has started before; its id is kept.
     """
-    if logger := config["logger"].get("wandb"):
-        control = command == "control"
-        logger["id"] = f"{logger['id']}-control" if control else uuid.uuid4().hex[:12]
-        logger["job_type"] = command
-        if is_sweep() and not logger["group"]:
-            logger["group"] = Path(HydraConfig.get().sweep.dir).name
+    logger = config["logger"].get("wandb")
+    if not logger:
+        return
+    if command == "control":
+        # Made anew from its parent's configuration whenever it is resumed.
+        logger["id"] = f"{logger['id']}-control"
+    else:
+        known = ((saved or {}).get("logger") or {}).get("wandb") or {}
+        logger["id"] = known.get("id") or uuid.uuid4().hex[:12]
+    logger["job_type"] = command
+    run_dir = Path(config["paths"]["run_dir"])
+    if not logger["group"] and (run_dir / "cell.json").is_file():
+        logger["group"] = run_dir.resolve().parent.name
 
 
 @contextlib.contextmanager

@@ -218,15 +218,22 @@ def test_wandb_can_join_a_run_that_started_without_it(
 
 def test_each_cell_of_a_sweep_is_finished_also_one_that_fails(flexgen: Run) -> None:
     at_ten = f"+callbacks.stop={{_target_:{__name__}.AtTen}}"
+    words = (
+        "train", "-m", *SMALL, "steps=12", at_ten, "+callbacks.stop.what=fail,nothing",
+        "logger=wandb", "hydra.sweep.dir=sweeps/priors", "report=false",
+    )  # fmt: skip
     with pytest.raises(SystemExit, match="a callback failed"):
-        flexgen(
-            "train", "-m", *SMALL, "steps=12", at_ten, "+callbacks.stop.what=fail,nothing",
-            "logger=wandb", "hydra.sweep.dir=sweeps/priors", "report=false",
-        )  # fmt: skip
+        flexgen(*words)
     runs = [offline_runs(Path("sweeps/priors") / cell)[0] for cell in ("0", "1")]
     assert [run.about.run_group for run in runs] == ["priors", "priors"]
     assert [run.exit_code for run in runs] == [1, 0]
     assert runs[0].about.run_id != runs[1].about.run_id
+    # Entered again, the cell that failed goes on in its W&B run.
+    with pytest.raises(SystemExit, match="a callback failed"):
+        flexgen(*words)
+    first, again = offline_runs(Path("sweeps/priors/0"))
+    assert (first.about.run_id, first.about.run_group) == (again.about.run_id, "priors")
+    assert len(offline_runs(Path("sweeps/priors/1"))) == 1
 
 
 def test_a_refit_and_its_control(flexgen: Run) -> None:
