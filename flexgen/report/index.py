@@ -46,16 +46,21 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _folder(root: Path, runs: list[Path]) -> list[Path]:
     summary = table(runs)
-    pages, cards, posteriors = [], [], []
+    pages, found = [], []
     for path in runs:
         try:
             page = write_report(path)
         except RunError:
             continue  # the table lists it among the runs left out
         pages.append(page)
-        run = Run.load(path)
-        cards.append(_card(run, page.relative_to(root)))
-        posteriors += _posterior(run)
+        found.append((Run.load(path), page.relative_to(root)))
+    words = [set(run.overrides) for run, _ in found]
+    shared = set.intersection(*words) if len(words) > 1 else set()
+    cards, posteriors = [], []
+    for run, page in found:
+        name = " ".join(word for word in run.overrides if word not in shared) or run.name
+        cards.append(_card(run, name, page))
+        posteriors += _posterior(run, name)
     title, about = sections.TITLES["aggregate_posterior"]
     body = join(
         tag("header", tag("div", "FlexGen runs", class_="brand"), tag("h1", root.resolve().name)),
@@ -113,12 +118,11 @@ def _groups(summary: Table) -> Html:
     )
 
 
-def _posterior(run: Run) -> list[Html]:
+def _posterior(run: Run, name: str) -> list[Html]:
     """The last picture of a run's aggregate posterior, with how far it is from the prior."""
     pictures = list(run.images.get("aggregate_posterior", {}).values())
     if not pictures:
         return []
-    name = " ".join(run.overrides) or run.name
     values = [
         f"{describe(metric).label} {typeset(number(run.final[metric]))}"
         for metric in ("posterior/pag", "posterior/energy", "elbo/marginal_kl")
@@ -129,9 +133,8 @@ def _posterior(run: Run) -> list[Html]:
     return [tag("figure", shown, caption)]
 
 
-def _card(run: Run, link: Path) -> Html:
+def _card(run: Run, name: str, link: Path) -> Html:
     samples = list(run.images.get("samples", {}).values())
-    name = " ".join(run.overrides) or run.name
     return tag(
         "figure",
         bool(samples) and image(samples[-1], f"samples of {name}"),
