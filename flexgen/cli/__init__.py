@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a model, measure it, refit its prior on a schedule, write a report",
+    "search": "the best settings of a run, by Optuna; each trial is a run",
     "resume": "go on with a stopped run where it stopped, in the same directory",
     "evaluate": "measure a trained run again",
     "reverse": "map data back to codes under a trained generator, a run's or any other",

@@ -71,6 +71,8 @@ def _configuration(error: BaseException) -> str:
         options = [line.strip() for line in listed if line.startswith("\t")]
         near = get_close_matches(name, options, 1)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
+        if group == "hydra/launcher":
+            hint = "joblib, slurm and ray are extras: pip install 'flexgen[joblib]', say; "
         return f"no {group} called {name!r}; {hint}there are {', '.join(options) or 'none'}"
     if found := re.search(r"Could not (?:override|append to config.*|delete.*) '([^']+)'", text):
         key = found[1]

@@ -31,15 +31,15 @@ def fit_with_control(
 ) -> Path:
     """Train; if `control` is set, train a control from just before the refit; write the report.
 
-    A cell of a sweep that has started before goes on. The control starts from the checkpoint that
-    the first refit saved beforehand and makes as many steps with the old prior: same weights,
-    optimizers, batches and generators' states.
+    A cell that has started before goes on. The control starts from the checkpoint that the first
+    refit saved beforehand and makes as many steps with the old prior: same weights, optimizers,
+    batches and generators' states.
 
     Returns:
         The run directory.
     """
     run_dir = Path(config["paths"]["run_dir"])
-    if is_sweep() and (run_dir / "config.yaml").exists():
+    if (run_dir / "cell.json").exists() and (run_dir / "config.yaml").exists():
         # Where the folder says no more than the command itself, it needs no trust.
         saved = load_config(run_dir, trust=True)
         name_wandb(config, command, saved)

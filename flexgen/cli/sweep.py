@@ -24,6 +24,7 @@ __all__ = [
     "SweepFolder",
     "claim_device",
     "keep_to_one_device",
+    "quoted",
     "raise_failures",
     "run_apart",
     "run_cell",
@@ -128,7 +129,7 @@ class SweepFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.known = Path(config.hydra.sweep.dir).absolute()
         with read_write(config), open_dict(config):
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(SweepFolder.known)}")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(SweepFolder.known)}")
 
 
 def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> None:
@@ -173,7 +174,7 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         RuntimeError: if it fails, with the last line that it said.
         SystemExit: if it was stopped.
     """
-    words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={_quoted(run_dir)}"]
+    words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
     if (run_dir / "config.yaml").exists():
         words = ["resume", f"run={run_dir}"]
     with (run_dir / "log.txt").open("a+") as log:
@@ -243,7 +244,7 @@ def _same(path: Path, overrides: list[str]) -> bool:
     return sorted(json.loads(path.read_text())["overrides"]) == sorted(overrides)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     """A path as a value that Hydra reads as it is."""
     return "'" + str(path).replace("'", "\\'") + "'"
 

@@ -16,8 +16,10 @@ from flexgen.cli.sweep import Cell, claim_device, keep_to_one_device, raise_fail
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
-GRID = ("-m", *SMALL, "report=false", "callbacks=[checkpoint]")
-GRID = tuple(word for word in GRID if not word.startswith("callbacks.") or "checkpoint" in word)
+TINY = tuple(w for w in SMALL if not w.startswith("callbacks.") or "checkpoint" in w)
+TINY = (*TINY, "report=false", "callbacks=[checkpoint]")
+"""A run that trains and saves, and measures nothing."""
+
 Run = Callable[..., Path]
 
 
@@ -45,7 +47,7 @@ def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None
 def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
     flexgen: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*GRID, "steps=150", "seed=0,1")
+    words = ("-m", *TINY, "steps=150", "seed=0,1")
     flexgen("train", *words, "hydra.sweep.dir=undisturbed")
 
     process = start(*words, "hydra.sweep.dir=killed")

@@ -1,0 +1,190 @@
+"""`flexgen search 'model.lr=tag(log,interval(1e-4,1e-2))' …`: the best settings, by Optuna."""
+
+import shlex
+import sys
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from flexgen.cli.compose import plain, run_hydra, task_overrides
+from flexgen.cli.sweep import Cell, quoted
+
+_OWN = ("trials", "metric", "last", "direction", "search_seed")
+
+
+def main(argv: list[str]) -> None:
+    space, rest = [], []
+    for word in argv:
+        override = _parsed(word)
+        if override is not None and override.is_sweep_override():
+            space.append(override)
+        else:
+            rest.append(word)
+    # Last, for an experiment may be a grid by itself.
+    run_hydra("search", [*rest, "hydra.mode=RUN"], partial(_search, space=space))
+
+
+def _search(cfg: DictConfig, space: list[Override]) -> None:
+    if not space:
+        raise ValueError(
+            "what is to be searched? give an interval or a choice, as in "
+            "'model.lr=tag(log,interval(1e-4,1e-2))' or prior=normal,uniform"
+        )
+    Search(cfg, {o.get_key_element(): o for o in space}).run()
+
+
+class Search:
+    """A study in a folder: Optuna's journal, and a numbered run for each trial.
+
+    What a trial draws depends on the seed, its number and the trials before it alone, so that a
+    search that was killed goes on as if it had not been. Several processes can share one folder.
+
+    Args:
+        cfg: as composed; `trials`, `metric`, `last`, `direction` and `search_seed` of it are ours.
+        space: the overrides that are searched, by their keys.
+
+    Raises:
+        ValueError: if Optuna is missing, the space is none, or the folder holds another search.
+    """
+
+    def __init__(self, cfg: DictConfig, space: dict[str, Override]) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.optuna = optuna
+        self.asked = {name: cfg[name] for name in _OWN}
+        if self.asked["direction"] not in ("minimize", "maximize"):
+            raise ValueError(
+                f"`direction` must be minimize or maximize, got {self.asked['direction']!r}"
+            )
+        self.folder = Path(HydraConfig.get().runtime.output_dir)
+        self.fixed = [w for w in task_overrides() if w.partition("=")[0] not in _OWN]
+        self.space = {key: _distribution(override) for key, override in space.items()}
+        self.entry = uuid.uuid4().hex
+        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "search.journal"))
+        self.study = optuna.create_study(
+            study_name="search", storage=optuna.storages.JournalStorage(journal),
+            direction=self.asked["direction"], load_if_exists=True,
+        )  # fmt: skip
+        what = {
+            "fixed": sorted(self.fixed),
+            "space": {key: str(value) for key, value in self.space.items()},
+            **{name: self.asked[name] for name in _OWN if name != "trials"},
+        }
+        if self.study.user_attrs.get("what", what) != what:
+            raise ValueError(
+                f"{self.folder} holds another search; give the same keys, but `trials`, or another "
+                "hydra.run.dir"
+            )
+        self.study.set_user_attr("what", what)
+
+    def run(self) -> None:
+        """Finish the trials of a killed search, then make new ones; print the best.
+
+        Raises:
+            RuntimeError: if no trial has a value.
+        """
+        state = self.optuna.trial.TrialState
+        try:
+            for left in self.study.get_trials(states=(state.RUNNING,)):
+                self._trial(left.number, left.params)
+            while (number := len(self.study.get_trials())) < self.asked["trials"]:
+                self.study.sampler = self.optuna.samplers.TPESampler(
+                    seed=_seed(self.asked["search_seed"], number)
+                )
+                trial = self.study.ask(self.space)
+                self._trial(trial.number, trial.params)
+        except BaseException:
+            print(
+                f"the search goes on with the same command and hydra.run.dir={self.folder}",
+                file=sys.stderr,
+            )
+            raise
+        trials = self.study.get_trials()
+        failed = sum(trial.state == state.FAIL for trial in trials)
+        if not any(trial.state == state.COMPLETE for trial in trials):
+            raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
+        best = self.study.best_trial
+        print(f"best of {len(trials)} trials, {failed} of them failed: number {best.number}")
+        print(f"{self.asked['metric']}: {best.value:.6g}")
+        print(f"flexgen train {shlex.join(self._overrides(best.params))}")
+
+    def _overrides(self, params: dict[str, Any]) -> list[str]:
+        return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]
+
+    def _trial(self, number: int, params: dict[str, Any]) -> None:
+        overrides = self._overrides(params)
+        cell = Cell.claim(self.folder, number, overrides, self.entry)
+
+        def train() -> None:
+            composed = compose("search", [*overrides, f"paths.run_dir={quoted(cell.folder)}"])
+            config = {k: v for k, v in plain(composed).items() if k not in _OWN}
+            from flexgen.cli.fit import fit_with_control
+
+            fit_with_control(config, "train", overrides)
+
+        cell.run(train)
+        if cell.state == "finished":
+            self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
+        elif cell.state == "failed":
+            state = self.optuna.trial.TrialState.FAIL
+            self.study.tell(number, state=state, skip_if_finished=True)
+
+    def _value(self, run_dir: Path) -> float:
+        from flexgen.training.csv_logger import read_metrics
+
+        columns, rows = read_metrics(run_dir / "metrics.csv")
+        metric, last = self.asked["metric"], self.asked["last"]
+        values = [row[metric] for row in rows if metric in row][-last:]
+        if not values:
+            raise ValueError(f"no metric {metric!r}; there are {', '.join(columns)}")
+        return sum(values) / len(values)
+
+
+def _parsed(word: str) -> Override | None:
+    """A word as an override; None if it is a flag, or a mistake that Hydra will tell of."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _distribution(override: Override) -> Any:
+    """Optuna's distribution of Hydra's `a,b`, `choice`, `range` and `interval`, with a tag `log`.
+
+    Raises:
+        ValueError: if it is another sweep.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, log = value.start, value.end, "log" in value.tags
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(float(low), float(high), log=log)
+    if isinstance(value, RangeSweep):
+        steps = list(value.range())
+        kind = IntDistribution if isinstance(steps[0], int) else FloatDistribution
+        return kind(steps[0], steps[-1], step=value.step)
+    if isinstance(value, ChoiceSweep):
+        return CategoricalDistribution(tuple(override.sweep_string_iterator()))
+    raise ValueError(
+        f"`{override.input_line}` cannot be searched; give interval(…), range(…) or a choice"
+    )
+
+
+def _seed(seed: int, number: int) -> int:
+    import numpy as np
+
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
