@@ -2,9 +2,9 @@
 
 python experiments/iaf/cost.py --out experiments/iaf/figures
 
-Builds each row of conf/experiment/iaf, takes `--steps` steps of its optimizer on one random batch of
-binary images (a step costs the same whatever it sees), and prints parameters, milliseconds of
-CPU a step, and the days that the row's own number of steps would take. Writes cost.csv.
+Builds each row of conf/experiment/iaf, takes `--steps` steps of its optimizer on one batch of
+random binary images (a step costs the same whatever it sees), and prints parameters, milliseconds
+of CPU a step, and the days that the row's own number of steps would take. Writes cost.csv.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-planar, points = map(script, ("planar", "four_points"))
+planar, points, cost = map(script, ("planar", "four_points", "cost"))
 
 
 def test_the_normaliser_of_a_gaussian() -> None:
@@ -146,3 +146,10 @@ def test_the_smallest_row_trains() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_the_cost_of_a_row_is_of_all_its_steps() -> None:
+    found = cost.measure("diagonal", 0, 1)
+    steps = config("iaf/diagonal")["steps"]
+    # Milliseconds are rounded to a tenth, days too.
+    assert found["days"] == pytest.approx(steps * found["milliseconds"] / 86.4e6, abs=0.06)
