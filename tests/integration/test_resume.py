@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.models import Adversarial
+from flexgen.models import VAE, Adversarial
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
 
@@ -82,6 +82,30 @@ def test_stopped_and_resumed_equals_undisturbed(
         (undisturbed.parent / d / "metrics.csv").read_text() for d in ("undisturbed", "stopped")
     ]
     assert metrics[0] == metrics[1]
+
+
+def test_a_vae_in_bfloat16_resumes_with_the_same_bits(
+    flexgen: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        *SMALL, "model=vae", "likelihood=gaussian", "prior=realnvp", "trainer.precision=bf16-mixed",
+        "callbacks=[progress,samples,reversal,quality,checkpoint]", "report=false",
+    )  # fmt: skip
+    undisturbed = flexgen("train", *words, run_dir="undisturbed")
+    taken = VAE._update
+
+    def stop_here(self: VAE, *args: Any) -> None:
+        taken(self, *args)
+        self.stop_requested |= self.counters.generator_steps == 13
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VAE, "_update", stop_here)
+        with pytest.raises(SystemExit):
+            flexgen("train", *words, run_dir="stopped")
+    stopped = undisturbed.parent / "stopped"
+    assert latest_checkpoint(stopped).name == "step=00000013.ckpt"
+    flexgen("resume", f"run={stopped}")
+    assert same(state(undisturbed), state(stopped)) == []
 
 
 def test_more_steps_than_before(flexgen: Callable[..., Path]) -> None:

@@ -19,6 +19,7 @@ from flexgen.training import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    seed_of_rank,
 )
 from flexgen.training.checkpoint import write_atomically
 from flexgen.training.csv_logger import read_metrics
@@ -156,3 +157,10 @@ def test_metrics_merge_by_step_and_rewind(tmp_path: Path) -> None:
     again.path.write_text("nonsense\n1\n")
     with pytest.raises(ValueError, match="not a metrics file"):
         read_metrics(again.path)
+
+
+def test_processes_of_all_seeds_draw_apart() -> None:
+    seeds = [seed_of_rank(seed, rank) for seed in range(20) for rank in range(8)]
+    assert len(set(seeds)) == len(seeds)
+    assert [seed_of_rank(seed, 0) for seed in range(20)] == list(range(20))
+    torch.manual_seed(max(seeds))
