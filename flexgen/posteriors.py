@@ -82,10 +82,12 @@ class LowerNormal(Distribution):
         return self.loc + (self.lower @ y[..., None]).squeeze(-1), log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
-        y = torch.linalg.solve_triangular(
-            self.lower, (value - self.loc)[..., None], upper=False, unitriangular=True
-        )
-        return DiagonalNormal(torch.zeros_like(self.loc), self.scale).log_prob(y.squeeze(-1))
+        offset = value - self.loc
+        # The columns of one system for each x: broadcast, its factor would be copied a code.
+        columns = offset.reshape(-1, *self.loc.shape).movedim(0, -1)
+        y = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
+        y = y.movedim(-1, 0).reshape(offset.shape)
+        return DiagonalNormal(torch.zeros_like(self.loc), self.scale).log_prob(y)
 
 
 class FullGaussian(DiagonalGaussian):
