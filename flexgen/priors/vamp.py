@@ -85,7 +85,7 @@ class _OfPosteriors(nn.Module):
         weighted: bool = False,
         steps: int = 1000,
         batch_size: int = 200,
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         patience: int = 10,
     ) -> None:
         super().__init__()
