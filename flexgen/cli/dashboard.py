@@ -28,7 +28,7 @@ def _dashboard(cfg: DictConfig) -> None:
         workspace = build_workspace(entity, **{key: asked[key] for key in keys})
         workspace.save()
     except ModuleNotFoundError as error:
-        if error.name != "wandb_workspaces":
+        if (error.name or "").partition(".")[0] != "wandb_workspaces":
             raise
         raise ValueError(
             'a dashboard needs wandb-workspaces; pip install "flexgen[dashboard]"'

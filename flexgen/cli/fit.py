@@ -20,8 +20,7 @@ from flexgen.cli.compose import is_sweep, load_config, relocate
 from flexgen.cli.errors import tell
 from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
 from flexgen.cli.wandb_run import name_wandb, wandb_run
-from flexgen.training import CSVLogger, find_checkpoints, load_checkpoint
-from flexgen.training.wandb_logger import LogPictures
+from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
 
 __all__ = ["fit", "fit_with_control", "resume"]
 

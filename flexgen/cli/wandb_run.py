@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.report import Run, RunError, compare
 from flexgen.report.catalogue import METRICS, describe, ordered
-from flexgen.training.wandb_logger import WandbLogger
+from flexgen.training import WandbLogger
 
 __all__ = ["name_wandb", "wandb_run"]
 

@@ -12,12 +12,15 @@ from flexgen.training.csv_logger import CSVLogger
 from flexgen.training.ema import EMA
 from flexgen.training.processes import everyones, take_from_zero
 from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_state
+from flexgen.training.wandb_logger import LogPictures, WandbLogger
 
 __all__ = [
     "EMA",
     "CSVLogger",
     "Counters",
+    "LogPictures",
     "Schedule",
+    "WandbLogger",
     "everyones",
     "file_sha256",
     "find_checkpoints",
