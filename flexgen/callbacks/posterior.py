@@ -71,7 +71,8 @@ class AggregatePosterior(_OfPosterior):
     """The aggregate posterior over the prior: codes of held-out data over draws from p(z).
 
     A scatter plot in Z and, where the prior is a flow, one in its base space, where N(0, I) stands.
-    Both show the plane of the codes' two largest principal components.
+    Both show the plane of the codes' two largest principal components; codes of one dimension have
+    none, and no picture.
 
     Args:
         n: data.
@@ -87,6 +88,8 @@ class AggregatePosterior(_OfPosterior):
     def picture(
         self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
     ) -> None:
+        if z.shape[1] < 2:
+            return
         with model.evaluating():
             prior = model.prior()
             spaces = {"codes and draws from the prior, Z": (z, prior.sample(torch.Size((_DRAWS,))))}

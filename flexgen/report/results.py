@@ -22,6 +22,7 @@ from flexgen.report.run import Run
 
 CHIEF = (
     "pag/unit",
+    "nll/samples",
     "emd/samples",
     "fid",
     "kid",
