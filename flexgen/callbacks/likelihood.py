@@ -18,6 +18,7 @@ from flexgen.metrics import (
     marginal_log_prob,
 )
 from flexgen.models import VAE, Generative
+from flexgen.models.vae import CODES_AT_ONCE
 from flexgen.posteriors import LowerNormal
 from flexgen.priors import base_codes
 from flexgen.priors.simple import DiagonalNormal
@@ -25,8 +26,6 @@ from flexgen.priors.simple import DiagonalNormal
 __all__ = ["LikelihoodScore"]
 
 _BATCH = 100
-# Decoded at once, whatever K is; fewer data a batch for a larger K, so that the bar moves.
-_CODES = 20_000
 
 
 class LikelihoodScore(Measurement):
@@ -107,11 +106,10 @@ class LikelihoodScore(Measurement):
             return values | self._surgery(model, x.to(model.device))
 
     def _likelihood(self, model: VAE, x: Tensor) -> dict[str, float]:
-        rows = max(1, min(_BATCH, _CODES // self.num_samples))
+        # As many data as are decoded in one pass, so that the bar moves for a large K too.
+        rows = max(1, min(_BATCH, CODES_AT_ONCE // self.num_samples))
         batches = track(x.split(rows), "likelihood", transient=True, disable=not self.progress)
-        found = torch.cat(
-            [-model.log_likelihood(batch, self.num_samples, _CODES) for batch in batches]
-        )
+        found = torch.cat([-model.log_likelihood(batch, self.num_samples) for batch in batches])
         nll, mass = float(found.mean()), getattr(model.likelihood, "has_mass", False)
         return {
             "nll/samples": nll,

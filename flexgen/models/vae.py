@@ -14,7 +14,10 @@ from flexgen.models.generative import Generative, at_least_one
 from flexgen.objectives import importance_weighted_bound, kl_floor
 from flexgen.priors.simple import DiagonalNormal
 
-__all__ = ["VAE"]
+__all__ = ["CODES_AT_ONCE", "VAE"]
+
+CODES_AT_ONCE = 5_000
+"""Codes that a likelihood decodes at once: more take memory, and no less time."""
 
 
 class _Mean(nn.Module):
@@ -208,7 +211,7 @@ class VAE(Generative):
         return -self.likelihood(z).log_prob(x).mean(), kl
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int, at_once: int = 20_000) -> Tensor:
+    def log_likelihood(self, x: Tensor, num_samples: int, at_once: int = CODES_AT_ONCE) -> Tensor:
         """log p(x) by importance sampling, an estimate that is low on average.
 
         The sum over draws streams, in float64, so memory does not grow with them.
