@@ -22,7 +22,7 @@ _MOST_CLASSES = 10  # a picture has a row and a column for each
 class LatentSpace:
     """Codes of held-out images, and the images of other codes found from them.
 
-    With a pushforward prior it is the space of the normal or uniform prior under its map.
+    With a prior that is a map, a pushforward or a flow, it is the space of the prior under it.
 
     Args:
         parts: a trained run; nothing in it changes.
