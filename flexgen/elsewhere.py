@@ -35,12 +35,10 @@ def parse_plain(text: str) -> dict[str, Any]:
     if len(text) > _MOST_CHARACTERS:
         raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         check_size(node, _children, _MOST_VALUES)
         value = None if node is None else loader.construct_document(node)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())[:120]) from error
     if not isinstance(value, dict):
@@ -108,6 +106,21 @@ def lies_in(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a circle
         return False
+
+
+class _Loader(yaml.SafeLoader):
+    """Gives up on deep nesting at once: Python's own limit takes PyYAML seconds to reach."""
+
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.level += 1
+        if self.level > _DEEPEST:
+            raise ValueError(f"it is nested deeper than {_DEEPEST}")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.level -= 1
 
 
 def _children(node: yaml.Node | None) -> Iterable[yaml.Node]:

@@ -41,8 +41,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"flexgen {__version__}")
         return
     from flexgen.cli.errors import one_line
+    from flexgen.cli.trust import own_code
 
-    sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
+    if own_code(command, rest):
+        sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
 
     with one_line(command):
         if command == "-sc":

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from flexgen.elsewhere import lies_in
+
 COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 
 
@@ -85,7 +87,9 @@ def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def read_text(path: Path) -> str:
-    """The file as text, or a `RunError`."""
+    """The file as text, or a `RunError`; a link out of its folder could lead to anything."""
+    if not lies_in(path, path.parent):
+        raise RunError(path.parent, f"{path.name} is a link out of the run; put its file there")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -96,7 +100,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """The file as a JSON object, or a `RunError`."""
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except RunError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise RunError(path.parent, f"{path.name} is corrupt: {error}") from error
     if not isinstance(content, dict):
         raise RunError(path.parent, f"{path.name} must hold an object, got {content!r:.40}")
@@ -112,7 +118,7 @@ def read_metrics_json(path: Path) -> tuple[dict[str, int], dict[str, float]]:
             name: float("nan") if value is None else float(value)
             for name, value in content.get("values", {}).items()
         }
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise RunError(path.parent, f"metrics.json is corrupt: {error}") from error
     return counters, values
 
@@ -125,7 +131,10 @@ def read_metrics_csv(path: Path, notes: list[str]) -> tuple[dict[str, Curve], di
     whole, _, cut = text.rpartition("\n")
     if cut:
         notes.append("metrics.csv: its last line was cut short and is left out")
-    rows = list(csv.reader(whole.splitlines()))
+    try:
+        rows = list(csv.reader(whole.splitlines()))
+    except csv.Error as error:
+        raise RunError(path.parent, f"metrics.csv is corrupt: {error}") from error
     if not rows:
         return {}, {}
     header, body = rows[0], rows[1:]
@@ -149,7 +158,7 @@ def read_metrics_csv(path: Path, notes: list[str]) -> tuple[dict[str, Curve], di
             try:
                 value = float(cell)
                 if name in COUNTERS:
-                    int(value)
+                    np.int64(int(value))
                 logged[name].append((line - 2, value))
             except (ValueError, OverflowError):
                 raise RunError(

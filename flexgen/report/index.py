@@ -6,7 +6,7 @@ from pathlib import Path
 from flexgen.report import sections
 from flexgen.report.catalogue import describe, mean_and_std, number, typeset
 from flexgen.report.curves import RunError
-from flexgen.report.markup import Html, document, image, join, tag
+from flexgen.report.markup import Html, document, image, join, link, tag
 from flexgen.report.page import save, write_report
 from flexgen.report.run import Run, find_runs
 from flexgen.report.summary import Table
@@ -133,10 +133,10 @@ def _posterior(run: Run, name: str) -> list[Html]:
     return [tag("figure", shown, caption)]
 
 
-def _card(run: Run, name: str, link: Path) -> Html:
+def _card(run: Run, name: str, page: Path) -> Html:
     samples = list(run.images.get("samples", {}).values())
     return tag(
         "figure",
         bool(samples) and image(samples[-1], f"samples of {name}"),
-        tag("figcaption", tag("a", name, href=link.as_posix()), f" · {run.status}"),
+        tag("figcaption", tag("a", name, href=link(page)), f" · {run.status}"),
     )

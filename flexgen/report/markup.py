@@ -5,11 +5,16 @@ import hashlib
 import html
 import json
 import math
+import re
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 _VOID = {"img", "meta", "br", "circle", "line", "path", "polygon", "rect"}
+
+# A place in the page, an image in it, or a file below it; no `javascript:`, whoever named a folder.
+_LINK = re.compile(r"#|data:image/png;base64,|[^:/?#\\][^:\\]*$")
 
 
 class Html(str):
@@ -24,6 +29,9 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
         children: `Html` is taken as it is, None and False are left out, all else is escaped.
         attributes: underscores become hyphens and a last one is dropped (`class_`,
             `data_metric`); None and False leave the attribute out, True gives it no value.
+
+    Raises:
+        ValueError: if an address could be anything but a part of the page or a file below it.
     """
     parts = [name]
     for key, value in attributes.items():
@@ -31,11 +39,18 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
         if value is True:
             parts.append(key)
         elif value is not None and value is not False:
+            if key in ("href", "src") and not _LINK.match(str(value)):
+                raise ValueError(f"`{key}` must lead to a part or a file, got {value!r:.40}")
             parts.append(f'{key}="{html.escape(str(value))}"')
     opening = " ".join(parts)
     if name in _VOID:
         return Html(f"<{opening}/>")  # without the slash, SVG elements would swallow what follows
     return Html(f"<{opening}>{join(*children)}</{name}>")
+
+
+def link(path: PurePath) -> str:
+    """What leads to a file below the page, whatever its folders are called."""
+    return quote(path.as_posix())
 
 
 def join(*children: object) -> Html:

@@ -32,6 +32,7 @@ def write_report(run_dir: str | Path) -> Path:
 def save(target: Path, text: str) -> Path:
     """Writes the text beside the target and renames it, so that no half page is ever seen."""
     beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # it could be a link, to be written through
     beside.write_text(text, encoding="utf-8")
     beside.replace(target)
     return target

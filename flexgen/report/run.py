@@ -8,8 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flexgen.elsewhere import lies_in, parse_plain
 from flexgen.report.curves import (
     Curve,
     RunError,
@@ -68,6 +67,9 @@ class Run:
         notes: list[str] = []
         config, config_text = _config(path)
         provenance = read_json(path / "provenance.json")
+        for name, kind in (("overrides", list), ("parent", dict)):
+            if not isinstance(provenance.get(name) or kind(), kind):
+                raise RunError(path, f"provenance.json is corrupt: `{name}` is no {kind.__name__}")
         curves, counters = read_metrics_csv(path / "metrics.csv", notes)
         final = {name: float(curve.values[-1]) for name, curve in curves.items()}
         if (path / "metrics.json").is_file():
@@ -81,13 +83,13 @@ class Run:
                 "stopped before it logged any, or logs to another logger than CSV",
             )
         control = None
-        if (path / "control").is_dir():
+        if (path / "control").is_dir() and lies_in(path / "control", path):
             try:
                 control = cls.load(path / "control")
             except RunError as error:
                 notes.append(f"control left out: {error.problem}")
         images = {
-            kind.name: _by_step(kind, "png", notes)
+            kind.name: _by_step(path, kind, "png", notes)
             for kind in sorted(_children(path / "images"))
             if kind.is_dir()
         }
@@ -100,8 +102,8 @@ class Run:
             final=final,
             counters=counters,
             images={kind: files for kind, files in images.items() if files},
-            codes=_by_step(path / "codes", "safetensors", notes),
-            checkpoints=_by_step(path / "checkpoints", "ckpt", notes),
+            codes=_by_step(path, path / "codes", "safetensors", notes),
+            checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes),
             control=control,
             notes=tuple(notes),
         )
@@ -223,19 +225,19 @@ def _must_be_run(path: Path) -> None:
 def _config(path: Path) -> tuple[dict[str, Any], str]:
     text = read_text(path / "config.yaml")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_plain(text), text
+    except ValueError as error:
         raise RunError(path, f"config.yaml is corrupt: {error}") from error
-    if not isinstance(config, dict):
-        raise RunError(path, f"config.yaml must hold keys, got {type(config).__name__}")
-    return config, text
 
 
-def _by_step(folder: Path, ending: str, notes: list[str]) -> dict[int, Path]:
+def _by_step(run: Path, folder: Path, ending: str, notes: list[str]) -> dict[int, Path]:
     files = {}
     for file in _children(folder):
         match = _STEP.fullmatch(file.name)
         if match is None or match[2] != ending:
+            continue
+        if not lies_in(file, run):
+            notes.append(f"{file.relative_to(run)} is a link out of the run and is left out")
             continue
         if ending == "png" and not _is_png(file):
             notes.append(f"images/{folder.name}/{file.name} is not a whole PNG and is left out")

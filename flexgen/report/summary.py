@@ -201,6 +201,8 @@ class Table:
         """Writes `name.txt`, `name.csv`, `name.tex` and `name.png` into the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for ending in ("txt", "csv", "tex", "png"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)  # a link would be written through
         for ending, text in (("txt", self.text()), ("csv", self.csv()), ("tex", self.latex())):
             (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
         files = [folder / f"{name}.{ending}" for ending in ("txt", "csv", "tex")]

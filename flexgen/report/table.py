@@ -144,17 +144,24 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     return settings
 
 
-def _told(command: str, overrides: Sequence[str], parent: Path | None) -> dict[str, str]:
-    """What a run was told to do; a refit was told what its parent was, and its own on top."""
+def _told(
+    command: str, overrides: Sequence[str], parent: Path | None, most: int = 20
+) -> dict[str, str]:
+    """What a run was told to do; a refit was told what its parent was, and its own on top.
+
+    At most so many parents are asked: a run that says it is its own has no end of them.
+    """
     own = _parse(overrides)
-    if command != "refit" or parent is None:
+    if command != "refit" or parent is None or not most:
         return own
     try:
         about = read_json(parent / "provenance.json")
     except RunError:
         return own
     above = (about.get("parent") or {}).get("run")
-    told = _told(about.get("command", ""), about.get("overrides", []), above and Path(above))
+    told = _told(
+        about.get("command", ""), about.get("overrides", []), above and Path(above), most - 1
+    )
     return told | {f"refit:{key}": value for key, value in own.items() if key != "run"}
 
 

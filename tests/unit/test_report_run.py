@@ -148,7 +148,7 @@ def test_folder_in_a_run_names_the_run(tmp_path: Path) -> None:
     ("file", "content", "expected"),
     [
         ("config.yaml", "a: [1", "config.yaml is corrupt"),
-        ("config.yaml", "- 1", "config.yaml must hold keys, got list"),
+        ("config.yaml", "- 1", "config.yaml is corrupt: it must hold keys, got list"),
         ("provenance.json", '{"seed": ', "provenance.json is corrupt"),
         ("provenance.json", "[1]", "provenance.json must hold an object"),
         ("metrics.json", '{"values": {"fid": "x"}}', "metrics.json is corrupt"),
