@@ -108,7 +108,7 @@ class AggregatePosterior(_OfPosterior):
                 axes.scatter(*on_plane(draws), s=3, color="#D9D9D9", label="prior")
                 points = axes.scatter(
                     *on_plane(codes), s=7, cmap="tab10",
-                    c=None if label is None else label.numpy(), label="codes",
+                    c=None if label is None else label.cpu().numpy(), label="codes",
                 )  # fmt: skip
                 axes.set_title(title, fontsize=9)
                 axes.set_aspect("equal", adjustable="datalim")

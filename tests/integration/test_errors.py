@@ -37,7 +37,11 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ),
         ("train", ["stepz=3"], "did you mean `steps`"),
         ("train", ["data.flip=true"], "`data.flip`, which is a key of another part"),
-        ("train", ["model=vae", "prior=masked"], "a VAE needs the density of its prior"),
+        (
+            "train",
+            ["model=vae", "prior=masked", "callbacks=[samples,reversal,quality,checkpoint]"],
+            "a VAE needs the density of its prior",
+        ),
         ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
         ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
         ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),
