@@ -76,7 +76,8 @@ def wandb_run(trainer: pl.Trainer, config: dict[str, Any]) -> Iterator[None]:
 def _shown(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration as W&B shows it: classes by their names, and `prior` to group by."""
     shown: dict[str, Any] = _by_class_name({k: v for k, v in config.items() if k != "logger"})
-    refits = [c["prior"] for c in shown["callbacks"].values() if c and "prior" in c]
+    callbacks = [callback for callback in shown["callbacks"].values() if callback]
+    refits = [callback["prior"] for callback in callbacks if callback["class"] == "PriorRefit"]
     priors = [shown["model"]["prior"], *refits]
     return shown | {
         "prior": "+".join(prior["class"] for prior in priors),

@@ -160,18 +160,6 @@ def test_several_rounds_of_refit(flexgen: Run) -> None:
     assert json.loads((run / "metrics.json").read_text())["values"]["prior/stage"] == 2
 
 
-@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
-def test_other_loggers(flexgen: Run, monkeypatch: pytest.MonkeyPatch, logger: str) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run = flexgen("train", *SMALL, f"logger={logger}", "report=false")
-    assert (run / "metrics.csv").is_file()
-    if logger == "wandb":
-        assert list((run / "wandb").glob("offline-run-*/*.wandb"))
-    else:
-        assert list((run / "tensorboard").glob("events*"))
-
-
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
