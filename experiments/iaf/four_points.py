@@ -62,8 +62,7 @@ def main() -> None:
             )
             print(", ".join(f"{k} {v}" for k, v in written(rows[-1]).items()), flush=True)
             if seed == asked.seeds[0]:
-                with torch.no_grad():
-                    pictures[name] = model.posterior(DATA).sample((1000,))
+                pictures[name] = model.posterior(DATA.double()).sample((1000,)).detach()
     asked.out.mkdir(parents=True, exist_ok=True)
     with (asked.out / "four_points.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -106,8 +105,11 @@ def fit(model: VAE, steps: int, draws: int) -> None:
 @torch.no_grad()
 def measure(model: VAE, n: int) -> dict[str, float]:
     """ELBO, log p(x), their difference and KL(q(z) ‖ p), nats; energy distance of q(z) to p."""
-    q, p = model.posterior(DATA), model.prior()
-    elbo = float(model.log_weights(DATA, n).double().mean())
+    # In float32 a code's base noise under another datum's posterior overflows: its density is NaN.
+    model.double()
+    x = DATA.double()
+    q, p = model.posterior(x), model.prior()
+    elbo = float(model.log_weights(x, n).mean())
     evidence = float(log_evidence(model).mean())
     z = q.sample((n // len(DATA),)).flatten(0, 1)
     log_marginal = marginal_log_prob(z, q.log_prob, len(DATA))
@@ -124,11 +126,11 @@ def measure(model: VAE, n: int) -> dict[str, float]:
 
 
 def log_evidence(model: VAE, edge: float = 6.0, points: int = 400) -> Tensor:
-    """log p(x) of each datum, by sums over a grid of codes in [−edge, edge]²."""
-    line = torch.linspace(-edge, edge, points)
+    """log p(x) of each datum under a model in float64, by sums over a grid of codes."""
+    line = torch.linspace(-edge, edge, points, dtype=torch.float64)
     z = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(-1, 1, 2)
     joint = model.likelihood(z).log_prob(DATA) + model.prior().log_prob(z)
-    return joint.double().logsumexp(0) + 2 * math.log(float(line[1] - line[0]))
+    return joint.logsumexp(0) + 2 * math.log(float(line[1] - line[0]))
 
 
 def draw(pictures: dict[str, Tensor], path: Path) -> None:

@@ -99,7 +99,7 @@ class ResConvEncoder(nn.Module):
     Source: Huang et al., 2017 (LED), table 1, whose defaults these are. The paper names the maps
     and refers to He et al., 2015 for the block: theirs, with the activation after the sum and a
     projection (their option B) as shortcut. Departure: no batch norm, so that a likelihood does not
-    depend on the batch. Plain blocks and weight norm are those of Kingma et al., 2016 (IAF), on
+    depend on the batch. Plain blocks and weight norm are reported of Kingma et al., 2016 (IAF), on
     MNIST; departure: initial lengths are those of the drawn weights, not found from data.
     """
 

@@ -94,12 +94,12 @@ def test_a_short_fit_comes_nearer_to_its_energy() -> None:
 
 def test_the_integral_over_codes_is_the_evidence() -> None:
     torch.manual_seed(0)
-    model = points.build(0)
+    model = points.build(0).double()
     # A decoder that ignores the code: log p(x) is its likelihood.
     decoder = model.likelihood.decoder.output
     torch.nn.init.zeros_(decoder.weight)
-    expected = model.likelihood(torch.zeros(1, 2)).log_prob(points.DATA)
-    torch.testing.assert_close(points.log_evidence(model).float(), expected, rtol=0, atol=1e-4)
+    expected = model.likelihood(torch.zeros(1, 2, dtype=torch.float64)).log_prob(points.DATA)
+    torch.testing.assert_close(points.log_evidence(model), expected, rtol=0, atol=1e-4)
 
 
 def test_posteriors_at_the_prior_have_no_kl_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
