@@ -218,3 +218,39 @@ def test_a_hash_of_the_weights_changes_with_them() -> None:
     assert before == weights_sha256(generators.small())
     net.last.bias.data[3] += 1
     assert weights_sha256(net) != before
+
+
+def test_an_archive_with_python_among_its_guards_runs_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    path = generators.export(tmp_path / "g.pt2")
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("models/model.json"))
+        program = json.loads(archive.read(name))
+    program["guards_code"] = [f"open({str(mark)!r}, 'w') and True"]
+    rewrite(path, "models/model.json", json.dumps(program).encode())
+    loaded = load_generator(path)
+    probe(loaded, loaded.latent_shape or ())
+    assert not mark.exists()
+    for call in ("torch.os.system", "torch.ops.image.write_file.default", "_operator.methodcaller"):
+        program["graph_module"]["graph"]["nodes"][0]["target"] = call
+        rewrite(path, "models/model.json", json.dumps(program).encode())
+        with pytest.raises(ValueError, match=rf"holds a call of '{call}'.*say trust=true"):
+            load_generator(path)
+
+
+def test_a_script_that_writes_files_wants_trust(tmp_path: Path) -> None:
+    mark = tmp_path / "it wrote"
+    path = generators.script(tmp_path / "g.pt")
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if b"torch.relu(" in archive.read(n))
+        code = archive.read(name).decode()
+    inside = name.partition("/")[2]
+    for call, shown in (
+        (f'torch.from_file("{mark}", True, 8)', "from_file"),
+        ("ops.image.read_file('x')", "ops.image.read_file"),
+    ):
+        evil = code.replace("torch.relu(", f"torch.add(torch.sum({call}), 0.0) + torch.relu(", 1)
+        rewrite(path, inside, evil.encode())
+        with pytest.raises(ValueError, match=rf"calls {shown}, which could.*say trust=true"):
+            load_generator(path)
+    assert not mark.exists()
