@@ -58,6 +58,7 @@ class Search:
     def __init__(self, cfg: DictConfig, space: dict[str, Override]) -> None:
         try:
             import optuna
+            from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
             raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -71,7 +72,7 @@ class Search:
         self.fixed = [w for w in task_overrides() if w.partition("=")[0] not in _OWN]
         self.space = {key: _distribution(override) for key, override in space.items()}
         self.entry = uuid.uuid4().hex
-        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "search.journal"))
+        journal = JournalFileBackend(str(self.folder / "search.journal"))
         self.study = optuna.create_study(
             study_name="search", storage=optuna.storages.JournalStorage(journal),
             direction=self.asked["direction"], load_if_exists=True,
@@ -170,13 +171,16 @@ def _distribution(override: Override) -> Any:
     value = override.value()
     if isinstance(value, IntervalSweep):
         low, high, log = value.start, value.end, "log" in value.tags
+        assert low is not None
+        assert high is not None
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log)
         return FloatDistribution(float(low), float(high), log=log)
     if isinstance(value, RangeSweep):
-        steps = list(value.range())
-        kind = IntDistribution if isinstance(steps[0], int) else FloatDistribution
-        return kind(steps[0], steps[-1], step=value.step)
+        steps, step = list(value.range()), value.step
+        if all(isinstance(each, int) for each in (*steps, step)):
+            return IntDistribution(int(steps[0]), int(steps[-1]), step=int(step))
+        return FloatDistribution(float(steps[0]), float(steps[-1]), step=float(step))
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution(tuple(override.sweep_string_iterator()))
     raise ValueError(

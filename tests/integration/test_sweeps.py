@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,3 +149,49 @@ def test_only_a_cell_that_wants_one_of_several_devices_is_kept_to_it(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     keep_to_one_device(trainer, 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+
+
+@pytest.mark.slow
+def test_submitit_queues_a_cell_again_when_its_time_is_up(flexgen: Run) -> None:
+    pytest.importorskip("submitit")
+    words = ("-m", *TINY, "steps=150", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
+    process = start(*words, "seed=0", "hydra.launcher.timeout_min=10")
+    wait_for(lambda: list(Path("sweep/0/checkpoints").glob("*.ckpt")), process)
+    controller = next(p.name for p in Path("sweep/.submitit").iterdir() if p.name.isdigit())
+    job = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0]
+    os.kill(int(job), signal.SIGUSR2)  # as Slurm does, some time before it kills
+    assert process.wait(250) == 0
+    logs = Path("sweep/.submitit") / controller
+    assert "Requeued job" in (logs / f"{controller}_0_log.out").read_text()
+    stopped = re.search(
+        r"stopped at step (\d+) of 150", (logs / f"{controller}_0_log.err").read_text()
+    )
+    assert stopped is not None
+    assert (Path("sweep/0/checkpoints") / f"step={int(stopped[1]):08d}.ckpt").is_file()
+    assert cells("sweep") == {"0": "finished"}
+    assert state(Path("sweep/0"))["flexgen"]["counters"]["generator_steps"] == 150
+
+
+@pytest.mark.slow
+def test_joblib_runs_the_cells_and_tells_of_those_that_failed(flexgen: Run) -> None:
+    pytest.importorskip("joblib")
+    words = ("-m", *TINY, "steps=5", "model.critic_steps=1,0", "hydra.sweep.dir=sweep")
+    with pytest.raises(SystemExit, match=r"cells failed: 1; .*`critic_steps` must be at least 1"):
+        flexgen("train", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert cells("sweep") == {"0": "finished", "1": "failed"}
+
+
+@pytest.mark.slow
+def test_a_cell_of_several_processes_is_a_flexgen_of_its_own(flexgen: Run) -> None:
+    words = ("-m", *TINY, "steps=5", "trainer=ddp_cpu", "seed=0,1", "hydra.sweep.dir=a sweep")
+    flexgen("train", *words)
+    assert cells("a sweep") == {"0": "finished", "1": "finished"}
+    for n in "01":
+        overrides = json.loads((Path("a sweep") / n / "provenance.json").read_text())["overrides"]
+        assert overrides[-1] == f"seed={n}"
+        assert state(Path("a sweep") / n)["flexgen"]["counters"]["images_seen"] == 5 * 5 * 32 * 2
+
+
+def test_a_launcher_that_is_not_installed(flexgen: Run) -> None:
+    with pytest.raises(SystemExit, match=r"pip install 'flexgen\[joblib\]'"):
+        flexgen("train", "-m", *TINY, "hydra/launcher=kubernetes")
