@@ -32,11 +32,17 @@ VAE = (
     "callbacks.likelihood.split=validation",
     "callbacks.likelihood.n=100",
 )
-NORMED = (*SHARED, "model=wgan_gp", "prior=masked", "network.generator.norm=batch")
+NORMED = (
+    *SHARED,
+    "model=wgan_gp",
+    "model.critic_steps=2",
+    "prior=masked",
+    "network.generator.norm=batch",
+)
 
 RUNS: dict[str, tuple[str, ...]] = {
     "gan": (*SHARED, *REFIT, "prior=masked", "model=gan"),
-    "wgan": (*SHARED, "model=wgan", "trainer.precision=bf16-mixed"),
+    "wgan": (*SHARED, "model=wgan", "model.critic_steps=2", "trainer.precision=bf16-mixed"),
     "vae": VAE,
     "normed": NORMED,
     "measured": (*NORMED, "callbacks.quality.every=4"),
@@ -74,7 +80,7 @@ def stop_in_one(rank: int) -> Any:
 
     def step(self: Adversarial, *args: Any) -> None:
         taken(self, *args)
-        self.stop_requested |= rank == 1 and self.counters.critic_steps == 63
+        self.stop_requested |= rank == 1 and self.counters.critic_steps == 25
 
     Adversarial._critic_step = step
     return taken
@@ -107,7 +113,7 @@ def run(folder: Path, rank: int) -> None:
         notes.clear()
     spoil_in_one(rank)
     try:
-        main(["train", *SHARED, f"paths.run_dir={folder / 'spoilt'}"])
+        main(["train", *SHARED, "model=gan", f"paths.run_dir={folder / 'spoilt'}"])
     except SystemExit as end:
         notes["exit"] = end.code
     torch.save(notes, folder / f"spoilt.{rank}.pt")
