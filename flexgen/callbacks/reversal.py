@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -44,10 +45,14 @@ def load_codes(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no codes at {path}; run `flexgen reverse run=…` first")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and reverse again") from error
 
 
 class _Mapped(nn.Module):
