@@ -30,7 +30,11 @@ class SampleGrid(Measurement):
 
     def __init__(self, *, n: int = 64, draws: bool = False, **schedule: Any) -> None:
         super().__init__(**schedule)
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, got {n}")
         self.n, self.draws = n, draws
+        if draws:
+            self.family = VAE
 
     @torch.no_grad()
     def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
@@ -40,22 +44,14 @@ class SampleGrid(Measurement):
                 z = model.prior().sample((self.n,))
                 draw_samples(model.generate(z), data.range, path)
                 if self.draws:
-                    x = _likelihood(model)(z).sample()
+                    assert isinstance(model, VAE)
+                    x = model.likelihood(z).sample()
                     draw_samples(x, data.range, image_path(run_dir, "draws", model))
         elif tuple(data.shape) == (2,):
             n = 20 * self.n
             real, _ = data.split("validation", None, self.seed)
             draw_samples(model.sample(n), None, path, real=real[:n])
         return {}
-
-
-def _likelihood(model: Generative) -> torch.nn.Module:
-    if not isinstance(model, VAE):
-        raise ValueError(
-            f"draws from p(x|z) are a VAE's, and this model is {type(model).__name__}; "
-            "set `callbacks.samples.draws=false`"
-        )
-    return model.likelihood
 
 
 class _OfCodes(Measurement):

@@ -69,6 +69,8 @@ class LikelihoodScore(Measurement):
     "Isolating sources of disentanglement in variational autoencoders", 2018, eq. 2.
     """
 
+    family = VAE
+
     def __init__(
         self,
         *,
@@ -88,19 +90,18 @@ class LikelihoodScore(Measurement):
         self.n, self.split, self.num_samples = n, split, num_samples
         self.num_posteriors, self.progress = num_posteriors, progress
 
-    @torch.no_grad()
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
-        if not isinstance(model, VAE):
-            raise ValueError(
-                f"a likelihood is a VAE's, and this model is {type(model).__name__}; "
-                "leave `likelihood` out of `callbacks`"
-            )
+    def check(self, model: Generative, data: Any) -> None:
+        super().check(model, data)
         if (size := data.size(self.split)) < 2:
             raise ValueError(
                 f"a likelihood needs at least 2 data for its standard error, the {self.split} part "
                 f"holds {size}; set `callbacks.likelihood.split`, or `data.num_{self.split}=100`"
             )
-        x, _ = data.split(self.split, min(self.n, size), self.seed)
+
+    @torch.no_grad()
+    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+        assert isinstance(model, VAE)
+        x, _ = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
         with model.evaluating():
             values = self._likelihood(model, x.to(model.device))
             return values | self._surgery(model, x.to(model.device))

@@ -26,17 +26,14 @@ class _OfPosterior(Measurement):
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
     """
 
+    family = VAE
+
     def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
         super().__init__(**schedule)
         self.n, self.split = n, split
 
     def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
-        name = type(self).__name__
-        if not isinstance(model, VAE):
-            raise ValueError(
-                f"{name} pictures a VAE's posterior, and this model is {type(model).__name__}; "
-                "leave it out of `callbacks`"
-            )
+        assert isinstance(model, VAE)
         x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
         z = model.encode(x.to(model.device))
         self.picture(model, data, x, z, label, run_dir)

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
-from flexgen.callbacks.reversal import codes_of_data, reverse_split
+from flexgen.callbacks.reversal import codes_of_data, rehearse, reverse_split
 from flexgen.callbacks.scheduled import ALONE, Scheduled
 from flexgen.metrics import EnergyDistance
 from flexgen.models import VAE, Generative
@@ -86,6 +86,9 @@ class PriorRefit(Scheduled):
                 "`keep=closer` cannot be met with `source=prior`, no prior is closer to its own "
                 "draws; set `refit.keep=always`"
             )
+        for name, count in (("n", 1 if n is None else n), ("n_held_out", n_held_out)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count}")
         if not self.at:
             raise ValueError("`at` must name the generator steps of a refit, got none")
         self.prior, self.keep, self.n, self.n_held_out = prior, keep, n, n_held_out
@@ -115,6 +118,17 @@ class PriorRefit(Scheduled):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.add_stages(pl_module)
+
+    def check(self, model: Generative, data: Any) -> None:
+        super().check(model, data)
+        x, _ = data.split("train", 2, self.seed)
+        with isolated_rng(self.seed):
+            reverses = self.source == "reversal" or model.encode(x.to(model.device)) is None
+        if reverses and self.source != "prior":
+            rehearse(model, data, "train", self.options)
+        end = model.schedule.end
+        if late := [step for step in self.at if end is not None and step > end]:
+            log.warning("refit: no refit at %s, the last step is %d", late, end)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)

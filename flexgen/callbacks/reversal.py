@@ -29,6 +29,7 @@ __all__ = [
     "codes_path",
     "load_codes",
     "prior_options",
+    "rehearse",
     "reverse_data",
     "reverse_split",
 ]
@@ -165,6 +166,22 @@ def codes_of_data(
     return codes
 
 
+def rehearse(model: Generative, data: Any, split: str, options: dict[str, Any]) -> None:
+    """Reverse two examples by one step, so that what `options` lack is told before training.
+
+    Raises:
+        ValueError: as :func:`flexgen.reversal.reverse` does.
+        TypeError: for an option that it does not have.
+    """
+    short: dict[str, Any] = {"progress": False}
+    for name, most in (("steps", 1), ("bank", 16)):
+        asked = options.get(name, most)
+        if asked is None or (isinstance(asked, int) and asked > most):
+            short[name] = most
+    with isolated_rng(0):
+        reverse_split(model, data, split, 2, **{**options, **short})
+
+
 class ReversalScore(Measurement):
     """Reverses held-out data and scores the prior with PAG, beside both of its controls.
 
@@ -209,6 +226,8 @@ class ReversalScore(Measurement):
         super().__init__(**schedule)
         if space not in ("base", "code"):
             raise ValueError(f"`space` must be base or code, got {space!r}")
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, got {n}")
         if num_resamples < 40:
             raise ValueError(
                 f"`num_resamples` must be at least 40 for an interval, got {num_resamples}; "
@@ -216,6 +235,10 @@ class ReversalScore(Measurement):
             )
         self.n, self.split, self.space, self.sigma = n, split, space, sigma
         self.num_resamples, self.options = num_resamples, dict(options or {})
+
+    def check(self, model: Generative, data: Any) -> None:
+        super().check(model, data)
+        rehearse(model, data, self.split, self.options)
 
     def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split))

@@ -23,7 +23,12 @@ class Scheduled(pl.Callback):
         every: period in generator steps; None: no period.
         at: single generator steps.
         at_end: whether to act at the last step of the run too.
+
+    Attributes:
+        family: the models that it is for.
     """
+
+    family: type[Generative] = Generative
 
     def __init__(
         self, *, every: int | None = None, at: Iterable[int] = (), at_end: bool = True
@@ -33,6 +38,20 @@ class Scheduled(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         pl_module.schedule.register(self.every, self.at)
+
+    def check(self, model: Generative, data: Any) -> None:
+        """Refuse before training what would be refused in the middle of it.
+
+        Raises:
+            ValueError: if the model is of another family, say, or the data have no such split.
+        """
+        if not isinstance(model, self.family):
+            raise ValueError(
+                f"{type(self).__name__} is for a {self.family.__name__}, and this model is "
+                f"{type(model).__name__}; leave it out of `callbacks`"
+            )
+        if (split := getattr(self, "split", None)) is not None:
+            data.size(split)
 
     def is_due(self, step: int, end: int | None) -> bool:
         periodic = self.every is not None and step % self.every == 0

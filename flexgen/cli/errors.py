@@ -45,7 +45,11 @@ def tell(error: BaseException) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _configuration(error)
     message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {os.strerror(error.errno)}; name another place"
     if isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError)) and message:
+        return message
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, of its Trainer's keys
         return message
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"
@@ -65,10 +69,11 @@ def whole(name: str, value: Any, least: int) -> int:
 
 def _configuration(error: BaseException) -> str:
     text = str(error)
-    if found := re.search(r"Could not find '([^']+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, name = found[1].rpartition("/")
         listed = text.partition("Config search path")[0].splitlines()[1:]
         options = [line.strip() for line in listed if line.startswith("\t")]
+        options = options or sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         near = get_close_matches(name, options, 1)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
         if group == "hydra/launcher":

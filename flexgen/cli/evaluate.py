@@ -22,6 +22,8 @@ def _evaluate(cfg: DictConfig) -> None:
     parts = load_trained(config, run_dir, checkpoint)
     values: dict[str, float] = {}
     for measurement in parts.measurements.values():
+        measurement.check(parts.model, parts.data)
+    for measurement in parts.measurements.values():
         values |= measurement.run(parts.model, parts.data, run_dir)
     counters = parts.model.counters.axes()
     print_values(values, f"{parts.checkpoint}")

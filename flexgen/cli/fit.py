@@ -15,9 +15,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from flexgen.callbacks import Scheduled
 from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
 from flexgen.cli.compose import is_sweep, load_config, relocate
-from flexgen.cli.errors import tell
+from flexgen.cli.errors import tell, whole
 from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
 from flexgen.cli.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
@@ -70,7 +71,12 @@ def fit(
             shutil.copy(history, run_dir / "metrics.csv")
         # Last: killed before it, this is no run yet, and the same command starts it.
         write_config(run_dir, config)
-        return _train(config, parts, parent)
+        try:
+            return _train(config, parts, parent)
+        except Exception:
+            if not parts.model.counters.batches:  # refused before its first step: no run either
+                (run_dir / "config.yaml").unlink()
+            raise
 
 
 def _refuse_second(run_dir: Path) -> None:
@@ -134,8 +140,11 @@ def _check(config: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the key and the remedy.
     """
-    if config["steps"] < 1:
-        raise ValueError(f"`steps` must be at least 1 generator step, got {config['steps']}")
+    whole("steps", config["steps"], 1)
+    if whole("seed", config["seed"], 0) >= 2**32:
+        raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
+    if config.get("threads") is not None:
+        whole("threads", config["threads"], 1)
     accelerator = config["trainer"]["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -172,6 +181,9 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Path:
     model, run_dir = parts.model, Path(config["paths"]["run_dir"])
     model.schedule.end = config["steps"]
+    for callback in parts.callbacks.values():
+        if isinstance(callback, Scheduled):
+            callback.check(model, parts.data)
     with _quiet():
         signals = _StopOnSignal()
         trainer = build_trainer(config, [*parts.callbacks.values(), LogPictures(), signals])

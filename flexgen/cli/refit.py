@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import plain, relocate, reversal_options, run_hydra, task_overrides
+from flexgen.cli.errors import whole
 
 _REFIT = "flexgen.callbacks.PriorRefit"
 
@@ -15,7 +16,7 @@ def main(argv: list[str]) -> None:
 
 
 def _refit(cfg: DictConfig) -> None:
-    parent_dir, checkpoint, more = Path(cfg.run), cfg.checkpoint, cfg.more
+    parent_dir, checkpoint, more = Path(cfg.run), cfg.checkpoint, whole("more", cfg.more, 0)
     refit: Any = OmegaConf.to_container(cfg.refit, resolve=True)
     run_dir = str(cfg.paths.run_dir)
     config = plain(cfg)

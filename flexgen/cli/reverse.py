@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import explain, plain, reversal_options, run_hydra
+from flexgen.cli.errors import whole
 
 _TYPED = {
     "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
 
 def _reverse(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg.reverse, resolve=True)
+    whole("n", asked["n"], 1)
     checkpoint = cfg.checkpoint
     config = plain(cfg)
     asked["options"] = reversal_options(config, asked["options"])
@@ -46,6 +48,7 @@ def _reverse(cfg: DictConfig) -> None:
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)
     score = ReversalScore(**asked)
+    score.check(parts.model, parts.data)
     values = score.run(parts.model, parts.data, run_dir)
     print_values(values, f"{parts.checkpoint}")
     print(f"codes: {codes_path(run_dir, parts.model.counters.generator_steps)}")

@@ -49,7 +49,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["model.objective.penalty_weight=-1"], "`penalty_weight` must be at least 0"),
         ("train", ["model.ema_decay=2"], "`ema_decay` must be in [0, 1)"),
         ("train", ["model.compile=both"], "double backward; set `model.compile=generator`"),
-        ("train", ["steps=0"], "`steps` must be at least 1"),
+        ("train", ["steps=0"], "`steps` must be a whole number of at least 1"),
         ("train", ["data.batch_size=0"], "`batch_size` must be a whole number of at least 1"),
         ("train", ["+model.typo=1"], "unexpected keyword argument 'typo'"),
         (
@@ -85,7 +85,6 @@ def test_mistakes_on_the_command_line(
     [
         (["data=mnist", "data.root=nowhere"], "FLEXGEN_DATA"),
         (["data=folder", "data.root=nowhere"], "nowhere"),
-        (["callbacks=[refit]", "callbacks.refit.at=[3]"], "`callbacks.reversal"),
     ],
 )
 def test_missing_parts(flexgen: Run, words: list[str], expected: str) -> None:
