@@ -66,6 +66,10 @@ def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
     assert Path("killed/0/provenance.json").read_text() == first
     for n in "01":
         assert same(state(Path("undisturbed") / n), state(Path("killed") / n)) == []
+        metrics = [
+            (Path(sweep) / n / "metrics.csv").read_text() for sweep in ("undisturbed", "killed")
+        ]
+        assert metrics[0] == metrics[1]
 
 
 def test_a_cell_is_known_by_its_overrides(tmp_path: Path) -> None:
