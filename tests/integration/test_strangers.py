@@ -163,7 +163,8 @@ def test_a_class_of_ones_own_wants_trust(
 ) -> None:
     mark = Path("it ran").resolve()
     Path("their_code.py").write_text(
-        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nfrom flexgen.callbacks import SampleGrid as Grid\n"
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        "from flexgen.callbacks import SampleGrid as Grid\n"
     )
     edit(run, "callbacks.samples._target_", "their_code.Grid")
     monkeypatch.setattr(sys, "path", list(sys.path))
