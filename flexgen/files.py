@@ -4,32 +4,41 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
-__all__ = ["locked"]
+__all__ = ["locked", "try_lock"]
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock an open file for as long as it is open; False if another process has.
+
+    The system drops the lock when this process dies, however it does. Where there are no locks, on
+    Windows and on some file systems, nobody is kept out.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 @contextmanager
 def locked(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock, which the system drops when this process dies, however it does.
+    """Hold a lock file, which is removed afterwards.
 
     Raises:
         ValueError: with `refusal`, if another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: nobody is kept out
-        yield
-        return
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(refusal) from error
-        except OSError:
-            pass  # a file system without locks
-        if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            raise ValueError(refusal)  # who held it a moment ago has removed it, as below
+        # Who held it a moment ago may have removed it since it was opened here.
+        mine = try_lock(file) and lock.exists()
+        if not mine or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            raise ValueError(refusal)
         try:
             yield
         finally:

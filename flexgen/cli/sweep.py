@@ -1,6 +1,5 @@
 """The cells of a `-m` sweep: known by their overrides, entered again where they stopped."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from flexgen.cli.errors import tell
+from flexgen.files import try_lock
 
 __all__ = [
     "Cell",
@@ -94,7 +94,7 @@ class Cell:
         with open(self.folder / "cell.lock", "a") as lock:
             # A process of the cell's own holds it on if this one is killed.
             os.set_inheritable(lock.fileno(), True)
-            if not _lock(lock):
+            if not try_lock(lock):
                 _say(self, "another process is at it")
                 return None
             if self.state == "finished":
@@ -210,7 +210,7 @@ def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
     if torch.cuda.device_count() > 1:
         shown = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
-        folder = Path(tempfile.gettempdir()) / f"flexgen-devices-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"flexgen-devices-{getattr(os, 'getuid', int)()}"
         os.environ["CUDA_VISIBLE_DEVICES"] = claim_device(names, folder, number)
 
 
@@ -224,20 +224,11 @@ def claim_device(names: list[str], folder: Path, number: int) -> str:
     folder.mkdir(exist_ok=True)
     for name in names:
         lock = (folder / name).open("a")
-        if _lock(lock):
+        if try_lock(lock):
             _devices.append(lock)
             return name
         lock.close()
     return names[number % len(names)]
-
-
-def _lock(file: IO[str]) -> bool:
-    """Lock an open file for as long as it is open; False if another process has."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _same(path: Path, overrides: list[str]) -> bool:
