@@ -22,7 +22,7 @@ demo: install  ## the whole idea on real digits, in a few minutes: before, after
 	$(BIN)/flexgen train experiment=demo
 
 test: install  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: install  ## formatting, lint, types, import directions
 	$(BIN)/ruff check .
