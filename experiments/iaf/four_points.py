@@ -105,7 +105,7 @@ def fit(model: VAE, steps: int, draws: int) -> None:
 @torch.no_grad()
 def measure(model: VAE, n: int) -> dict[str, float]:
     """ELBO, log p(x), their difference and KL(q(z) ‖ p), nats; energy distance of q(z) to p."""
-    # In float32 a code's base noise under another datum's posterior overflows: its density is NaN.
+    # In float32 a code's base noise under another datum's posterior overflows.
     model.double()
     x = DATA.double()
     q, p = model.posterior(x), model.prior()

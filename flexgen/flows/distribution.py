@@ -1,5 +1,7 @@
 """The distribution that a map makes of a base."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -48,13 +50,15 @@ class FlowDistribution(Distribution):
         return z, self.base.log_prob(eps) - ladj
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of any points.
+        """Log-density of any points; −inf where the inverse of a finite one overflows.
 
         Raises:
             NotImplementedError: if the map has no inverse.
         """
         eps, ladj = self.transform.inverse(value, self.context)
-        return self.base.log_prob(eps) + ladj
+        # Past the largest number further steps make NaN, and one such posterior spoils a mixture.
+        lost = value.isfinite().all(-1) & ~eps.isfinite().all(-1)
+        return (self.base.log_prob(eps) + ladj).masked_fill(lost, -math.inf)
 
     def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
         # One base for all contexts: draws for different contexts are independent all the same.

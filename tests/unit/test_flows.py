@@ -1,6 +1,7 @@
 """Flows in float64: both directions, determinants, masks, densities, written-out derivatives."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -338,3 +339,16 @@ def test_no_codes_at_all(name: str) -> None:
     assert (z.shape, ladj.shape) == ((0, 4), (0,))
     (z.sum() + ladj.sum()).backward()
     assert all(not p.grad.any() for p in transform.parameters() if p.grad is not None)
+
+
+def test_a_point_too_far_for_the_inverse_has_no_density_and_spoils_no_mixture() -> None:
+    flow = Autoregressive(2, num_layers=4, hidden_features=[8], update="gated", context_features=1)
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    q = FlowDistribution(DiagonalNormal(torch.zeros(2), torch.ones(2)), flow, torch.zeros(1, 1))
+    near, far = q.rsample_and_log_prob()[0], torch.full((1, 2), -1e30)
+    found = q.log_prob(torch.cat([near, far, torch.full((1, 2), math.nan)]))
+    assert found[0].isfinite()
+    assert found[1] == -math.inf
+    assert found[2].isnan()
