@@ -165,22 +165,22 @@ class PriorRefit(Scheduled):
             return {}
         fitted = fit_prior(prior, codes, seed=self.seed, progress=self.progress)
         n = len(codes)
-        with torch.no_grad():
+        # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
+        with torch.no_grad(), model.evaluating():
             values = {
                 "refit/energy_before": _distance(model.prior().sample((n,)), held_out),
                 "refit/energy_after": _distance(prior().sample((n,)), held_out),
                 "refit/energy_floor": _distance(codes, held_out),
             }
-        values |= {f"refit/{name}": value for name, value in fitted.items()}
-        closer = values["refit/energy_after"] < values["refit/energy_before"]
-        if isinstance(model, VAE):
-            with torch.no_grad():
+            if isinstance(model, VAE):
                 before, after = (
                     -float(p().log_prob(held_out).mean()) for p in (model.prior, prior)
                 )
-            log.info("refit: -log p(z) of held-out codes %.3f -> %.3f nats", before, after)
-            values |= {"refit/nll_before": before, "refit/nll_after": after}
-            closer = after < before
+                log.info("refit: -log p(z) of held-out codes %.3f -> %.3f nats", before, after)
+                values |= {"refit/nll_before": before, "refit/nll_after": after}
+        values |= {f"refit/{name}": value for name, value in fitted.items()}
+        measure = "nll" if isinstance(model, VAE) else "energy"
+        closer = values[f"refit/{measure}_after"] < values[f"refit/{measure}_before"]
         kept = self.keep == "always" or (self.keep == "closer" and closer)
         if kept:
             model.prior.use(stage)

@@ -16,7 +16,7 @@ from flexgen.likelihoods import Bernoulli
 from flexgen.models import VAE, Generative
 from flexgen.networks import MLPEncoder, MLPGenerator
 from flexgen.posteriors import DiagonalGaussian
-from flexgen.priors import Normal, RealNVP
+from flexgen.priors import Normal, RealNVP, Vamp
 from tests.unit.linear_gaussian import ADAM
 
 D = 3
@@ -126,6 +126,17 @@ def test_a_vaes_refit_that_costs_nats_is_dropped(vae: VAE) -> None:
     assert values["refit/kept"] == vae.prior.in_use == 0
 
 
+def test_a_refit_moves_no_batch_norm_of_the_encoder(vae: VAE) -> None:
+    norm = nn.BatchNorm1d(vae.posterior.encoder.out_features)
+    encoder = nn.Sequential(vae.posterior.encoder, norm)
+    encoder.out_features = norm.num_features  # type: ignore[assignment]
+    vae.posterior.encoder = encoder
+    values = refit(vae, Vamp(D, (1, 4, 4), num_components=5, steps=2))
+    assert norm.training
+    assert norm.num_batches_tracked == 0
+    assert math.isfinite(values["refit/nll_after"])
+
+
 def test_reversal_stays_available_to_a_vae(vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
@@ -184,6 +195,6 @@ def test_a_flow_prior_is_pictured_in_its_base_space_too(
 
 
 @pytest.mark.parametrize("callback", [SampleGrid(draws=True), Reconstructions()])
-def test_pictures_of_a_posterior_are_refused_without_one(callback: Any, tmp_path: Path) -> None:
+def test_pictures_of_a_posterior_are_refused_without_one(callback: Any) -> None:
     with pytest.raises(ValueError, match=r"this model is Reversed; "):
-        callback.run(Reversed(), Data(20), tmp_path)
+        callback.check(Reversed(), Data(20))

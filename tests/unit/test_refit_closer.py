@@ -1,5 +1,6 @@
 """When a refit counts as closer to held-out codes."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class Model:
         self.prior: Any = before
         self.prior.stages, self.prior.in_use = [before, after], 0
         self.prior.use = lambda stage: setattr(self.prior, "in_use", stage)
+        self.evaluating = nullcontext
 
 
 def refitted(scale_before: float, scale_after: float, monkeypatch: Any) -> dict[str, float]:
