@@ -25,6 +25,7 @@ from flexgen.priors.simple import DiagonalNormal
 
 __all__ = ["LikelihoodScore"]
 
+_OF_NORMAL_PRIORS = ("posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl")
 _BATCH = 100
 
 
@@ -50,7 +51,7 @@ class LikelihoodScore(Measurement):
     how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
     distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
     prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
-    flow.
+    flow. Under the prior of a refit those that it does not have are NaN.
 
     Args:
         n: data; at most what the split holds.
@@ -140,6 +141,9 @@ class LikelihoodScore(Measurement):
             "posterior/active_units": float(active_units(torch.cat(means), torch.cat(again))),
             "posterior/energy": float(energy.compute()),
         }
+        if model.prior.in_use:
+            # The prior before a refit may have had them: its values must not stay the last ones.
+            values |= dict.fromkeys(_OF_NORMAL_PRIORS, math.nan)
         base = base_codes(model.prior, z)
         if base is not None and len(z) > z.shape[1]:
             pag.update(base)

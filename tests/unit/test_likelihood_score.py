@@ -14,7 +14,7 @@ from flexgen.likelihoods import Gaussian
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE, Generative
 from flexgen.posteriors import DiagonalGaussian, FlowPosterior, FullGaussian
-from flexgen.priors import Normal, RealNVP
+from flexgen.priors import LearnableMixture, Normal, RealNVP
 from flexgen.priors.simple import DiagonalNormal
 from tests.unit.linear_gaussian import ADAM, Encoder, Linear
 
@@ -107,6 +107,21 @@ def test_without_densities_of_dimensions_their_parts_are_left_out(
     values = score.run(model, Data(torch.randn(20, 3)), tmp_path)
     assert "elbo/marginal_kl" in values
     assert not {"elbo/total_correlation", "elbo/dimensionwise_kl"} & values.keys()
+
+
+def test_what_only_the_prior_before_a_refit_had_is_no_number_after_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VAE(
+        DiagonalGaussian(Encoder(3), 2), Gaussian(nn.Linear(2, 3)), Normal(2), optimizer=ADAM
+    )
+    score, data = LikelihoodScore(num_samples=2, progress=False), Data(torch.randn(20, 3))
+    before = score.run(model, data, tmp_path)
+    model.prior.use(model.prior.append(LearnableMixture(2, num_components=3)))
+    after = score.run(model, data, tmp_path)
+    assert all(map(math.isfinite, before.values()))
+    assert {name for name in before if not math.isfinite(after[name])} == {
+        "posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl",
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("double")
