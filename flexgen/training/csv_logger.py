@@ -34,7 +34,6 @@ class CSVLogger(Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self._rows: list[dict[str, float]] = []
         self._columns = list(_AXES)
-        self._unsaved = True
         self._saved_at = 0.0
 
     @property
@@ -56,7 +55,6 @@ class CSVLogger(Logger):
         else:
             self._rows.append(dict(metrics))
         self._columns += [name for name in metrics if name not in self._columns]
-        self._unsaved = True
         if time.monotonic() - self._saved_at > 5:
             self.save()
 
@@ -66,18 +64,14 @@ class CSVLogger(Logger):
         if self.path.is_file():
             self._columns, rows = read_metrics(self.path)
             self._rows = [r for r in rows if r["generator_steps"] <= generator_steps]
-            self._unsaved = True
 
     @rank_zero_only
     def save(self) -> None:
-        if not self._unsaved:
-            return
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self.path, lambda beside: beside.write_text(text.getvalue()))
-        self._unsaved = True
         self._saved_at = time.monotonic()
 
     @rank_zero_only
