@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from flexgen.cli.compose import plain, run_hydra, task_overrides
 from flexgen.cli.sweep import Cell, quoted
+from flexgen.cli.train import train_cell
 
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
 
@@ -130,9 +131,7 @@ class Search:
         def train() -> None:
             composed = compose("search", [*overrides, f"paths.run_dir={quoted(cell.folder)}"])
             config = {k: v for k, v in plain(composed).items() if k not in _OWN}
-            from flexgen.cli.fit import fit_with_control
-
-            fit_with_control(config, "train", overrides)
+            train_cell(config, overrides, number)
 
         cell.run(train)
         if cell.state == "finished":

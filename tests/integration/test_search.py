@@ -68,6 +68,22 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
         flexgen("search", *WORDS, "seed=5", "hydra.run.dir=killed")
 
 
+def test_a_trial_of_several_processes_is_a_flexgen_of_its_own(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = []
+
+    def run_apart(run_dir: Path, overrides: list[str]) -> None:
+        apart.append((run_dir.name, overrides[-1]))
+        axes = "batches,critic_steps,generator_steps,images_seen"
+        (run_dir / "metrics.csv").write_text(f"{axes},loss/critic\n1,1,1,32,0.5\n")
+
+    monkeypatch.setattr("flexgen.cli.train.run_apart", run_apart)
+    words = (*TINY, "trainer=ddp_cpu", "metric=loss/critic", "trials=1", "hydra.run.dir=apart")
+    flexgen("search", *words, "model.critic_steps=1,2")
+    assert apart in ([("0", f"model.critic_steps={n}")] for n in (1, 2))
+
+
 def test_without_a_space_or_optuna(flexgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="what is to be searched"):
         flexgen("search", *TINY)
