@@ -84,7 +84,7 @@ def check_folder(run_dir: Path) -> None:
     """Refuse a run with links out of its folder, through which it would be read and written.
 
     Raises:
-        ValueError: naming the link, or what is neither a file nor a folder.
+        ValueError: naming the link, what is neither a file nor a folder, or settings of W&B.
     """
     for where, folders, files in os.walk(run_dir):
         for path in (Path(where, name) for name in (*folders, *files)):
@@ -95,7 +95,13 @@ def check_folder(run_dir: Path) -> None:
                 )
             if not (path.is_symlink() or path.is_file() or path.is_dir()):
                 raise ValueError(f"{path} is neither a file nor a folder; remove it")
-        if where == os.path.join(run_dir, "wandb"):
+        if os.path.basename(where) in ("wandb", ".wandb") and "settings" in files:
+            # Started in the folder above, W&B would take its server from it.
+            raise ValueError(
+                f"{where}/settings would set up W&B; remove it, or if you trust this run say "
+                "trust=true"
+            )
+        if where in (os.path.join(run_dir, "wandb"), os.path.join(run_dir, "control", "wandb")):
             # Each W&B run in there links to W&B's own log elsewhere, and nothing reads them again.
             folders.clear()
 

@@ -221,6 +221,22 @@ def test_links_out_of_the_folder_are_refused(run: Path, flexgen: Run, tmp_path: 
     assert "neither a file nor a folder" in refusal(flexgen, "sample", f"run={run}")
 
 
+def test_w_and_bs_own_links_are_allowed_and_its_settings_are_not(run: Path) -> None:
+    for folder in (run, run / "control"):
+        logs = folder / "wandb" / "offline-run-1" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "debug-core.log").symlink_to("/elsewhere/core-debug.log")
+    load_config(run)
+    for folder in ("wandb", ".wandb", "samples/wandb"):
+        settings = run / folder / "settings"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+        with pytest.raises(ValueError, match="would set up W&B"):
+            load_config(run)
+        load_config(run, trust=True)
+        settings.unlink()
+
+
 def test_reports_and_tables_do_not_follow_links(run: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
