@@ -142,7 +142,7 @@ def draw_curves(runs: list[Path], out: Path) -> None:
                 epochs, mean, std = over_seeds(gains)
                 right.errorbar(epochs, mean, std, color=colour, marker="o", ms=3, capsize=3)
                 right.axhline(PAPER[row] - PAPER["base"], color=colour, ls="--", lw=1)
-        left.set(xlabel="epoch", ylabel="training loss, nats", ylim=(98, 125))
+        left.set(xlabel="epoch", ylabel="training loss, nats", ylim=(96, 125))
         right.set(xlabel="epoch", ylabel="NLL less the base row's, nats")
         right.axhline(0, color="#888888", lw=0.5)
         left.legend(fontsize=8)
