@@ -21,15 +21,20 @@ class _OfPosterior(Measurement):
     """Pictures codes of held-out data, for each a draw from q(z|x).
 
     Args:
-        n: data, at most what the split holds.
+        n: data, at least 2 and at most what the split holds.
         split: which part of the data.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
+
+    Raises:
+        ValueError: for fewer than two data.
     """
 
     family = VAE
 
     def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
         super().__init__(**schedule)
+        if n < 2:
+            raise ValueError(f"`n` must be at least 2, got {n}")
         self.n, self.split = n, split
 
     def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:

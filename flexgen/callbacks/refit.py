@@ -176,7 +176,6 @@ class PriorRefit(Scheduled):
                 before, after = (
                     -float(p().log_prob(held_out).mean()) for p in (model.prior, prior)
                 )
-                log.info("refit: -log p(z) of held-out codes %.3f -> %.3f nats", before, after)
                 values |= {"refit/nll_before": before, "refit/nll_after": after}
         values |= {f"refit/{name}": value for name, value in fitted.items()}
         measure = "nll" if isinstance(model, VAE) else "energy"
@@ -198,11 +197,19 @@ class PriorRefit(Scheduled):
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
         log.info(
-            "refit: energy distance to held-out codes %.4f -> %.4f (training codes: %.4f); "
-            "the new prior is %s and is %s",
+            "refit: energy distance to held-out codes %.4f -> %.4f (training codes: %.4f)",
             values["refit/energy_before"],
             values["refit/energy_after"],
             values["refit/energy_floor"],
+        )
+        if "refit/nll_after" in values:
+            log.info(
+                "refit: -log p(z) of held-out codes %.3f -> %.3f nats",
+                values["refit/nll_before"],
+                values["refit/nll_after"],
+            )
+        log.info(
+            "refit: so the new prior is %s and is %s",
             "closer" if closer else "not closer",
             "in use" if kept else "dropped",
         )

@@ -100,8 +100,9 @@ def refit(model: VAE, prior: nn.Module, **options: Any) -> dict[str, float]:
 
 
 def test_a_vaes_refit_is_kept_by_the_nats_of_held_out_codes(
-    vae: VAE, monkeypatch: pytest.MonkeyPatch
+    vae: VAE, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     # By energy distance this refit would be dropped, whatever it is worth to the bound.
     far = iter([0.0, 1.0, 0.0])
     monkeypatch.setattr("flexgen.callbacks.refit._distance", lambda drawn, codes: next(far))
@@ -110,6 +111,10 @@ def test_a_vaes_refit_is_kept_by_the_nats_of_held_out_codes(
     values = refit(vae, RealNVP(D, num_layers=2, hidden_features=[8], steps=40))
     assert values["refit/nll_after"] < values["refit/nll_before"] - 1
     assert values["refit/kept"] == vae.prior.in_use == 1
+    # What decided stands last before the verdict.
+    measure, verdict = caplog.messages[-2:]
+    assert "log p(z)" in measure
+    assert verdict.endswith("closer and is in use")
 
 
 class Far(Normal):
@@ -198,3 +203,9 @@ def test_a_flow_prior_is_pictured_in_its_base_space_too(
 def test_pictures_of_a_posterior_are_refused_without_one(callback: Any) -> None:
     with pytest.raises(ValueError, match=r"this model is Reversed; "):
         callback.check(Reversed(), Data(20))
+
+
+@pytest.mark.parametrize("callback", [Reconstructions, AggregatePosterior])
+def test_pictures_of_hardly_any_data_are_refused_before_training(callback: Any) -> None:
+    with pytest.raises(ValueError, match=r"`n` must be at least 2, got 1"):
+        callback(n=1)
