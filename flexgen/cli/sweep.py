@@ -175,8 +175,6 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         SystemExit: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
-    if (run_dir / "config.yaml").exists():
-        words = ["resume", f"run={run_dir}"]
     with (run_dir / "log.txt").open("a+") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False

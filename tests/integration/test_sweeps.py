@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flexgen.cli.sweep import Cell, claim_device, keep_to_one_device, raise_failures
+from flexgen.cli import main
+from flexgen.cli.sweep import Cell, claim_device, keep_to_one_device, raise_failures, run_apart
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
@@ -183,6 +185,26 @@ def test_joblib_runs_the_cells_and_tells_of_those_that_failed(flexgen: Run) -> N
     with pytest.raises(SystemExit, match=r"cells failed: 1; .*`critic_steps` must be at least 1"):
         flexgen("train", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert cells("sweep") == {"0": "finished", "1": "failed"}
+
+
+def test_a_cell_apart_with_a_class_of_ones_own_is_entered_again(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InThisProcess:
+        def __init__(self, words: list[str], **kwargs: Any) -> None:
+            main(words[3:])
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr("flexgen.cli.sweep.subprocess", SimpleNamespace(Popen=InThisProcess))
+    monkeypatch.setattr(sys, "path", [*sys.path, os.getcwd()])
+    Path("my_networks.py").write_text("from flexgen.networks import MLPGenerator as Mine\n")
+    cell = Cell.claim(Path("sweep").resolve(), 0, [], "e")
+    overrides = [*TINY, "steps=5", "network.generator._target_=my_networks.Mine"]
+    for _ in range(2):
+        run_apart(cell.folder, overrides)
+    assert state(cell.folder)["flexgen"]["counters"]["generator_steps"] == 5
 
 
 @pytest.mark.slow
