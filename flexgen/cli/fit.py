@@ -172,8 +172,8 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         for name, callback in moved["callbacks"].items()
         if callback is None or callback["_target_"] != "flexgen.callbacks.PriorRefit"
     }
-    if "progress" in moved["callbacks"]:
-        moved["callbacks"]["progress"]["label"] = "control"
+    if progress := moved["callbacks"].get("progress"):
+        progress["label"] = "control"
     name_wandb(moved, "control")
     return moved | {"control": False, "report": False}
 

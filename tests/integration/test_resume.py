@@ -173,6 +173,7 @@ def test_a_stopped_resume_keeps_its_overrides(
 def test_a_refit_that_is_dropped_equals_its_control(flexgen: Callable[..., Path]) -> None:
     run = flexgen("train", *SMALL, "report=false")
     words = ("more=7", "prior.steps=3", "refit.keep=never", "control=true")
+    words = (*words, "callbacks.progress=null")
     child = flexgen("refit", f"run={run}", *words, run_dir="child")
     with_refit, control = (state(d)["state_dict"] for d in (child, child / "control"))
     control_keys = {k: v for k, v in with_refit.items() if k in control}
