@@ -35,11 +35,17 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
-        # Who held it a moment ago may have removed it since it was opened here.
-        mine = try_lock(file) and lock.exists()
-        if not mine or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+        if not try_lock(file) or not _is_at(file, lock):
             raise ValueError(refusal)
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one at `path`: another process may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
