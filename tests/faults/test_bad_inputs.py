@@ -7,17 +7,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import REFIT, SMALL
+from tests.integration.test_errors import message
 
 REVERSAL = "callbacks.reversal.options"
 
 
 def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: Any) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        flexgen(command, *words, **options)
-    told = stopped.value.code
-    assert isinstance(told, str), "exit status 1 with a message"
-    assert told.startswith(f"flexgen {command}: ")
-    assert "\n" not in told
+    told = message(flexgen, command, *words, **options)
     assert "FLEXGEN_DEBUG" not in told, "an error that nobody foresaw"
     return told
 
