@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 __all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian"]
 
@@ -45,7 +45,8 @@ class BernoulliPixels(_OfPixels):
         return self.logits.sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self._sum(value * self.logits - softplus(self.logits))
+        logits, value = torch.broadcast_tensors(self.logits, value)
+        return -self._sum(binary_cross_entropy_with_logits(logits, value, reduction="none"))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return torch.bernoulli(self.mean.detach().expand(self._shape(sample_shape)))

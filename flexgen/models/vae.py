@@ -204,7 +204,8 @@ class VAE(Generative):
         q, p = self.posterior(x), self.prior()
         draws = (self.draws,) if self.draws > 1 else ()
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
-            z, kl = q.rsample(draws), q.kl(p).mean(0)
+            z, kl = q.rsample_and_kl(p, draws)
+            kl = kl.mean(0)
         else:
             z, log_q = q.rsample_and_log_prob(draws)
             kl = (log_q - p.log_prob(z)).mean().view(1)

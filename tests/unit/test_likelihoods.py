@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Independent, MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
 from flexgen.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian
 from flexgen.networks import MLPGenerator
 from flexgen.posteriors import DiagonalGaussian, FullGaussian
+from flexgen.priors.simple import DiagonalNormal
 
 SHAPE = (1, 3, 2)
 
@@ -97,7 +98,26 @@ def test_a_diagonal_gaussian_draws_with_their_density() -> None:
     assert z.shape == (7, 5, 4)
     assert log_prob.shape == (7, 5)
     torch.testing.assert_close(p.log_prob(z), log_prob, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(p.kl(p), torch.zeros(5, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sample_shape", [(), (3,)])
+def test_a_draw_and_its_kl_equal_torchs_with_all_their_gradients(sample_shape: tuple[int]) -> None:
+    torch.manual_seed(0)
+    shapes = (5, 4), (5, 4), (4,), (4,)
+    values = [torch.randn(s, dtype=torch.float64).abs() + 0.1 for s in shapes]
+    loc, scale, other_loc, other_scale = [v.requires_grad_() for v in values]
+
+    def ours(*values: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        loc, scale, *other = values
+        return DiagonalNormal(loc, scale).rsample_and_kl(DiagonalNormal(*other), sample_shape)
+
+    z, kl = ours(loc, scale, other_loc, other_scale)
+    theirs = kl_divergence(TorchNormal(loc, scale), TorchNormal(other_loc, other_scale))
+    torch.testing.assert_close(kl, theirs)
+    torch.manual_seed(1)
+    assert torch.equal(z, DiagonalNormal(loc, scale).rsample(sample_shape))
+    assert torch.autograd.gradcheck(ours, (loc, scale, other_loc, other_scale))
 
 
 def test_an_encoder_must_tell_its_features() -> None:
