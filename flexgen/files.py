@@ -1,12 +1,13 @@
 """Files that more than one process may want."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["locked", "try_lock"]
+__all__ = ["in_turn", "locked", "try_lock"]
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -41,6 +42,15 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Hold a lock file, when whoever holds it is done."""
+    with open(lock, "a") as file:
+        while not try_lock(file):
+            time.sleep(0.05)
+        yield
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from flexgen.cli.compose import compose_prior, plain, run_hydra
 from flexgen.cli.errors import whole
+from flexgen.cli.imports import importing
 
 _ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
 _COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
@@ -43,9 +44,10 @@ def _compare(cfg: DictConfig) -> None:
         )
     asked, out = _read(cfg.priors), cfg.out
     config = plain(cfg)
-    from flexgen.cli.build import load_trained
-    from flexgen.cli.comparison import Comparison, default_priors
-    from flexgen.report import print_priors
+    with importing():
+        from flexgen.cli.build import load_trained
+        from flexgen.cli.comparison import Comparison, default_priors
+        from flexgen.report import print_priors
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import plain, run_hydra
+from flexgen.cli.imports import importing
 
 
 def main(argv: list[str]) -> None:
@@ -14,9 +15,10 @@ def main(argv: list[str]) -> None:
 def _evaluate(cfg: DictConfig) -> None:
     checkpoint = cfg.checkpoint
     config = plain(cfg)
-    from flexgen.cli.build import load_trained
-    from flexgen.cli.run_dir import write_json
-    from flexgen.report import print_values
+    with importing():
+        from flexgen.cli.build import load_trained
+        from flexgen.cli.run_dir import write_json
+        from flexgen.report import print_values
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)

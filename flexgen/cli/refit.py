@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import plain, relocate, reversal_options, run_hydra, task_overrides
 from flexgen.cli.errors import whole
+from flexgen.cli.imports import importing
 
 _REFIT = "flexgen.callbacks.PriorRefit"
 
@@ -21,8 +22,9 @@ def _refit(cfg: DictConfig) -> None:
     run_dir = str(cfg.paths.run_dir)
     config = plain(cfg)
     refit["options"] = reversal_options(config, refit["options"])
-    from flexgen.cli.build import find_checkpoint
-    from flexgen.cli.fit import fit_with_control
+    with importing():
+        from flexgen.cli.build import find_checkpoint
+        from flexgen.cli.fit import fit_with_control
     from flexgen.cli.trust import rebuilding
     from flexgen.training import load_checkpoint
 

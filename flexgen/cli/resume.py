@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import plain, run_hydra
+from flexgen.cli.imports import importing
 
 
 def main(argv: list[str]) -> None:
@@ -11,7 +12,8 @@ def main(argv: list[str]) -> None:
 
 def _resume(cfg: DictConfig) -> None:
     checkpoint, config = cfg.checkpoint, plain(cfg)
-    from flexgen.cli.fit import resume
+    with importing():
+        from flexgen.cli.fit import resume
     from flexgen.cli.trust import rebuilding
 
     with rebuilding(config["paths"]["run_dir"]):

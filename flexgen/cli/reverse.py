@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import explain, plain, reversal_options, run_hydra
 from flexgen.cli.errors import whole
+from flexgen.cli.imports import importing
 
 _TYPED = {
     "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
@@ -40,10 +41,11 @@ def _reverse(cfg: DictConfig) -> None:
     checkpoint = cfg.checkpoint
     config = plain(cfg)
     asked["options"] = reversal_options(config, asked["options"])
-    from flexgen.callbacks import ReversalScore
-    from flexgen.callbacks.reversal import codes_path
-    from flexgen.cli.build import load_trained
-    from flexgen.report import print_values
+    with importing():
+        from flexgen.callbacks import ReversalScore
+        from flexgen.callbacks.reversal import codes_path
+        from flexgen.cli.build import load_trained
+        from flexgen.report import print_values
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)
@@ -59,7 +61,8 @@ def _find_codes(cfg: DictConfig) -> None:
     for name in ("generator", "path"):
         if not asked[name]:
             raise ValueError(f"`{name}` has no value; give {name}=… on the command line")
-    from flexgen.cli.codes import find_codes
+    with importing():
+        from flexgen.cli.codes import find_codes
 
     try:
         find_codes(asked)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flexgen.cli.compose import plain, run_hydra, task_overrides
 from flexgen.cli.errors import whole
+from flexgen.cli.imports import importing
 
 _LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1, "sample_seed": 0}
 _LONGEST_NAME = 200  # bytes; file systems end at 255, and a name is written with more around it
@@ -29,9 +30,10 @@ def _sample(cfg: DictConfig) -> None:
             "last two start from codes of images, not from a prior"
         )
     config = plain(cfg)
-    from flexgen.cli.build import load_trained
-    from flexgen.cli.latent import PATHS, LatentSpace
-    from flexgen.cli.priors import own_options
+    with importing():
+        from flexgen.cli.build import load_trained
+        from flexgen.cli.latent import PATHS, LatentSpace
+        from flexgen.cli.priors import own_options
 
     if asked["interpolate"] not in (None, *PATHS):
         raise ValueError(

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import uuid
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from flexgen.cli.compose import plain, run_hydra, task_overrides
 from flexgen.cli.sweep import Cell, quoted
 from flexgen.cli.train import train_cell
+from flexgen.files import in_turn
 
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
 
@@ -100,26 +102,36 @@ class Search:
         try:
             for left in self.study.get_trials(states=(state.RUNNING,)):
                 self._trial(left.number, left.params)
-            while (number := len(self.study.get_trials())) < self.asked["trials"]:
-                self.study.sampler = self.optuna.samplers.TPESampler(
-                    seed=_seed(self.asked["search_seed"], number)
-                )
-                trial = self.study.ask(self.space)
+            while (trial := self._next()) is not None:
                 self._trial(trial.number, trial.params)
         except BaseException:
             print(
-                f"the search goes on with the same command and hydra.run.dir={self.folder}",
+                "the search goes on with the same command and "
+                f"hydra.run.dir={shlex.quote(str(self.folder))}",
                 file=sys.stderr,
             )
             raise
         trials = self.study.get_trials()
-        failed = sum(trial.state == state.FAIL for trial in trials)
-        if not any(trial.state == state.COMPLETE for trial in trials):
+        states = Counter(trial.state for trial in trials)
+        if running := states[state.RUNNING]:
+            print(f"{running} trials are at other processes; the last of them tells the best")
+            return
+        failed = states[state.FAIL]
+        if not states[state.COMPLETE]:
             raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
         best = self.study.best_trial
         print(f"best of {len(trials)} trials, {failed} of them failed: number {best.number}")
         print(f"{self.asked['metric']}: {best.value:.6g}")
         print(f"flexgen train {shlex.join(self._overrides(best.params))}")
+
+    def _next(self) -> Any:
+        """A new trial, or None if there are enough; one process asks at a time."""
+        with in_turn(self.folder / "search.lock"):
+            if (number := len(self.study.get_trials())) >= self.asked["trials"]:
+                return None
+            seed = _seed(self.asked["search_seed"], number)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
+            return self.study.ask(self.space)
 
     def _overrides(self, params: dict[str, Any]) -> list[str]:
         return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]

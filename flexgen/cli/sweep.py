@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ class Cell:
 
     @property
     def state(self) -> str:
-        return str(json.loads((self.folder / _STATE).read_text())["state"])
+        return str(_read(self.folder / _STATE)["state"])
 
     def write(self, state: str, error: str | None = None) -> None:
         from flexgen.cli.run_dir import write_json
@@ -153,7 +154,7 @@ def raise_failures(sweep: Path, entry: str) -> None:
     """
     lines = []
     for path in sorted(sweep.glob(f"*/{_STATE}")):
-        about = json.loads(path.read_text())
+        about = _read(path)
         if about["state"] == "failed" and about["entry"] == entry:
             lines.append(f"[{' '.join(about['overrides'])}] {about['error']}")
     if not lines:
@@ -229,8 +230,18 @@ def claim_device(names: list[str], folder: Path, number: int) -> str:
     return names[number % len(names)]
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        if isinstance(about["overrides"], list) and {"state", "error", "entry"} <= about.keys():
+            return about
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is damaged; remove it with its folder, and the cell starts anew")
+
+
 def _same(path: Path, overrides: list[str]) -> bool:
-    return sorted(json.loads(path.read_text())["overrides"]) == sorted(overrides)
+    return sorted(_read(path)["overrides"]) == sorted(overrides)
 
 
 def quoted(path: Path) -> str:
@@ -243,4 +254,4 @@ def _say(cell: Cell, what: str) -> None:
 
 
 def _again(sweep: Path) -> str:
-    return f"hydra.sweep.dir={os.path.relpath(sweep)}"
+    return f"hydra.sweep.dir={shlex.quote(os.path.relpath(sweep))}"

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from flexgen._conf import conf_dir
 from flexgen.cli.errors import tell
+from flexgen.cli.imports import importing
 from flexgen.elsewhere import lies_in, read_start
 
 __all__ = ["check_form", "check_provenance", "confine", "own_code", "rebuilding"]
@@ -215,7 +216,8 @@ def _find(name: str) -> Any:
             found = getattr(found, parts[i])
         else:
             try:
-                found = import_module(path)
+                with importing():
+                    found = import_module(path)
             except ImportError:
                 return None
         if i < len(parts) - 1 and not (isinstance(found, ModuleType) and found.__name__ == path):

@@ -95,6 +95,6 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
                 {k: int(v) if k in _AXES else float(v) for k, v in row.items() if v}
                 for row in reader
             ]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is damaged: {error}; remove its last line") from error
     return columns, rows

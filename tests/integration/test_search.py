@@ -1,6 +1,7 @@
 """`flexgen search`: a search that was interrupted ends as one that never was."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,25 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
 
     with pytest.raises(SystemExit, match="holds another search"):
         flexgen("search", *WORDS, "seed=5", "hydra.run.dir=killed")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trials(flexgen: Run) -> None:
+    words = [w for w in WORDS if not w.startswith("model.critic_steps")]
+    command = [
+        sys.executable,
+        "-m",
+        "flexgen",
+        "search",
+        *words,
+        "trials=5",
+        "hydra.run.dir=shared",
+    ]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = "".join(process.communicate(timeout=250)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert [state for _, state in trials("shared").values()] == ["finished"] * 5
+    assert "best of 5 trials, 0 of them failed" in said
 
 
 def test_a_trial_of_several_processes_is_a_flexgen_of_its_own(

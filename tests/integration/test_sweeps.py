@@ -84,6 +84,15 @@ def test_a_cell_is_known_by_its_overrides(tmp_path: Path) -> None:
     assert Cell.claim(tmp_path, 3, [], "b").folder.name == "4"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"overrides": 3}'])
+def test_a_damaged_cell_is_told_with_the_remedy(tmp_path: Path, text: str) -> None:
+    cell = Cell.claim(tmp_path, 0, ["seed=0"], "e")
+    (cell.folder / "cell.json").write_text(text)
+    for damaged in (lambda: Cell.claim(tmp_path, 1, ["seed=1"], "e"), lambda: cell.state):
+        with pytest.raises(ValueError, match=r"0/cell\.json is damaged; remove it"):
+            damaged()
+
+
 def test_what_becomes_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done: list[str] = []
 
