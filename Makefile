@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format wheel clean
+.PHONY: help install demo test test-all test-ray lint format wheel clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed  ## create .venv and install FlexGen with its development tools
 
@@ -21,8 +21,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## the whole idea on real digits, in a few minutes: before, after, control, report
 	$(BIN)/flexgen train experiment=demo
 
-test: install  ## the whole test suite
-	$(BIN)/pytest -n auto --dist loadfile
+test: install  ## the test suite without its slow tests
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+test-all: install  ## the whole test suite, with more fuzz cases
+	FLEXGEN_FUZZ=30 $(BIN)/pytest -n auto --dist loadfile
+
+test-ray: .venv-ray/.installed  ## a sweep on a local Ray cluster, in an environment of its own
+	.venv-ray/bin/pytest tests/integration/test_ray.py
+
+.venv-ray/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check -e ".[ray]" pytest pytest-timeout
+	@touch $@
 
 lint: install  ## formatting, lint, types, import directions
 	$(BIN)/ruff check .
@@ -43,4 +54,4 @@ wheel: install  ## build the wheel, install it in a clean environment, run a com
 		paths.run_dir=$(CURDIR)/build/wheel-run/$$(date +%s%N) trainer=cpu
 
 clean:  ## remove what was built, not the runs
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-ray dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

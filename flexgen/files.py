@@ -1,13 +1,15 @@
-"""Files that more than one process may want."""
+"""Files that are whole or absent, and those that more than one process may want."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["in_turn", "locked", "try_lock"]
+from safetensors import SafetensorError
+
+__all__ = ["in_turn", "locked", "try_lock", "write_atomically"]
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -25,6 +27,33 @@ def try_lock(file: IO[Any]) -> bool:
     except (ImportError, OSError):
         pass
     return True
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` fill a file beside `path`, then rename it to `path`.
+
+    A process killed in between leaves the old file, if any, whole; a full disk too.
+
+    Raises:
+        OSError: if the file cannot be written; what was half written is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)  # it could be a link, to be written through
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        # A full disk is a RuntimeError of torch's zip writer, and safetensors has one of its own.
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+            raise OSError(
+                f"could not write {path}: {reason}; free some disk space or choose another folder"
+            ) from error
+        raise
 
 
 @contextmanager

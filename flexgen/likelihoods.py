@@ -45,7 +45,8 @@ class BernoulliPixels(_OfPixels):
         return self.logits.sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        logits, value = torch.broadcast_tensors(self.logits, value)
+        dtype = torch.promote_types(self.logits.dtype, value.dtype)
+        logits, value = torch.broadcast_tensors(self.logits.to(dtype), value.to(dtype))
         return -self._sum(binary_cross_entropy_with_logits(logits, value, reduction="none"))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from flexgen.callbacks.scheduled import Scheduled
+from flexgen.files import write_atomically
 from flexgen.models import Generative
 from flexgen.training import CSVLogger, find_checkpoints
-from flexgen.training.checkpoint import write_atomically
 
 __all__ = ["Checkpoint", "save"]
 

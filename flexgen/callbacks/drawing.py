@@ -8,7 +8,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from flexgen.training.checkpoint import write_atomically
+from flexgen.files import write_atomically
 
 __all__ = ["draw_figure", "draw_images", "draw_pairs", "draw_samples"]
 

@@ -14,13 +14,13 @@ from torch.distributions import Distribution
 from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import ALONE, Measurement
 from flexgen.callbacks.sharing import reverse_together
+from flexgen.files import write_atomically
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Generative
 from flexgen.priors import BaseSpace
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import isolated_rng
-from flexgen.training.checkpoint import write_atomically
 
 __all__ = [
     "ReversalScore",

@@ -1,5 +1,6 @@
 """Imports of torch, Lightning and what stands on them."""
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -23,3 +24,4 @@ def importing() -> Iterator[None]:
         if first:
             gc.freeze()
             gc.enable()
+            atexit.register(gc.unfreeze)  # extensions complain of what is left at the end

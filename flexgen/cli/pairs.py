@@ -11,10 +11,10 @@ from torch import Tensor
 
 from flexgen.callbacks.drawing import draw_images
 from flexgen.cli.codes import Job
+from flexgen.files import write_atomically
 from flexgen.report.pairs import Pair, pairs_page
 from flexgen.reversal.modes import frozen
 from flexgen.reversal.stream import Streamed
-from flexgen.training.checkpoint import write_atomically
 
 __all__ = ["show_pairs", "sum_up"]
 

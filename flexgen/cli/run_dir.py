@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from flexgen.files import locked
+from flexgen.files import locked, write_atomically
 from flexgen.training import file_sha256
-from flexgen.training.checkpoint import write_atomically
 from flexgen.training.csv_logger import read_metrics
 
 __all__ = ["alone", "check_parent", "write_config", "write_final", "write_json", "write_provenance"]

@@ -112,7 +112,7 @@ def _arithmetic(space: Any, asked: dict[str, Any], stem: str) -> None:
 def _save(tensors: dict[str, Any], stem: str) -> None:
     from safetensors.torch import save_file
 
-    from flexgen.training.checkpoint import write_atomically
+    from flexgen.files import write_atomically
 
     on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
     path = Path(f"{stem}.safetensors")

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flexgen.files import write_atomically
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.modes import Generator, frozen, home
-from flexgen.reversal.parts import write_atomically
 
 # Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
 _PAIRS = 4096

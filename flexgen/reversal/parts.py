@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import struct
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexgen.files import locked
+from flexgen.files import locked, write_atomically
 
 CODES = "codes.safetensors"
 _FOLDER = "codes.parts"
@@ -72,7 +71,7 @@ class Parts:
         if any(folder.glob("*.safetensors")):
             self._compare(written.read_text() if written.is_file() else None, folder)
         text = _json(self.identity)
-        write_atomically(written, lambda beside: Path(beside).write_text(text))
+        write_atomically(written, lambda beside: beside.write_text(text))
         return False
 
     def finished(self) -> dict[int, dict[str, str]]:
@@ -109,7 +108,7 @@ class Parts:
         metadata = {"identity": _json(self.identity), **about}
         for name in [n for n, text in metadata.items() if len(text) > _MOST_METADATA]:
             text, beside_codes = metadata.pop(name), self.out / f"codes.{name}.json"
-            write_atomically(beside_codes, lambda beside, text=text: Path(beside).write_text(text))
+            write_atomically(beside_codes, partial(Path.write_text, data=text))
         write_atomically(self.codes, lambda beside: self._join(beside, metadata))
         _clear_parts(self.out)
         return self.codes
@@ -142,7 +141,7 @@ class Parts:
             changed = ", ".join(_differences(theirs, self.identity)[:3])
             raise ValueError(_refusal(where, f"a reversal with another {changed}"))
 
-    def _join(self, target: str, metadata: dict[str, str]) -> None:
+    def _join(self, target: Path, metadata: dict[str, str]) -> None:
         paths = [self._part(number) for number in range(len(self.sizes))]
         header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
         with safe_open(paths[0], "np") as first:
@@ -179,24 +178,6 @@ def _clear_parts(out: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Have `write` fill a file beside `path`, then rename it, so that no half file is ever seen."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(str(beside))
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise OSError(
-                f"could not write {path} ({error}); make room there, or name another "
-                "place; the same command goes on where it stopped"
-            ) from error
-        raise
 
 
 def _metadata(path: Path) -> dict[str, str]:

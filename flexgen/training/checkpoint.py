@@ -1,10 +1,9 @@
 """Checkpoint files: written whole or not at all, loaded as tensors only."""
 
 import hashlib
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flexgen.elsewhere import check_size
+from flexgen.files import write_atomically
 from flexgen.training.counters import Counters
 
 __all__ = [
@@ -21,42 +21,14 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
-    "write_atomically",
 ]
 
 _NAME = re.compile(r"step=(\d{8})\.ckpt")
 _MOST_VALUES = 1_000_000  # tensors and plain values; a run's checkpoint has some thousands
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` fill a file beside `path`, then rename it to `path`.
-
-    A process killed in between leaves the old file, if any, whole; a full disk too.
-
-    Raises:
-        OSError: if the file cannot be written; what was half written is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)  # it could be a link, to be written through
-    try:
-        write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):
-            # torch reports a full disk as a RuntimeError of its zip writer.
-            raise OSError(
-                f"could not write {path}: {_first_line(error)}; free some disk space or choose "
-                "another `paths.run_dir`"
-            ) from error
-        raise
-
-
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write `checkpoint` to `path` by :func:`write_atomically`."""
+    """Write `checkpoint` to `path` by :func:`~flexgen.files.write_atomically`."""
     write_atomically(path, lambda beside: torch.save(checkpoint, beside))
 
 

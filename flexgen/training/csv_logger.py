@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from flexgen.training.checkpoint import write_atomically
+from flexgen.files import write_atomically
 from flexgen.training.counters import Counters
 
 __all__ = ["CSVLogger", "read_metrics"]

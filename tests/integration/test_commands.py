@@ -132,6 +132,7 @@ def test_refit_starts_a_run_from_another(flexgen: Run) -> None:
     flexgen("sample", f"run={third}", "n=4")
 
 
+@pytest.mark.slow
 def test_refit_with_a_flow(flexgen: Run) -> None:
     pytest.importorskip("zuko")
     run = flexgen("train", *SMALL, "report=false")

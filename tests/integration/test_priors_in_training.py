@@ -122,6 +122,7 @@ def test_a_prior_is_saved_loaded_and_resumed(name: str, tmp_path: Path) -> None:
     assert torch.equal(resumed["own"], undisturbed["own"])
 
 
+@pytest.mark.slow
 def test_two_processes_share_every_prior_and_draw_apart(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",

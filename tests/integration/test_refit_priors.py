@@ -62,6 +62,7 @@ def test_a_mixture_learns_with_the_generator_and_resumes_to_the_same_bits(flexge
     assert all(torch.equal(resumed[k], whole[k]) for k in whole)
 
 
+@pytest.mark.slow
 def test_two_processes_share_fitted_codes_and_learned_means(tmp_path: Path) -> None:
     """Each process draws from the buffer that the first filled; the means stay the same in both."""
     (tmp_path / "seen.py").write_text(

@@ -133,6 +133,7 @@ def test_saved_steps(flexgen: Callable[..., Path]) -> None:
     assert [p.name for p in find_checkpoints(run)] == ["step=00000030.ckpt", "step=00000035.ckpt"]
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_with_the_same_bits(flexgen: Callable[..., Path]) -> None:
     undisturbed = flexgen("train", *SMALL, "steps=400", run_dir="undisturbed")
     killed = undisturbed.parent / "killed"

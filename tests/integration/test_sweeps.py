@@ -47,6 +47,7 @@ def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None
     assert there()
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
     flexgen: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from flexgen.files import write_atomically
 from flexgen.training import (
     EMA,
     Counters,
@@ -21,7 +22,6 @@ from flexgen.training import (
     save_checkpoint,
     seed_of_rank,
 )
-from flexgen.training.checkpoint import write_atomically
 from flexgen.training.csv_logger import read_metrics
 
 
