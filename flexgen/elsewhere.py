@@ -93,7 +93,8 @@ def check_folder(run_dir: Path) -> None:
                     f"{path} is a link out of the run's folder, to {os.readlink(path)}; put there "
                     "what it links to, or if you trust this run say trust=true"
                 )
-            if not (path.is_symlink() or path.is_file() or path.is_dir()):
+            known = path.is_symlink() or path.is_file() or path.is_dir()
+            if not known and os.path.lexists(path):  # one that is being written goes meanwhile
                 raise ValueError(f"{path} is neither a file nor a folder; remove it")
         if os.path.basename(where) in ("wandb", ".wandb") and "settings" in files:
             # Started in the folder above, W&B would take its server from it.

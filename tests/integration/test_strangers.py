@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,19 @@ def test_links_out_of_the_folder_are_refused(run: Path, flexgen: Run, tmp_path: 
     (run / "samples").unlink()
     os.mkfifo(run / "images" / "samples" / "step=00000099.png")
     assert "neither a file nor a folder" in refusal(flexgen, "sample", f"run={run}")
+
+
+def test_a_file_that_goes_while_the_folder_is_looked_through_is_no_fault(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def later(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for where, folders, files in walk(folder):
+            yield where, folders, [*files, ".metrics.csv.1.part"]  # renamed by another process
+
+    monkeypatch.setattr(os, "walk", later)
+    load_config(run)
 
 
 def test_w_and_bs_own_links_are_allowed_and_its_settings_are_not(run: Path) -> None:
