@@ -12,11 +12,13 @@ import hydra
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flexgen._conf import conf_dir
-from flexgen.cli.sweep import SweepFolder, raise_failures, run_cell
+from flexgen.cli.sweep import SweepFolder, raise_failures, run_cell, sweep_stopped
 from flexgen.cli.trust import check_form, check_provenance, confine
 from flexgen.elsewhere import check_folder, parse_plain, read_start
 
@@ -84,7 +86,19 @@ def run_hydra(
     # hydra.main names the job after the module of its function.
     cell.__module__ = "__main__"
     SweepFolder.known = None
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if "sweep type : INTERVAL" in str(error):
+            raise ValueError(
+                "an interval has no grid; `flexgen search` draws from it, a sweep takes a=1,2 or "
+                "range(…)"
+            ) from error
+        raise
+    except Exception as error:
+        if SweepFolder.known is None:
+            raise
+        raise sweep_stopped(SweepFolder.known, entry, error) from error
     if failed:
         raise failed[0]
     if SweepFolder.known:

@@ -29,6 +29,8 @@ __all__ = [
     "raise_failures",
     "run_apart",
     "run_cell",
+    "sweep_stopped",
+    "wants_several",
 ]
 
 _STATE = "cell.json"
@@ -147,21 +149,46 @@ def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> 
 
 
 def raise_failures(sweep: Path, entry: str) -> None:
-    """Tell of the cells that failed under the command `entry`.
+    """Tell of the cells that failed under the command `entry`, each with what is its own.
 
     Raises:
-        RuntimeError: if there are any.
+        RuntimeError: if there are any; with the error, if there is one.
     """
-    lines = []
-    for path in sorted(sweep.glob(f"*/{_STATE}")):
-        about = _read(path)
-        if about["state"] == "failed" and about["entry"] == entry:
-            lines.append(f"[{' '.join(about['overrides'])}] {about['error']}")
-    if not lines:
+    found = _cells(sweep)
+    common: set[str] = set()
+    if len(found) > 1:
+        common = set.intersection(*(set(about["overrides"]) for about in found.values()))
+    failed = [
+        f"cell {number} [{' '.join(word for word in about['overrides'] if word not in common)}] "
+        f"{about['error']}"
+        for number, about in found.items()
+        if about["state"] == "failed" and about["entry"] == entry
+    ]
+    if not failed:
         return
+    if len(failed) > 1:
+        for line in failed:
+            print(line, file=sys.stderr)
+    error = f"{failed[0]}; " if len(failed) == 1 else ""
     raise RuntimeError(
-        f"cells failed: {len(lines)}; {'; '.join(lines)}; "
-        f"to try them again: the same command with {_again(sweep)}"
+        f"cells failed: {len(failed)}; {error}to try again: the same command with {_again(sweep)}"
+    )
+
+
+def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
+    """What to tell when the launcher ended before its cells, for a worker was killed say.
+
+    Returns:
+        An error with the numbers of the cells that the command `entry` began and did not finish.
+    """
+    left = [
+        number
+        for number, about in _cells(sweep).items()
+        if about["entry"] == entry and about["state"] != "finished"
+    ]
+    cells = f"cells begun and not finished: {', '.join(left)}; " if left else ""
+    return RuntimeError(
+        f"{tell(error)[:300]}; {cells}to go on: the same command with {_again(sweep)}"
     )
 
 
@@ -195,6 +222,27 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         raise RuntimeError(said[-1].strip() if said else f"ended with status {status}")
 
 
+def wants_several(trainer: dict[str, Any]) -> bool:
+    """Whether the trainer's `devices` are several, for which Lightning starts processes.
+
+    Args:
+        trainer: the configuration of the trainer; `devices` is a number, a list, either as text,
+            or -1 or auto, which is all there are: one, of CPUs.
+    """
+    devices = trainer["devices"]
+    if str(devices) in ("-1", "auto"):
+        if trainer["accelerator"] == "cpu":
+            return False
+        import torch
+
+        return torch.cuda.device_count() > 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [name for name in devices.split(",") if name.strip()]
+    if isinstance(devices, list):
+        return len(devices) > 1
+    return str(devices).isdigit() and int(devices) > 1
+
+
 def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
     """Of several GPUs, show this process one that no other cell on this machine has.
 
@@ -202,7 +250,7 @@ def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
         trainer: the configuration of the trainer; one that wants no GPU, or several, is left alone.
         number: of the cell.
     """
-    if trainer["accelerator"] == "cpu" or trainer["devices"] != 1:
+    if trainer["accelerator"] == "cpu" or str(trainer["devices"]) != "1":
         return
     import torch
 
@@ -238,6 +286,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(f"{path} is damaged; remove it with its folder, and the cell starts anew")
+
+
+def _cells(sweep: Path) -> dict[str, dict[str, Any]]:
+    """What the files of a sweep's cells say, by number."""
+    paths = sorted(sweep.glob(f"*/{_STATE}"), key=lambda p: (len(p.parent.name), p.parent.name))
+    return {path.parent.name: _read(path) for path in paths}
 
 
 def _same(path: Path, overrides: list[str]) -> bool:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from flexgen.cli.compose import is_sweep, plain, run_hydra, task_overrides
 from flexgen.cli.imports import importing
-from flexgen.cli.sweep import keep_to_one_device, run_apart
+from flexgen.cli.sweep import keep_to_one_device, run_apart, wants_several
 
 __all__ = ["main", "train_cell"]
 
@@ -25,10 +25,11 @@ def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> Non
         overrides: that it came from.
         number: of the cell.
     """
-    if str(config["trainer"]["strategy"]).startswith("ddp"):
+    trainer = config["trainer"]
+    if str(trainer["strategy"]).startswith("ddp") or wants_several(trainer):
         run_apart(Path(config["paths"]["run_dir"]), overrides)
         return
-    keep_to_one_device(config["trainer"], number)
+    keep_to_one_device(trainer, number)
     _fit(config, overrides)
 
 

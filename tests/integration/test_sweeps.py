@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from flexgen.cli import main
-from flexgen.cli.sweep import Cell, claim_device, keep_to_one_device, raise_failures, run_apart
+from flexgen.cli.sweep import (
+    Cell,
+    claim_device,
+    keep_to_one_device,
+    raise_failures,
+    run_apart,
+    wants_several,
+)
+from flexgen.cli.train import train_cell
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
@@ -105,7 +113,7 @@ def test_what_becomes_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     cell = Cell.claim(tmp_path, 0, ["seed=0"], "first")
     cell.run(fail)
-    with pytest.raises(RuntimeError, match=r"cells failed: 1; \[seed=0\] `n` must be 1"):
+    with pytest.raises(RuntimeError, match=r"cells failed: 1; cell 0 \[seed=0\] `n` must be 1"):
         raise_failures(tmp_path, "first")
     raise_failures(tmp_path, "second")  # another command has not run it
     with pytest.raises(SystemExit):
@@ -118,6 +126,47 @@ def test_what_becomes_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert "another process is at it" in said
     assert "finished before" in said
+
+
+def test_of_several_failures_each_line_tells_what_is_its_cells_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("`n` must be 1")
+
+    cells = [Cell.claim(tmp_path, n, ["model=gan", f"seed={n}"], "e") for n in range(11)]
+    for cell in cells[9:]:
+        cell.run(fail)
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match=r"^cells failed: 2; to try again: the same command"):
+        raise_failures(tmp_path, "e")
+    assert capsys.readouterr().err.splitlines() == [
+        "cell 9 [seed=9] `n` must be 1",
+        "cell 10 [seed=10] `n` must be 1",
+    ]
+
+
+def test_a_worker_that_was_killed_is_told_with_the_cells_it_left(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(task: Any, cfg: Any, entry: str) -> None:
+        for number in (0, 1):
+            Cell.claim(Path("sweep"), number, [f"seed={number}"], entry).write("running")
+        Cell.claim(Path("sweep"), 0, ["seed=0"], entry).write("finished")
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr("flexgen.cli.compose.run_cell", killed)
+    with pytest.raises(
+        SystemExit,
+        match=r"a worker was killed; cells begun and not finished: 1; to go on: the same command "
+        r"with hydra\.sweep\.dir=sweep$",
+    ):
+        flexgen("train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep")
+
+
+def test_an_interval_is_no_grid(flexgen: Run) -> None:
+    with pytest.raises(SystemExit, match="`flexgen search` draws from it"):
+        flexgen("train", "-m", *TINY, "model.critic_steps=interval(1,3)")
 
 
 CLAIM = """
@@ -152,6 +201,7 @@ def test_each_process_gets_a_device_of_its_own(tmp_path: Path) -> None:
     [
         ({"accelerator": "auto", "devices": 1}, 2, "4"),
         ({"accelerator": "auto", "devices": 1}, 1, "4,6"),
+        ({"accelerator": "auto", "devices": "1"}, 2, "4"),
         ({"accelerator": "gpu", "devices": -1}, 2, "4,6"),
         ({"accelerator": "cpu", "devices": 1}, 2, "4,6"),
     ],
@@ -165,6 +215,28 @@ def test_only_a_cell_that_wants_one_of_several_devices_is_kept_to_it(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     keep_to_one_device(trainer, 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "several"),
+    [
+        (1, "cpu", False), ("1", "gpu", False), ([1], "gpu", False), ("1,", "gpu", False),
+        (2, "cpu", True), ("2", "auto", True), ([0, 1], "gpu", True), ("0,1", "gpu", True),
+        (-1, "gpu", True), ("auto", "auto", True), ("-1", "auto", True), ("auto", "cpu", False),
+    ],
+)  # fmt: skip
+def test_a_cell_of_several_devices_runs_apart(
+    devices: Any, accelerator: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    trainer = {"strategy": "auto", "accelerator": accelerator, "devices": devices}
+    assert wants_several(trainer) == several
+    apart: list[str] = []
+    monkeypatch.setattr("flexgen.cli.train.run_apart", lambda run_dir, _: apart.append(run_dir))
+    monkeypatch.setattr("flexgen.cli.train.keep_to_one_device", lambda *_: None)
+    monkeypatch.setattr("flexgen.cli.train._fit", lambda *_: None)
+    train_cell({"trainer": trainer, "paths": {"run_dir": "0"}}, [], 0)
+    assert apart == [Path("0")] * several
 
 
 @pytest.mark.slow
