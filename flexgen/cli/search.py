@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from flexgen.cli.compose import plain, run_hydra, task_overrides
+from flexgen.cli.errors import whole
 from flexgen.cli.sweep import Cell, quoted
 from flexgen.cli.train import train_cell
 from flexgen.files import in_turn
@@ -23,7 +24,13 @@ from flexgen.files import in_turn
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
 
 
+class _NoMetricError(ValueError):
+    """The same command would find no metric again."""
+
+
 def main(argv: list[str]) -> None:
+    if {"-m", "--multirun"} & set(argv):
+        raise ValueError("a search is no sweep; leave out -m, and choices are searched")
     space, rest = [], []
     for word in argv:
         override = _parsed(word)
@@ -49,16 +56,26 @@ class Search:
 
     What a trial draws depends on the seed, its number and the trials before it alone, so that a
     search that was killed goes on as if it had not been. Several processes can share one folder.
+    Optuna's record of a trial whose process died while it drew lacks some keys: it is told as
+    failed, counts as no trial, and the next one draws what it would have drawn.
 
     Args:
         cfg: as composed; `trials`, `metric`, `last`, `direction` and `search_seed` of it are ours.
         space: the overrides that are searched, by their keys.
 
     Raises:
-        ValueError: if Optuna is missing, the space is none, or the folder holds another search.
+        ValueError: if a key of ours is wrong, Optuna is missing, the space is none, or the folder
+            holds another search; the metric may change until a trial has a value.
     """
 
     def __init__(self, cfg: DictConfig, space: dict[str, Override]) -> None:
+        self.asked = {name: cfg[name] for name in _OWN}
+        for name, least in (("trials", 1), ("last", 1), ("search_seed", 0)):
+            whole(name, self.asked[name], least)
+        if self.asked["direction"] not in ("minimize", "maximize"):
+            raise ValueError(
+                f"`direction` must be minimize or maximize, got {self.asked['direction']!r}"
+            )
         try:
             import optuna
             from optuna.storages.journal import JournalFileBackend
@@ -66,11 +83,7 @@ class Search:
             raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna
-        self.asked = {name: cfg[name] for name in _OWN}
-        if self.asked["direction"] not in ("minimize", "maximize"):
-            raise ValueError(
-                f"`direction` must be minimize or maximize, got {self.asked['direction']!r}"
-            )
+        self.state = optuna.trial.TrialState
         self.folder = Path(HydraConfig.get().runtime.output_dir)
         self.fixed = [w for w in task_overrides() if w.partition("=")[0] not in _OWN]
         self.space = {key: _distribution(override) for key, override in space.items()}
@@ -85,7 +98,10 @@ class Search:
             "space": {key: str(value) for key, value in self.space.items()},
             **{name: self.asked[name] for name in _OWN if name != "trials"},
         }
-        if self.study.user_attrs.get("what", what) != what:
+        before = self.study.user_attrs.get("what", what)
+        if not self.study.get_trials(states=(self.state.COMPLETE,)):
+            before = before | {name: self.asked[name] for name in ("metric", "last")}
+        if before != what:
             raise ValueError(
                 f"{self.folder} holds another search; give the same keys, but `trials`, or another "
                 "hydra.run.dir"
@@ -98,40 +114,62 @@ class Search:
         Raises:
             RuntimeError: if no trial has a value.
         """
-        state = self.optuna.trial.TrialState
         try:
-            for left in self.study.get_trials(states=(state.RUNNING,)):
-                self._trial(left.number, left.params)
+            self._finish_running()
             while (trial := self._next()) is not None:
                 self._trial(trial.number, trial.params)
-        except BaseException:
-            print(
-                "the search goes on with the same command and "
-                f"hydra.run.dir={shlex.quote(str(self.folder))}",
-                file=sys.stderr,
-            )
+            # Those with the overrides of a trial that was at another process have no value yet.
+            self._finish_running()
+        except _NoMetricError:
             raise
-        trials = self.study.get_trials()
+        except BaseException:
+            print(f"the search goes on with the same command and {self._again()}", file=sys.stderr)
+            raise
+        with in_turn(self._lock):
+            trials = self._drawn()
         states = Counter(trial.state for trial in trials)
-        if running := states[state.RUNNING]:
+        if running := states[self.state.RUNNING]:
             print(f"{running} trials are at other processes; the last of them tells the best")
             return
-        failed = states[state.FAIL]
-        if not states[state.COMPLETE]:
+        failed = states[self.state.FAIL]
+        if not states[self.state.COMPLETE]:
             raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
         best = self.study.best_trial
         print(f"best of {len(trials)} trials, {failed} of them failed: number {best.number}")
         print(f"{self.asked['metric']}: {best.value:.6g}")
         print(f"flexgen train {shlex.join(self._overrides(best.params))}")
 
+    @property
+    def _lock(self) -> Path:
+        return self.folder / "search.lock"
+
+    def _drawn(self) -> list[Any]:
+        """The trials with all keys. Whoever holds the lock knows that no process is drawing."""
+        drawn = []
+        for trial in self.study.get_trials():
+            if trial.params.keys() == self.space.keys():
+                drawn.append(trial)
+            elif trial.state == self.state.RUNNING:
+                self.study.tell(trial.number, state=self.state.FAIL)
+        return drawn
+
+    def _finish_running(self) -> None:
+        with in_turn(self._lock):
+            running = [trial for trial in self._drawn() if trial.state == self.state.RUNNING]
+        for trial in running:
+            self._trial(trial.number, trial.params)
+
     def _next(self) -> Any:
         """A new trial, or None if there are enough; one process asks at a time."""
-        with in_turn(self.folder / "search.lock"):
-            if (number := len(self.study.get_trials())) >= self.asked["trials"]:
+        with in_turn(self._lock):
+            if (number := len(self._drawn())) >= self.asked["trials"]:
                 return None
             seed = _seed(self.asked["search_seed"], number)
             self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
             return self.study.ask(self.space)
+
+    def _again(self) -> str:
+        return f"hydra.run.dir={shlex.quote(str(self.folder))}"
 
     def _overrides(self, params: dict[str, Any]) -> list[str]:
         return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]
@@ -146,11 +184,11 @@ class Search:
             train_cell(config, overrides, number)
 
         cell.run(train)
-        if cell.state == "finished":
-            self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
-        elif cell.state == "failed":
-            state = self.optuna.trial.TrialState.FAIL
-            self.study.tell(number, state=state, skip_if_finished=True)
+        with in_turn(self._lock):
+            if cell.state == "finished":
+                self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
+            elif cell.state == "failed":
+                self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
 
     def _value(self, run_dir: Path) -> float:
         from flexgen.training.csv_logger import read_metrics
@@ -159,7 +197,10 @@ class Search:
         metric, last = self.asked["metric"], self.asked["last"]
         values = [row[metric] for row in rows if metric in row][-last:]
         if not values:
-            raise ValueError(f"no metric {metric!r}; there are {', '.join(columns)}")
+            raise _NoMetricError(
+                f"no metric {metric!r}; there are {', '.join(columns)}; the search goes on with "
+                f"another `metric` and {self._again()}"
+            )
         return sum(values) / len(values)
 
 

@@ -14,7 +14,7 @@ from flexgen.training.csv_logger import read_metrics
 from tests.integration.test_sweeps import TINY
 
 pytest.importorskip("optuna")
-from flexgen.cli.search import _distribution, _parsed
+from flexgen.cli.search import Search, _distribution, _parsed
 
 Run = Callable[..., Path]
 WORDS = (
@@ -30,6 +30,20 @@ def trials(folder: str) -> dict[str, tuple[list[str], str]]:
         about = json.loads(path.read_text())
         found[path.parent.name] = (about["overrides"], about["state"])
     return found
+
+
+def pretend(run_dir: Path) -> None:
+    axes = "batches,critic_steps,generator_steps,images_seen"
+    (run_dir / "metrics.csv").write_text(f"{axes},loss/critic\n1,1,1,32,0.5\n")
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial has a value at once."""
+    monkeypatch.setattr(
+        "flexgen.cli.search.train_cell",
+        lambda config, overrides, number: pretend(Path(config["paths"]["run_dir"])),
+    )
 
 
 def test_an_interrupted_search_ends_as_one_that_never_was(
@@ -69,6 +83,87 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
         flexgen("search", *WORDS, "seed=5", "hydra.run.dir=killed")
 
 
+@pytest.mark.usefixtures("untrained")
+def test_a_search_killed_while_it_drew_draws_that_trial_again(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optuna.trial import Trial
+
+    flexgen("search", *WORDS, "trials=3", "hydra.run.dir=undisturbed")
+    suggest, asked = Trial._suggest, []
+
+    def killed(self: Trial, *args: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return suggest(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trial, "_suggest", killed)
+        with pytest.raises(SystemExit):
+            flexgen("search", *WORDS, "trials=3", "hydra.run.dir=killed")
+    capsys.readouterr()
+    flexgen("search", *WORDS, "trials=3", "hydra.run.dir=killed")
+    assert list(trials("killed").values()) == list(trials("undisturbed").values())
+    assert "best of 3 trials, 0 of them failed" in capsys.readouterr().out
+
+
+def test_a_trial_with_the_overrides_of_one_at_another_process_gets_its_value(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, running, trained = Search.run, [], []
+
+    def remember(self: Search) -> None:
+        running.append(self)
+        run(self)
+
+    def train(config: dict[str, Any], overrides: list[str], number: int) -> None:
+        trained.append(number)
+        other = running[0]._next()  # as another process would: this one has the cell's lock
+        running[0]._trial(other.number, other.params)
+        pretend(Path(config["paths"]["run_dir"]))
+
+    monkeypatch.setattr(Search, "run", remember)
+    monkeypatch.setattr("flexgen.cli.search.train_cell", train)
+    flexgen(
+        "search", *TINY, "model.critic_steps=choice(1)", "metric=loss/critic", "trials=2",
+        "hydra.run.dir=shared",
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert trained == [0]
+    assert "another process is at it" in said.err
+    assert "best of 2 trials, 0 of them failed" in said.out
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_mistyped_metric_costs_nothing(flexgen: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("search", *TINY, "model.critic_steps=1,2", "trials=1", "hydra.run.dir=typo")
+    with pytest.raises(SystemExit, match=r"no metric 'los'; there are .* another `metric` and"):
+        flexgen(*words, "metric=los")
+    assert "same command" not in capsys.readouterr().err
+    flexgen(*words, "metric=loss/critic")
+    assert "best of 1 trials, 0 of them failed" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds another search"):
+        flexgen(*words, "metric=los")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trials=0", "`trials` must be a whole number of at least 1, got 0"),
+        ("last=1.5", "`last` must be a whole number of at least 1, got 1.5"),
+        ("search_seed=-1", "`search_seed` must be a whole number of at least 0, got -1"),
+        ("-m", "a search is no sweep; leave out -m"),
+    ],
+)
+def test_what_is_no_search_is_told_before_anything_is_made(
+    flexgen: Run, word: str, told: str
+) -> None:
+    with pytest.raises(SystemExit, match=told):
+        flexgen("search", *TINY, "model.critic_steps=1,2", "hydra.run.dir=none", word)
+    assert not list(Path().glob("none/*"))
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_trials(flexgen: Run) -> None:
     words = [w for w in WORDS if not w.startswith("model.critic_steps")]
@@ -95,8 +190,7 @@ def test_a_trial_of_several_processes_is_a_flexgen_of_its_own(
 
     def run_apart(run_dir: Path, overrides: list[str]) -> None:
         apart.append((run_dir.name, overrides[-1]))
-        axes = "batches,critic_steps,generator_steps,images_seen"
-        (run_dir / "metrics.csv").write_text(f"{axes},loss/critic\n1,1,1,32,0.5\n")
+        pretend(run_dir)
 
     monkeypatch.setattr("flexgen.cli.train.run_apart", run_apart)
     words = (*TINY, "trainer=ddp_cpu", "metric=loss/critic", "trials=1", "hydra.run.dir=apart")
