@@ -10,7 +10,15 @@ from flexgen.cli.compose import run_hydra
 __all__ = ["build_workspace", "main"]
 
 _HEADLINES = ("pag/unit", "emd/samples", "nll/samples")
-_PICTURES = ("samples", "reconstructions", "code_map", "spectrum", "disagreement")
+_PICTURES = (
+    "samples",
+    "draws",
+    "reconstructions",
+    "aggregate_posterior",
+    "code_map",
+    "spectrum",
+    "disagreement",
+)
 _MOST_RUNS = 100  # W&B averages over those that it shows, and shows 10 unless told
 
 

@@ -21,11 +21,11 @@ _BEST = {"lower": "min", "higher": "max"}
 def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | None = None) -> None:
     """Give a run's W&B run its id, job type and group; `config` is saved with them.
 
-    A group that is set stays: a refit is in the group of its parent.
+    What is set stays in `train`; elsewhere it is the parent's, whose group alone is taken over.
 
     Args:
         config: changed in place.
-        command: becomes the job type.
+        command: becomes the job type, unless that is set.
         saved: what the run has saved, if it has started before; its id is kept.
     """
     logger = config["logger"].get("wandb")
@@ -36,8 +36,10 @@ def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | Non
         logger["id"] = f"{logger['id']}-control"
     else:
         known = ((saved or {}).get("logger") or {}).get("wandb") or {}
-        logger["id"] = known.get("id") or uuid.uuid4().hex[:12]
-    logger["job_type"] = command
+        typed = logger["id"] if command == "train" else None
+        logger["id"] = known.get("id") or typed or uuid.uuid4().hex[:12]
+    if command != "train" or not logger["job_type"]:
+        logger["job_type"] = command
     run_dir = Path(config["paths"]["run_dir"])
     if not logger["group"] and (run_dir / "cell.json").is_file():
         logger["group"] = run_dir.resolve().parent.name

@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 import yaml
 
 from flexgen.cli.dashboard import build_workspace
+from flexgen.cli.wandb_run import name_wandb
+from flexgen.report.sections import CODES, SAMPLES
 from flexgen.training.csv_logger import read_metrics
 from tests.conftest import REFIT, SMALL
 
@@ -178,6 +180,23 @@ def test_one_run_as_wandb_and_tensorboard_see_it(flexgen: Run) -> None:
     assert found.exit_code == 0
 
 
+def test_what_was_typed_stays_in_train() -> None:
+    def named(command: str, saved: str | None = None, **typed: str) -> tuple[str, str]:
+        logger: dict[str, Any] = {"id": None, "job_type": None, "group": None} | typed
+        config = {"logger": {"wandb": logger}, "paths": {"run_dir": "none"}}
+        name_wandb(config, command, saved and {"logger": {"wandb": {"id": saved}}})
+        return logger["id"], logger["job_type"]
+
+    typed = {"id": "mine", "job_type": "abc"}
+    assert named("train", **typed) == ("mine", "abc")
+    assert named("train", "drawn", **typed) == ("drawn", "abc")
+    assert named("control", **typed) == ("mine-control", "control")
+    refit = named("refit", **typed)
+    assert refit[0] != "mine"
+    assert refit[1] == "refit"
+    assert named("train")[1] == "train"
+
+
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(flexgen: Run) -> None:
     words = (*SMALL, "logger=wandb", "callbacks.quality.every=10", "report=false")
     stopped = f"+callbacks.stop={{_target_:{__name__}.AtTen,what:stop}}"
@@ -287,7 +306,7 @@ def test_the_dashboards_panels_are_averaged_over_seeds() -> None:
     ends = [panel["config"]["metrics"] for panel in by_name["At the end: mean of the last values"]]
     assert ends[1] == ["summary_metrics.emd/samples.mean_of_last"]
     kinds = {key for panel in by_name["Pictures"] for key in panel["config"]["mediaKeys"]}
-    assert {"images/samples", "images/code_map", "images/reconstructions"} <= kinds
+    assert kinds == {f"images/{kind}" for kind in (*SAMPLES, *CODES)}
 
 
 def test_a_dashboard_asks_for_an_account_and_its_package(
