@@ -12,7 +12,7 @@ from typing import Any
 
 from flexgen._conf import conf_dir
 
-__all__ = ["one_line", "tell", "whole"]
+__all__ = ["one_line", "reason", "tell", "whole"]
 
 
 @contextmanager
@@ -54,6 +54,11 @@ def tell(error: BaseException) -> str:
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"
     return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, as a part of another line."""
+    return tell(error).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")[:300]
 
 
 def whole(name: str, value: Any, least: int) -> int:

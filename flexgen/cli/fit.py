@@ -18,10 +18,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from flexgen.callbacks import Scheduled
 from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
 from flexgen.cli.compose import is_sweep, load_config, relocate
-from flexgen.cli.errors import tell, whole
+from flexgen.cli.errors import reason, tell, whole
 from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
 from flexgen.cli.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
+from flexgen.training.checkpoint import set_aside_later
 
 __all__ = ["fit", "fit_with_control", "resume"]
 
@@ -75,7 +76,8 @@ def fit(
             return _train(config, parts, parent)
         except Exception:
             if not parts.model.counters.batches:  # refused before its first step: no run either
-                (run_dir / "config.yaml").unlink()
+                for name in ("config.yaml", "metrics.csv", "provenance.json"):
+                    (run_dir / name).unlink(missing_ok=True)
             raise
 
 
@@ -95,7 +97,7 @@ def resume(config: dict[str, Any], name: str | None = None) -> Path:
     """
     run_dir = Path(config["paths"]["run_dir"])
     _check(config)
-    with alone(run_dir) if _rank() == 0 else contextlib.nullcontext():
+    with _at_work(run_dir):
         check_parent(run_dir)
         about = json.loads((run_dir / "provenance.json").read_text())
         if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
@@ -120,8 +122,9 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
         if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
             fit(control, "control", [], before[0])
         elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
-            started = find_checkpoints(control_dir)
-            _train(control, build(control), started[-1] if started else before[0])
+            with _at_work(control_dir):
+                started = find_checkpoints(control_dir)
+                _train(control, build(control), started[-1] if started else before[0])
     if _rank() > 0:
         return run_dir
     if config.get("report"):
@@ -132,6 +135,11 @@ def _finish(config: dict[str, Any], run_dir: Path) -> Path:
         print(f"report: {write_report(run_dir)}")
     print(f"run: {run_dir}")
     return run_dir
+
+
+def _at_work(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Process zero is the only one of its rank in a run directory; the others belong to it."""
+    return alone(run_dir) if _rank() == 0 else contextlib.nullcontext()
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -186,7 +194,8 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             callback.check(model, parts.data)
     with _quiet():
         signals = _StopOnSignal()
-        trainer = build_trainer(config, [*parts.callbacks.values(), LogPictures(), signals])
+        # First, for a refit at the start is long enough to be stopped.
+        trainer = build_trainer(config, [signals, *parts.callbacks.values(), LogPictures()])
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
@@ -196,6 +205,9 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             write_final(run_dir, model.counters.axes())
             print(f"already at step {step}; ask for more with steps={2 * step}")
             return run_dir
+        if _rank() == 0 and checkpoint.parent.parent == run_dir:
+            for left in set_aside_later(checkpoint):
+                print(f"{left.name}: later than step {step}, set aside", file=sys.stderr)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.rewind(step)
@@ -204,6 +216,20 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             with _quiet():
                 trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         except Exception as error:
+            # What it holds of an optimizer is first used in the first step.
+            foreseen = (
+                ValueError,
+                OSError,
+                FloatingPointError,
+                *([RuntimeError] if signals.begun else []),
+            )
+            unused = model.counters.generator_steps <= step
+            if checkpoint and unused and not isinstance(error, foreseen):
+                raise ValueError(
+                    f"checkpoint {checkpoint} does not fit the run's configuration "
+                    f"({reason(error)}); restore them, or go on from an earlier one with "
+                    "`checkpoint=…`"
+                ) from error
             if saved := find_checkpoints(run_dir):
                 hint = (
                     f"the last whole checkpoint is {saved[-1]}; go on with "
@@ -237,8 +263,11 @@ class _StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self._old: dict[int, Any] = {}
         self._received = 0
+        self.begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.begun = True
+
         def stop(number: int, frame: Any) -> None:
             if pl_module.stop_requested:
                 raise KeyboardInterrupt

@@ -33,7 +33,8 @@ def alone(run_dir: Path) -> Iterator[None]:
     """
     refusal = f"another process is at work in {run_dir}; wait for it to end, or stop it"
     with locked(run_dir / ".lock", refusal):
-        for half in run_dir.rglob(".*.part"):
+        # safetensors writes to a `.tmp` and six characters first.
+        for half in (*run_dir.rglob(".*.part"), *run_dir.rglob(".tmp??????")):
             half.unlink(missing_ok=True)
         yield
 

@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from flexgen._conf import conf_dir
-from flexgen.cli.errors import tell
+from flexgen.cli.errors import reason
 from flexgen.cli.imports import importing
 from flexgen.elsewhere import lies_in, read_start
 
@@ -159,9 +159,8 @@ def rebuilding(run_dir: Path | str) -> Iterator[None]:
             inner = inner.__cause__
         if isinstance(inner, (ValueError, OSError, RuntimeError, FloatingPointError)):
             raise
-        reason = tell(inner).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")
         raise ValueError(
-            f"{run_dir} cannot be rebuilt from its configuration: {reason[:300]}; restore its "
+            f"{run_dir} cannot be rebuilt from its configuration: {reason(inner)}; restore its "
             "config.yaml and checkpoints, and check what was typed"
         ) from error
 

@@ -233,7 +233,7 @@ class Generative(pl.LightningModule):
             )
 
     def _fault(self) -> tuple[int, str] | None:
-        """The first step with a loss that is not finite, and which loss that is."""
+        """The first step with a loss that is not finite, or this one with a weight; and which."""
         faults = []
         for name, losses in self._losses.items():
             finite = torch.stack(losses).isfinite()
@@ -242,6 +242,11 @@ class Generative(pl.LightningModule):
                 back = (len(losses) - 1 - first) // self._batches_a_step(name)
                 what = f"{name} is {float(losses[first])}"
                 faults.append((self.counters.generator_steps - back, what))
+        if not faults:
+            # A gradient can overflow where the loss did not.
+            for name, weight in self.named_parameters():
+                if not weight.isfinite().all():
+                    return self.counters.generator_steps, f"{name} is not finite"
         return min(faults, key=lambda fault: fault[0], default=None)
 
     def _log_losses(self) -> None:

@@ -24,8 +24,13 @@ class RunError(ValueError):
 
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
-        self.problem = " ".join(problem.split())
+        self.problem = printable(" ".join(problem.split()))
         super().__init__(f"{path}: {self.problem}")
+
+
+def printable(text: str) -> str:
+    """A stranger's text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def read_metrics_csv(path: Path, notes: list[str]) -> tuple[dict[str, Curve], di
         raise RunError(path.parent, f"metrics.csv is corrupt: {error}") from error
     if not rows:
         return {}, {}
-    header, body = rows[0], rows[1:]
+    header, body = [printable(name) for name in rows[0]], rows[1:]
     missing = [name for name in COUNTERS if name not in header]
     if missing:
         raise RunError(path.parent, f"metrics.csv is corrupt: no column {', '.join(missing)}")

@@ -1,9 +1,9 @@
 """The page of a run: one HTML file that holds everything it shows."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+from flexgen.files import write_atomically
 from flexgen.report import results, sections
 from flexgen.report.catalogue import describe
 from flexgen.report.chart import Line
@@ -30,11 +30,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def save(target: Path, text: str) -> Path:
-    """Writes the text beside the target and renames it, so that no half page is ever seen."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # it could be a link, to be written through
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(target)
+    """Writes the text, whole or not at all."""
+    write_atomically(target, lambda beside: beside.write_text(text, encoding="utf-8"))
     return target
 
 

@@ -4,11 +4,13 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from flexgen.files import write_atomically
 from flexgen.report.catalogue import PALETTE, ordered
 from flexgen.report.summary import Cell, Row, Table, heading
 
@@ -148,7 +150,7 @@ class PriorTable(Table):
         """As :meth:`Table.save`, and the value of every set in `name_sets.csv`."""
         files = super().save(folder, name)
         every = Path(folder) / f"{name}_sets.csv"
-        every.write_text(self.sets(), encoding="utf-8")
+        write_atomically(every, partial(Path.write_text, data=self.sets(), encoding="utf-8"))
         return [*files, every]
 
 

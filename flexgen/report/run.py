@@ -13,6 +13,7 @@ from flexgen.report.curves import (
     Curve,
     RunError,
     Value,
+    printable,
     read_json,
     read_metrics_csv,
     read_metrics_json,
@@ -111,12 +112,12 @@ class Run:
     @property
     def name(self) -> str:
         """The configured name, else the directory's."""
-        return str(self.config.get("name") or self.path.resolve().name)
+        return printable(str(self.config.get("name") or self.path.resolve().name))
 
     @property
     def overrides(self) -> list[str]:
         """The overrides of the command that made the run, such as "model=gan"."""
-        return [str(text) for text in self.provenance.get("overrides") or []]
+        return [printable(str(text)) for text in self.provenance.get("overrides") or []]
 
     @property
     def seed(self) -> int | None:

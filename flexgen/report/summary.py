@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from flexgen.files import write_atomically
 from flexgen.report.catalogue import PALETTE, describe, mean_and_std
 from flexgen.report.curves import mean_std
 
@@ -200,13 +202,11 @@ class Table:
     def save(self, folder: str | Path, name: str = "table") -> list[Path]:
         """Writes `name.txt`, `name.csv`, `name.tex` and `name.png` into the folder."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending in ("txt", "csv", "tex", "png"):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)  # a link would be written through
-        for ending, text in (("txt", self.text()), ("csv", self.csv()), ("tex", self.latex())):
-            (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
-        files = [folder / f"{name}.{ending}" for ending in ("txt", "csv", "tex")]
-        return [*files, self.plot(folder / f"{name}.png")]
+        files = [folder / f"{name}.{ending}" for ending in ("txt", "csv", "tex", "png")]
+        for path, text in zip(files, (self.text(), self.csv(), self.latex()), strict=False):
+            write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_atomically(files[-1], self.plot)
+        return files
 
     def _text_cell(self, row: Row, metric: str) -> str:
         cell = row.cells[metric]

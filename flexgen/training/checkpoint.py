@@ -21,9 +21,11 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
+    "set_aside_later",
 ]
 
 _NAME = re.compile(r"step=(\d{8})\.ckpt")
+_STEP = re.compile(r"step=(\d{8})\.ckpt$")
 _MOST_VALUES = 1_000_000  # tensors and plain values; a run's checkpoint has some thousands
 
 
@@ -51,12 +53,18 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     except Exception as error:
         raise ValueError(
             f"checkpoint {path} is cut short, damaged or not FlexGen's ({_first_line(error)}); "
-            "resume from an earlier one with `checkpoint=…`"
+            f"go on from an earlier one: flexgen resume run={path.parent.parent} checkpoint=…"
         ) from error
     if missing := _missing(checkpoint):
         raise ValueError(
             f"checkpoint {path} was not written by FlexGen: it holds no {missing}; "
             "name one that is in the checkpoints/ folder of a run"
+        )
+    step = checkpoint["flexgen"]["counters"]["generator_steps"]
+    if (named := _STEP.search(path.name)) and int(named[1]) != step:
+        raise ValueError(
+            f"checkpoint {path} is one of step {step}, and not its own; go on from another: "
+            f"flexgen resume run={path.parent.parent} checkpoint=…"
         )
     return checkpoint
 
@@ -66,6 +74,8 @@ def _check_file(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed")
+        if (bad := archive.testzip()) is not None:  # torch.load does not look at the checksums
+            raise ValueError(f"its part {bad} does not match its checksum")
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -107,6 +117,19 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     found = (path for path in (run_dir / "checkpoints").glob("step=*.ckpt"))
     return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def set_aside_later(checkpoint: Path) -> list[Path]:
+    """Rename the checkpoints of a run that are later than the one it goes on from.
+
+    Left as they are, the next resume would go on from them.
+    """
+    this = _STEP.search(checkpoint.name)
+    if this is None or checkpoint == latest_checkpoint(checkpoint.parent.parent):
+        return []
+    found = ((path, _STEP.search(path.name)) for path in checkpoint.parent.glob("*step=*.ckpt"))
+    later = sorted(path for path, step in found if step and step[1] > this[1])
+    return [path.rename(path.with_name(f"{path.name}.left")) for path in later]
 
 
 def latest_checkpoint(run_dir: Path) -> Path:

@@ -50,7 +50,12 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if self._rows and self._rows[-1]["generator_steps"] == metrics["generator_steps"]:
+        last = self._rows[-1]["generator_steps"] if self._rows else None
+        # A callback of Lightning's own does not know the counters: its values join the last row.
+        step_known = metrics.get("generator_steps", last)
+        if step_known is None:
+            return
+        if step_known == last:
             self._rows[-1].update(metrics)
         else:
             self._rows.append(dict(metrics))

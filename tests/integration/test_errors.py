@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from flexgen.callbacks import refit
+from flexgen.cli.run_dir import alone
 from flexgen.models import Adversarial
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
-from tests.conftest import SMALL
+from tests.conftest import REFIT, SMALL
 
 Run = Callable[..., Path]
 
@@ -131,6 +134,22 @@ def test_nan_names_the_term_the_step_and_the_last_good_checkpoint(
     assert "at generator step 17" in told
 
 
+def test_a_weight_that_is_no_number_is_not_saved(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Adversarial._generator_step
+
+    def spoiling(self: Adversarial, *args: Any) -> None:
+        taken(self, *args)
+        if self.counters.generator_steps == 20:
+            next(self.generator.parameters()).data.view(-1)[0] = torch.nan
+
+    monkeypatch.setattr(Adversarial, "_generator_step", spoiling)
+    told = message(flexgen, "train", *SMALL)
+    assert "is not finite at generator step 20" in told
+    assert latest_checkpoint(Path("run")).name == "step=00000010.ckpt"
+
+
 def test_a_damaged_checkpoint_names_another(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, "report=false")
     path = latest_checkpoint(run)
@@ -140,6 +159,65 @@ def test_a_damaged_checkpoint_names_another(flexgen: Run) -> None:
     assert "cut short" in message(flexgen, "resume", f"run={run}", "steps=40")
     flexgen("resume", f"run={run}", "steps=35", "checkpoint=step=00000020.ckpt", "report=false")
     flexgen("sample", f"run={run}", "checkpoint=step=00000020.ckpt")
+    left = [p.name for p in (run / "checkpoints").glob("*.left")]
+    assert left == ["step=00000030.ckpt.left"]
+    assert [p.name for p in find_checkpoints(run)][-2:] == [
+        "step=00000030.ckpt", "step=00000035.ckpt",
+    ]  # fmt: skip
+
+
+def test_going_on_from_an_earlier_checkpoint_survives_a_stop(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    taken = Adversarial._generator_step
+
+    def stopping(self: Adversarial, *args: Any) -> None:
+        taken(self, *args)
+        self.stop_requested = self.counters.generator_steps == 13
+
+    monkeypatch.setattr(Adversarial, "_generator_step", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        flexgen("resume", f"run={run}", "checkpoint=step=00000010.ckpt", "report=false")
+    assert stopped.value.code == 130
+    assert latest_checkpoint(run).name == "step=00000013.ckpt"
+
+
+def test_a_checkpoint_whose_optimizer_is_damaged_is_told(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    path = latest_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        del state["exp_avg_sq"]
+    torch.save(checkpoint, path)
+    told = message(flexgen, "resume", f"run={run}", "steps=40")
+    assert f"{path} does not fit the run's configuration" in told
+    assert "last whole checkpoint" not in told
+
+
+def test_two_processes_do_not_train_one_control(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, *REFIT, "control=true", "report=false")
+    about = run / "control" / "provenance.json"
+    about.write_text(about.read_text().replace('"finished": "', '"finished": null, "was": "'))
+    with alone(run / "control"):
+        assert "another process is at work" in message(flexgen, "resume", f"run={run}", "steps=40")
+
+
+def test_a_signal_during_a_refit_at_the_start_is_heard(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    fit = refit.fit_prior
+
+    def fitting(*args: Any, **options: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fit(*args, **options)
+
+    monkeypatch.setattr(refit, "fit_prior", fitting)
+    with pytest.raises(SystemExit) as stopped:
+        flexgen("refit", f"run={run}", "prior=gaussian", "more=10", "refit.n=64", run_dir="child")
+    assert stopped.value.code == 130
+    assert "stopped at step 30 of 40" in capsys.readouterr().err
 
 
 def test_a_foreign_checkpoint_is_refused(flexgen: Run) -> None:

@@ -97,7 +97,7 @@ def test_isolated_draws_leave_no_trace() -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "step=00000001.ckpt"
-    counters = {"counters": Counters().state_dict()}
+    counters = {"counters": Counters(generator_steps=1).state_dict()}
     whole = {"flexgen": counters, "state_dict": {}, "callbacks": {}, "x": torch.arange(3)}
     save_checkpoint(whole, path)
 
@@ -126,6 +126,23 @@ def test_damaged_checkpoints_are_told(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_flipped_bit_and_another_steps_checkpoint_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step=00000005.ckpt"
+    weight = torch.full((64,), 0.1234)
+    counters = {"counters": Counters(generator_steps=5).state_dict()}
+    save_checkpoint({"flexgen": counters, "state_dict": {"w": weight}, "callbacks": {}}, path)
+    load_checkpoint(path)
+    other = path.with_name("step=00000007.ckpt")
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="is one of step 5, and not its own"):
+        load_checkpoint(other)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(weight[:4].numpy().tobytes())] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        load_checkpoint(path)
 
 
 def test_the_latest_checkpoint_is_by_step(tmp_path: Path) -> None:
@@ -164,3 +181,13 @@ def test_processes_of_all_seeds_draw_apart() -> None:
     assert len(set(seeds)) == len(seeds)
     assert [seed_of_rank(seed, 0) for seed in range(20)] == list(range(20))
     torch.manual_seed(max(seeds))
+
+
+def test_values_without_counters_join_the_last_row(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"lr": 0.1})
+    logger.log_metrics({**Counters(generator_steps=3).axes(), "a": 1.0})
+    logger.log_metrics({"lr": 0.2}, step=17)
+    logger.save()
+    _, rows = read_metrics(tmp_path / "metrics.csv")
+    assert [(row["generator_steps"], row["a"], row["lr"]) for row in rows] == [(3, 1, 0.2)]
