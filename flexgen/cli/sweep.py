@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +188,8 @@ def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
         if about["entry"] == entry and about["state"] != "finished"
     ]
     cells = f"cells begun and not finished: {', '.join(left)}; " if left else ""
-    return RuntimeError(
-        f"{tell(error)[:300]}; {cells}to go on: the same command with {_again(sweep)}"
-    )
+    told = textwrap.shorten(tell(error), 240, placeholder=" …")
+    return RuntimeError(f"{told}; {cells}to go on: the same command with {_again(sweep)}")
 
 
 def run_apart(run_dir: Path, overrides: list[str]) -> None:
