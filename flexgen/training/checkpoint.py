@@ -110,7 +110,16 @@ def _missing(checkpoint: Any) -> str | None:
         return "weights"
     if not isinstance(states, dict) or not all(isinstance(s, dict) for s in states.values()):
         return "states of callbacks"
+    if not _counts(checkpoint.get("loops", {})):
+        return "counts of loops"
     return None
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value is whole numbers alone, at any depth of keys, as Lightning's loops are."""
+    if isinstance(value, dict):
+        return all(map(_counts, value.values()))
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:

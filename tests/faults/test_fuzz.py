@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ import torch
 import yaml
 
 pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from flexgen.callbacks.reversal import load_codes
 from flexgen.cli.build import build_trainer, load_trained
 from flexgen.cli.compose import load_config
 from flexgen.cli.errors import tell
+from flexgen.cli.fit import resume
 from flexgen.cli.trust import rebuilding
 from flexgen.report import write_report
 from flexgen.training import latest_checkpoint
@@ -35,7 +37,7 @@ _MEMORY = 4 * 2**30  # that a case may take on top; a value of a billion must no
 
 fuzz = settings(
     max_examples=CASES, deadline=None, database=None, derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate],
 )  # fmt: skip
 
 VALUES = st.sampled_from(
@@ -179,6 +181,19 @@ def test_checkpoints_with_other_values(run: Path, data: st.DataObject) -> None:
         checkpoint[part] = mutate(checkpoint[part], data) if checkpoint[part] else 3
         torch.save(checkpoint, path)
         survives(lambda: load_trained(config, run))
+
+
+@fuzz
+@given(data=st.data())
+def test_resumed_from_a_checkpoint_with_other_values(run: Path, data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        shutil.copytree(run, copied := Path(folder) / "run")
+        path = latest_checkpoint(copied)
+        checkpoint = torch.load(path, weights_only=True)
+        part = data.draw(st.sampled_from(["flexgen", "optimizer_states", "loops", "callbacks"]))
+        checkpoint[part] = mutate(checkpoint[part], data)
+        torch.save(checkpoint, path)
+        survives(lambda: resume({**load_config(copied), "steps": 11}))
 
 
 @fuzz

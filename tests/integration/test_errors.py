@@ -195,6 +195,17 @@ def test_a_checkpoint_whose_optimizer_is_damaged_is_told(flexgen: Run) -> None:
     assert "last whole checkpoint" not in told
 
 
+def test_optimizer_states_of_another_shape_are_refused(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, "report=false")
+    path = latest_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    state = checkpoint["optimizer_states"][0]["state"][0]
+    state["exp_avg"] = torch.zeros(1)  # a fused kernel would read and write beyond it
+    torch.save(checkpoint, path)
+    told = message(flexgen, "resume", f"run={run}", "steps=40")
+    assert "an optimizer's `exp_avg` has shape (1,)" in told
+
+
 def test_two_processes_do_not_train_one_control(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, *REFIT, "control=true", "report=false")
     about = run / "control" / "provenance.json"
