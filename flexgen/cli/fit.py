@@ -20,6 +20,7 @@ from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
 from flexgen.cli.compose import is_sweep, load_config, relocate
 from flexgen.cli.errors import reason, tell, whole
 from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
+from flexgen.cli.sweep import wants_several
 from flexgen.cli.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
 from flexgen.training.checkpoint import set_aside_later
@@ -165,7 +166,7 @@ def _check(config: dict[str, Any]) -> None:
             "`trainer.sync_batchnorm=true` needs GPUs, torch has no such layer for the CPU; leave "
             "it out, or set trainer=ddp"
         )
-    if is_sweep() and str(config["trainer"]["strategy"]).startswith("ddp"):
+    if is_sweep() and wants_several(config["trainer"]):
         raise ValueError(
             "a cell of this sweep would be several processes, and each would run the sweep; start "
             "each cell by itself, without -m"
@@ -230,7 +231,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
                     f"({reason(error)}); restore them, or go on from an earlier one with "
                     "`checkpoint=…`"
                 ) from error
-            if saved := find_checkpoints(run_dir):
+            if not unused and (saved := find_checkpoints(run_dir)):
                 hint = (
                     f"the last whole checkpoint is {saved[-1]}; go on with "
                     f"flexgen resume run={run_dir}"

@@ -223,12 +223,14 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
 
 
 def wants_several(trainer: dict[str, Any]) -> bool:
-    """Whether the trainer's `devices` are several, for which Lightning starts processes.
+    """Whether Lightning starts processes for the trainer: by its strategy, or for several devices.
 
     Args:
         trainer: the configuration of the trainer; `devices` is a number, a list, either as text,
             or -1 or auto, which is all there are: one, of CPUs.
     """
+    if str(trainer["strategy"]).startswith("ddp"):
+        return True
     devices = trainer["devices"]
     if str(devices) in ("-1", "auto"):
         if trainer["accelerator"] == "cpu":

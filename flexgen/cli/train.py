@@ -26,7 +26,7 @@ def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> Non
         number: of the cell.
     """
     trainer = config["trainer"]
-    if str(trainer["strategy"]).startswith("ddp") or wants_several(trainer):
+    if wants_several(trainer):
         run_apart(Path(config["paths"]["run_dir"]), overrides)
         return
     keep_to_one_device(trainer, number)

@@ -244,9 +244,11 @@ class Generative(pl.LightningModule):
                 faults.append((self.counters.generator_steps - back, what))
         if not faults:
             # A gradient can overflow where the loss did not.
-            for name, weight in self.named_parameters():
-                if not weight.isfinite().all():
-                    return self.counters.generator_steps, f"{name} is not finite"
+            names, weights = zip(*self.named_parameters(), strict=True)
+            finite = torch.stack([weight.isfinite().all() for weight in weights])
+            if not finite.all():
+                first = names[int(finite.int().argmin())]
+                faults.append((self.counters.generator_steps, f"{first} is not finite"))
         return min(faults, key=lambda fault: fault[0], default=None)
 
     def _log_losses(self) -> None:

@@ -134,7 +134,7 @@ def set_aside_later(checkpoint: Path) -> list[Path]:
     Left as they are, the next resume would go on from them.
     """
     this = _STEP.search(checkpoint.name)
-    if this is None or checkpoint == latest_checkpoint(checkpoint.parent.parent):
+    if this is None or checkpoint in find_checkpoints(checkpoint.parent.parent)[-1:]:
         return []
     found = ((path, _STEP.search(path.name)) for path in checkpoint.parent.glob("*step=*.ckpt"))
     later = sorted(path for path, step in found if step and step[1] > this[1])
