@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-import flexgen.cli.fit
+import flexgen.runs.fit
 from flexgen.callbacks import PriorRefit, ReversalScore
 from flexgen.callbacks import checkpoint as checkpoints
 from flexgen.cli import main
@@ -58,7 +58,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "reversal": (ReversalScore, "measure"),
     "refit": (PriorRefit, "refit"),
     "checkpoint writing": (checkpoints, "save"),
-    "start": (flexgen.cli.fit, "build"),
+    "start": (flexgen.runs.fit, "build"),
 }
 """Of each phase the function that runs it."""
 

@@ -23,8 +23,8 @@ import torch
 from flow_twins import autoregressive_twin, coupling_twin
 from torch import Tensor, nn
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.flows import Autoregressive, Coupling, FlowDistribution, Inverse
-from flexgen.priors.simple import DiagonalNormal
 
 Side = Callable[[], object]
 BATCH, CONTEXT, HIDDEN = 100, 200, [512, 512]

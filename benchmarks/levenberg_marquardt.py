@@ -16,12 +16,12 @@ import torch
 from reversal import Clock, step
 from torch import Tensor
 
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config
 from flexgen.reversal import reverse
 from flexgen.reversal.fast import FastPass
 from flexgen.reversal.losses import half_squared_error
 from flexgen.reversal.starts import Bank, normal_codes
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config
 
 
 def jacobian(generate: FastPass, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ from ot import dist, emd2
 
 from flexgen._conf import conf_dir
 from flexgen.callbacks import SampleQuality
-from flexgen.cli.build import Parts, build, build_trainer
 from flexgen.metrics import earth_mover_distance
+from flexgen.runs.build import Parts, build, build_trainer
 
 
 class Clock(pl.Callback):

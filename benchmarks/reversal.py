@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config
 from flexgen.reversal import reverse, train_encoder
 from flexgen.reversal.fast import FastPass
 from flexgen.reversal.losses import half_squared_error
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config
 
 PASSES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

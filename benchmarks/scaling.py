@@ -33,7 +33,7 @@ def works(world_size: int, rank: int) -> dict[str, Callable[[], Timed]]:
     import pytorch_lightning as pl
     import torch
 
-    from flexgen.callbacks.sharing import reverse_together
+    from flexgen.codes import reverse_together
     from flexgen.data import ImageData
     from flexgen.metrics import PriorAgreement
     from flexgen.models import Adversarial

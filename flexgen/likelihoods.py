@@ -10,105 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 
 __all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian"]
-
-
-class _OfPixels(Distribution):
-    """Independent pixels: `log_prob` sums over the event."""
-
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-    support = constraints.real
-
-    def __init__(self, parameter: Tensor, event_dims: int) -> None:
-        cut = parameter.ndim - event_dims
-        super().__init__(parameter.shape[:cut], parameter.shape[cut:], validate_args=False)
-
-    def _sum(self, log_prob: Tensor) -> Tensor:
-        return log_prob.flatten(-len(self._event_shape)).sum(-1)
-
-    def _shape(self, sample_shape: Sequence[int]) -> tuple[int, ...]:
-        return (*sample_shape, *self._batch_shape, *self._event_shape)
-
-
-class BernoulliPixels(_OfPixels):
-    """Pixels x in {0, 1} (or in between, as an expectation of them) with the given logits."""
-
-    def __init__(self, logits: Tensor, event_dims: int) -> None:
-        self.logits = logits
-        super().__init__(logits, event_dims)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.logits.sigmoid()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        dtype = torch.promote_types(self.logits.dtype, value.dtype)
-        logits, value = torch.broadcast_tensors(self.logits.to(dtype), value.to(dtype))
-        return -self._sum(binary_cross_entropy_with_logits(logits, value, reduction="none"))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return torch.bernoulli(self.mean.detach().expand(self._shape(sample_shape)))
-
-
-class GaussianPixels(_OfPixels):
-    """Pixels with means and one standard deviation each, or one for all."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, event_dims: int) -> None:
-        self.loc, self.scale = loc, scale
-        super().__init__(loc, event_dims)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        whitened = (value - self.loc) / self.scale
-        return self._sum(-0.5 * (whitened.square() + math.log(2 * math.pi)) - self.scale.log())
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        with torch.no_grad():
-            loc = self.loc.expand(self._shape(sample_shape))
-            return loc + self.scale * torch.randn_like(loc)
-
-
-class LogisticPixels(_OfPixels):
-    """Pixels on a grid of `levels` values from `low` to `high`: a logistic's mass in each cell."""
-
-    def __init__(
-        self, loc: Tensor, scale: Tensor, low: float, high: float, levels: int, event_dims: int
-    ) -> None:
-        self.loc, self.scale, self.low, self.high, self.levels = loc, scale, low, high, levels
-        super().__init__(loc, event_dims)
-
-    @property
-    def mean(self) -> Tensor:
-        """The logistic's mean within the range; its mass beyond the ends belongs to them."""
-        return self.loc.clamp(self.low, self.high)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        half = (self.high - self.low) / (self.levels - 1) / 2
-        upper = (value + half - self.loc) / self.scale
-        lower = (value - half - self.loc) / self.scale
-        # log(σ(u) − σ(l)) = log σ(u) + log σ(−l) + log(1 − exp(l − u)): no difference of sigmoids,
-        # which is 0 far from the mean.
-        width = torch.log(-torch.expm1(-2 * half / self.scale))
-        inside = logsigmoid(upper) + logsigmoid(-lower) + width
-        log_prob = torch.where(
-            value <= self.low + half / 2,
-            logsigmoid(upper),
-            torch.where(value >= self.high - half / 2, logsigmoid(-lower), inside),
-        )
-        return self._sum(log_prob)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        with torch.no_grad():
-            u = torch.rand(self._shape(sample_shape), device=self.loc.device).clamp(1e-6, 1 - 1e-6)
-            x = (self.loc + self.scale * u.logit()).clamp(self.low, self.high)
-            step = (self.high - self.low) / (self.levels - 1)
-            return self.low + ((x - self.low) / step).round() * step
 
 
 class _Likelihood(nn.Module):

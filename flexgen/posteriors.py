@@ -7,12 +7,12 @@ needs and the only cheap way to the density of an inverse autoregressive flow.
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
+from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.flows import Cost, FlowDistribution, Transform
-from flexgen.priors.simple import DiagonalNormal, check_latent_dim
+from flexgen.priors.fixed import check_latent_dim
 
-__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian", "LowerNormal"]
+__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
 
 # A scale that overflows, or is 0, makes the first steps of a deep encoder NaN.
 _LOG_SCALE = 10.0
@@ -49,45 +49,6 @@ class DiagonalGaussian(nn.Module):
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         loc, log_scale = out.chunk(2, dim=-1)
         return DiagonalNormal(loc, log_scale.clamp(-_LOG_SCALE, _LOG_SCALE).exp())
-
-
-class LowerNormal(Distribution):
-    """N(loc, (LS)(LS)ᵀ) with L unit lower triangular and S = diag(scale), a batch of them."""
-
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
-    def __init__(self, loc: Tensor, scale: Tensor, lower: Tensor) -> None:
-        self.loc, self.scale, self.lower = loc, scale, lower
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
-
-    @property
-    def variance(self) -> Tensor:
-        return (self.lower * self.scale[..., None, :]).square().sum(-1)
-
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
-
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities, from the noise itself."""
-        base = DiagonalNormal(torch.zeros_like(self.loc), self.scale)
-        y, log_prob = base.rsample_and_log_prob(sample_shape)
-        return self.loc + (self.lower @ y[..., None]).squeeze(-1), log_prob
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        offset = value - self.loc
-        # The columns of one system for each x: broadcast, its factor would be copied a code.
-        columns = offset.reshape(-1, *self.loc.shape).movedim(0, -1)
-        y = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
-        y = y.movedim(-1, 0).reshape(offset.shape)
-        return DiagonalNormal(torch.zeros_like(self.loc), self.scale).log_prob(y)
 
 
 class FullGaussian(DiagonalGaussian):

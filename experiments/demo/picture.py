@@ -8,7 +8,7 @@ The three grids draw the same noise. The run must have pictured its samples at t
 import sys
 from pathlib import Path
 
-from flexgen.callbacks.drawing import draw_figure
+from flexgen.drawing import draw_figure
 from flexgen.report import Run, compare
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from flexgen.callbacks.drawing import draw_figure
+from flexgen.drawing import draw_figure
 from flexgen.report import Table, table
 
 GROUPS = ("network", "model")  # named by their value alone

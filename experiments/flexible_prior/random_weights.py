@@ -17,9 +17,9 @@ import torch
 from omegaconf import DictConfig
 from untrained import untrained_run
 
-from flexgen.callbacks.drawing import draw_images
-from flexgen.callbacks.reversal import reverse_data
-from flexgen.cli.compose import run_hydra
+from flexgen.codes import reverse_data
+from flexgen.drawing import draw_images
+from flexgen.runs.compose import run_hydra
 
 PICTURED = 8
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from flexgen.cli.build import Parts, build
-from flexgen.cli.compose import plain, run_hydra, task_overrides
-from flexgen.cli.run_dir import write_config, write_final, write_provenance
 from flexgen.reversal import calibrate_batch_norm
+from flexgen.runs.build import Parts, build
+from flexgen.runs.compose import plain, run_hydra, task_overrides
+from flexgen.runs.folder import write_config, write_final, write_provenance
 from flexgen.training import CSVLogger
 
 MEASUREMENTS = ("reversal", "code_map", "disagreement", "spectrum")

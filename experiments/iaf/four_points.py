@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexgen.callbacks.drawing import draw_figure
+from flexgen.drawing import draw_figure
 from flexgen.flows import Autoregressive
 from flexgen.likelihoods import Bernoulli
 from flexgen.metrics import EnergyDistance, marginal_log_prob

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from flexgen.callbacks.drawing import draw_figure
+from flexgen.distributions import DiagonalNormal
+from flexgen.drawing import draw_figure
 from flexgen.flows import Planar
-from flexgen.priors.simple import DiagonalNormal
 
 LENGTHS = (2, 8, 32)
 WALL, WALL_WIDTH = 4.0, 0.2

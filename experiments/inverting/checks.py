@@ -19,10 +19,10 @@ import torch
 from invert import arguments, errors, invert, load_run, mae, merge
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_images
-from flexgen.cli.build import Parts, build
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_images
 from flexgen.reversal import calibrate_batch_norm, reverse
+from flexgen.runs.build import Parts, build
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 
 BATCH = 32

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_figure, draw_images
-from flexgen.cli.build import Parts, load_trained
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_figure, draw_images
 from flexgen.reversal import Reversal, reverse
+from flexgen.runs.build import Parts, load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 
 PUBLISHED = {

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_figure
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_figure
 from flexgen.priors import Normal
 from flexgen.report import Run, find_runs
 from flexgen.report.catalogue import PALETTE
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 
 POINTS = 10_000

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_figure
-from flexgen.cli.build import Parts, load_trained
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_figure
 from flexgen.metrics import ClassBalance, load_or_train_classifier
 from flexgen.priors import Masked, Staged, Weighted
 from flexgen.report import Run, find_runs, table
 from flexgen.report.catalogue import PALETTE
+from flexgen.runs.build import Parts, load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 
 POINTS = 20_000

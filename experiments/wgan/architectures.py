@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torchvision.utils import make_grid
 
-from flexgen.callbacks.drawing import draw_figure
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 
 ROWS = ("baseline", "mlp_generator", "constant_filters", "no_norm", "tanh")

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexgen.callbacks.drawing import draw_figure
-from flexgen.cli.build import Parts, build, load_trained
-from flexgen.cli.compose import load_config
+from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
+from flexgen.runs.build import Parts, build, load_trained
+from flexgen.runs.compose import load_config
 
 POINTS = 2000
 NEAR = 0.95

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexgen.callbacks.drawing import draw_figure
+from flexgen.drawing import draw_figure
 from flexgen.metrics import earth_mover_distance
 from flexgen.networks import MLPCritic
 from flexgen.objectives import GAN

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import cholesky
 
-from flexgen.callbacks.drawing import draw_figure
 from flexgen.data import Grid, Ring, SwissRoll
+from flexgen.drawing import draw_figure
 from flexgen.metrics import earth_mover_distance
 from flexgen.networks import MLPCritic
 from flexgen.objectives import WGAN, WGANGP, gradient_penalty

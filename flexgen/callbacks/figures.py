@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from flexgen.callbacks.drawing import draw_figure, draw_images, draw_samples
-from flexgen.callbacks.reversal import base_space, codes_path, load_codes
 from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.codes import base_space, codes_path, load_codes
+from flexgen.drawing import draw_figure, draw_images, draw_samples
 from flexgen.metrics import ClusterRatio
 from flexgen.models import VAE, Generative
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.metrics import (
     EnergyDistance,
     PriorAgreement,
@@ -19,9 +20,7 @@ from flexgen.metrics import (
 )
 from flexgen.models import VAE, Generative
 from flexgen.models.vae import CODES_AT_ONCE
-from flexgen.posteriors import LowerNormal
 from flexgen.priors import base_codes
-from flexgen.priors.simple import DiagonalNormal
 
 __all__ = ["LikelihoodScore"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_figure, draw_pairs
 from flexgen.callbacks.figures import image_path
 from flexgen.callbacks.scheduled import Measurement
+from flexgen.drawing import draw_figure, draw_pairs
 from flexgen.models import VAE, Generative
 from flexgen.priors import base_codes
 

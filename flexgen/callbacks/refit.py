@@ -11,8 +11,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
-from flexgen.callbacks.reversal import codes_of_data, rehearse, reverse_split
 from flexgen.callbacks.scheduled import ALONE, Scheduled
+from flexgen.codes import codes_of_data, rehearse, reverse_split
 from flexgen.metrics import EnergyDistance
 from flexgen.models import VAE, Generative
 from flexgen.priors import fit_prior

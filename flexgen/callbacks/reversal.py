@@ -3,183 +3,21 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributions import Distribution
 
-from flexgen.callbacks.drawing import draw_pairs
 from flexgen.callbacks.scheduled import ALONE, Measurement
-from flexgen.callbacks.sharing import reverse_together
+from flexgen.codes import base_space, codes_path, rehearse, reverse_data
+from flexgen.drawing import draw_pairs
 from flexgen.files import write_atomically
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Generative
-from flexgen.priors import BaseSpace
-from flexgen.reversal import Reversal, reverse
-from flexgen.reversal.losses import ToUnit
-from flexgen.training import isolated_rng
+from flexgen.reversal import Reversal
 
-__all__ = [
-    "ReversalScore",
-    "base_space",
-    "codes_of_data",
-    "codes_path",
-    "load_codes",
-    "prior_options",
-    "rehearse",
-    "reverse_data",
-    "reverse_split",
-]
-
-_BANK = 1  # tells the bank's draws from others by the same seed
-
-
-def codes_path(run_dir: Path, step: int) -> Path:
-    return run_dir / "codes" / f"step={step:08d}.safetensors"
-
-
-def load_codes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a codes file: `z`, `loss`, `label` where there are classes, and more.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no codes at {path}; run `flexgen reverse run=…` first")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and reverse again") from error
-
-
-class _Mapped(nn.Module):
-    """G∘f, for a prior that is a map f."""
-
-    def __init__(self, prior: nn.Module, generator: nn.Module) -> None:
-        super().__init__()
-        self.prior, self.generator = prior, generator
-
-    def forward(self, eps: Tensor) -> Tensor:
-        x: Tensor = self.generator(BaseSpace.of(self.prior).to_code(eps))
-        return x
-
-
-def base_space(model: Generative) -> tuple[nn.Module, nn.Module]:
-    """The map from the prior's base space to data, and the prior there.
-
-    With a prior that is a map f, a pushforward or a flow, it is G∘f, else G on Z itself.
-    """
-    prior = model.prior.current
-    base = BaseSpace.of(prior).prior
-    return (model.sampler, prior) if base is prior else (_Mapped(prior, model.sampler), base)
-
-
-def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
-    """Options for :func:`flexgen.reversal.reverse` under a prior.
-
-    With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
-    The codes of a bank are draws from the prior.
-    """
-    support = getattr(prior, "support", None)
-    options = {"constraint": "auto", **options, "latent_shape": tuple(prior().event_shape)}
-    if options["constraint"] == "auto":
-        options["constraint"] = None if support is None else "clip"
-    if options["constraint"] == "clip" and support is not None:
-        options.setdefault("bounds", tuple(support))
-    size = options.get("bank", 2048)
-    searches = options.get("method", "auto") in ("auto", "lbfgs") or options.get("init") == "bank"
-    if searches and isinstance(size, int):
-        # Not the seed itself: whoever draws codes by it, to generate images and reverse them, would
-        # find these very codes in the bank.
-        own = np.random.SeedSequence([options.get("seed", 0), _BANK]).generate_state(1)
-        with isolated_rng(int(own[0])):
-            options["bank"] = prior().sample(torch.Size((size,)))
-    return options
-
-
-def reverse_data(
-    generator: nn.Module,
-    prior: nn.Module,
-    x: Tensor,
-    value_range: tuple[float, float] | None,
-    *,
-    together: bool = False,
-    **options: Any,
-) -> Reversal:
-    """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
-
-    A binary cross-entropy needs images in [0, 1]; for it both sides are moved there. With
-    `together` all processes call this alike and share the work. Other options are those of
-    :func:`prior_options`.
-    """
-    if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
-        to_unit = ToUnit(*value_range)
-        generator, x = nn.Sequential(generator, to_unit), to_unit(x)
-    find = reverse_together if together else reverse
-    return find(generator, x, **prior_options(prior, options))
-
-
-def reverse_split(
-    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
-) -> Tensor:
-    """Codes of examples of a split under a model's sampler and prior.
-
-    Args:
-        model: whose sampler is reversed; it is left as it was.
-        data: the data module.
-        split: which part of the data.
-        n: how many examples, at most what the split holds; None: all.
-        seed: which examples, and of the reversal.
-        **options: passed on to :func:`reverse_data`.
-
-    Returns:
-        Codes, `(n, latent_dim)`, those without a finite loss left out.
-    """
-    n = None if n is None else min(n, data.size(split))
-    x, _ = data.split(split, n, seed)
-    with model.evaluating():
-        found = reverse_data(
-            model.sampler, model.prior, x.to(model.device), data.range, seed=seed, **options
-        )
-    return found.z[found.loss.isfinite()]
-
-
-def codes_of_data(
-    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
-) -> Tensor:
-    """Codes that a model gives examples of a split: its posterior's draws, else by reversal.
-
-    Arguments and value are those of :func:`reverse_split`, which takes `options`. But a posterior
-    gives `n` codes of fewer examples too, several of each, a sample of the same aggregate.
-    """
-    x, _ = data.split(split, None if n is None else min(n, data.size(split)), seed)
-    # Of two splits by one seed: with the same noise, their codes would not be independent.
-    own = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)
-    with isolated_rng(int(own[0])):
-        codes = model.encode(x[torch.arange(n or len(x)) % len(x)].to(model.device))
-    if codes is None:
-        codes = reverse_split(model, data, split, n, seed=seed, **options)
-    return codes
-
-
-def rehearse(model: Generative, data: Any, split: str, options: dict[str, Any]) -> None:
-    """Reverse two examples by one step, so that what `options` lack is told before training.
-
-    Raises:
-        ValueError: as :func:`flexgen.reversal.reverse` does.
-        TypeError: for an option that it does not have.
-    """
-    short: dict[str, Any] = {"progress": False}
-    for name, most in (("steps", 1), ("bank", 16)):
-        asked = options.get(name, most)
-        if asked is None or (isinstance(asked, int) and asked > most):
-            short[name] = most
-    with isolated_rng(0):
-        reverse_split(model, data, split, 2, **{**options, **short})
+__all__ = ["ReversalScore"]
 
 
 class ReversalScore(Measurement):

@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"flexgen {__version__}")
         return
-    from flexgen.cli.errors import one_line
-    from flexgen.cli.trust import own_code
+    from flexgen.runs.errors import one_line
+    from flexgen.runs.trust import own_code
 
     if own_code(command, rest):
         sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
@@ -67,7 +67,7 @@ def _complete(rest: list[str]) -> None:
         return
     if query:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-    from flexgen.cli.compose import run_hydra
+    from flexgen.runs.compose import run_hydra
 
     command = words[1] if query else "train"
     on_run = command not in ("train", "table", "report", "dashboard")

@@ -3,30 +3,19 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from flexgen.cli.compose import compose_prior, plain, run_hydra
-from flexgen.cli.errors import whole
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import compose_prior, plain, run_hydra
+from flexgen.runs.errors import check_whole
+from flexgen.runs.imports import importing
+
+if TYPE_CHECKING:
+    from flexgen.analysis.comparison import Asked
 
 _ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
 _COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
-
-
-class Asked(NamedTuple):
-    """A prior as it was typed.
-
-    Args:
-        label: the words.
-        config: its plain configuration; None for `own` and `base`, which the run holds.
-        names_base: whether the words choose what it draws from.
-    """
-
-    label: str
-    config: dict[str, Any] | None
-    names_base: bool
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +25,7 @@ def main(argv: list[str]) -> None:
 def _compare(cfg: DictConfig) -> None:
     n, n_fit, seeds, split, checkpoint = cfg.n, cfg.n_fit, cfg.seeds, cfg.split, cfg.checkpoint
     for name, value, least in (("n", n, 2), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
-        whole(name, value, least)
+        check_whole(name, value, least)
     if split not in ("validation", "test"):
         raise ValueError(
             f"`split` must be validation or test, got {split!r}; training data are the floor, and "
@@ -45,9 +34,9 @@ def _compare(cfg: DictConfig) -> None:
     asked, out = _read(cfg.priors), cfg.out
     config = plain(cfg)
     with importing():
-        from flexgen.cli.build import load_trained
-        from flexgen.cli.comparison import Comparison, default_priors
+        from flexgen.analysis.comparison import Comparison, default_priors
         from flexgen.report import print_priors
+        from flexgen.runs.build import load_trained
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)
@@ -66,7 +55,7 @@ def _compare(cfg: DictConfig) -> None:
     comparison.check()
 
 
-def _read(text: str) -> list[Asked]:
+def _read(text: str) -> "list[Asked]":
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     words = _COMMA.findall(text)
@@ -75,7 +64,9 @@ def _read(text: str) -> list[Asked]:
     return [_entry(word.strip()) for word in words]
 
 
-def _entry(word: str) -> Asked:
+def _entry(word: str) -> "Asked":
+    from flexgen.analysis.comparison import Asked
+
     found = _ENTRY.fullmatch(word)
     if found is None:
         raise _mistyped(word)

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import run_hydra
+from flexgen.runs.compose import run_hydra
 
 __all__ = ["build_workspace", "main"]
 

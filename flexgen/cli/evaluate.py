@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from flexgen.cli.compose import plain, run_hydra
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import plain, run_hydra
+from flexgen.runs.imports import importing
 
 
 def main(argv: list[str]) -> None:
@@ -16,9 +16,9 @@ def _evaluate(cfg: DictConfig) -> None:
     checkpoint = cfg.checkpoint
     config = plain(cfg)
     with importing():
-        from flexgen.cli.build import load_trained
-        from flexgen.cli.run_dir import write_json
         from flexgen.report import print_values
+        from flexgen.runs.build import load_trained
+        from flexgen.runs.folder import write_json
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, relocate, reversal_options, run_hydra, task_overrides
-from flexgen.cli.errors import whole
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import plain, relocate, reversal_options, run_hydra, task_overrides
+from flexgen.runs.errors import check_whole
+from flexgen.runs.imports import importing
 
 _REFIT = "flexgen.callbacks.PriorRefit"
 
@@ -17,15 +17,15 @@ def main(argv: list[str]) -> None:
 
 
 def _refit(cfg: DictConfig) -> None:
-    parent_dir, checkpoint, more = Path(cfg.run), cfg.checkpoint, whole("more", cfg.more, 0)
+    parent_dir, checkpoint, more = Path(cfg.run), cfg.checkpoint, check_whole("more", cfg.more, 0)
     refit: Any = OmegaConf.to_container(cfg.refit, resolve=True)
     run_dir = str(cfg.paths.run_dir)
     config = plain(cfg)
     refit["options"] = reversal_options(config, refit["options"])
     with importing():
-        from flexgen.cli.build import find_checkpoint
-        from flexgen.cli.fit import fit_with_control
-    from flexgen.cli.trust import rebuilding
+        from flexgen.runs.build import find_checkpoint
+        from flexgen.runs.fit import fit_with_control
+    from flexgen.runs.trust import rebuilding
     from flexgen.training import load_checkpoint
 
     with rebuilding(parent_dir):

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig
 
-from flexgen.cli.compose import plain, run_hydra
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import plain, run_hydra
+from flexgen.runs.imports import importing
 
 
 def main(argv: list[str]) -> None:
@@ -13,8 +13,8 @@ def main(argv: list[str]) -> None:
 def _resume(cfg: DictConfig) -> None:
     checkpoint, config = cfg.checkpoint, plain(cfg)
     with importing():
-        from flexgen.cli.fit import resume
-    from flexgen.cli.trust import rebuilding
+        from flexgen.runs.fit import resume
+    from flexgen.runs.trust import rebuilding
 
     with rebuilding(config["paths"]["run_dir"]):
         resume(config, checkpoint)

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import explain, plain, reversal_options, run_hydra
-from flexgen.cli.errors import whole
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import explain, plain, reversal_options, run_hydra
+from flexgen.runs.errors import check_whole
+from flexgen.runs.imports import importing
 
 _TYPED = {
     "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
@@ -37,15 +37,15 @@ def main(argv: list[str]) -> None:
 
 def _reverse(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg.reverse, resolve=True)
-    whole("n", asked["n"], 1)
+    check_whole("n", asked["n"], 1)
     checkpoint = cfg.checkpoint
     config = plain(cfg)
     asked["options"] = reversal_options(config, asked["options"])
     with importing():
         from flexgen.callbacks import ReversalScore
-        from flexgen.callbacks.reversal import codes_path
-        from flexgen.cli.build import load_trained
+        from flexgen.codes import codes_path
         from flexgen.report import print_values
+        from flexgen.runs.build import load_trained
 
     run_dir = Path(config["paths"]["run_dir"])
     parts = load_trained(config, run_dir, checkpoint)
@@ -62,7 +62,7 @@ def _find_codes(cfg: DictConfig) -> None:
         if not asked[name]:
             raise ValueError(f"`{name}` has no value; give {name}=… on the command line")
     with importing():
-        from flexgen.cli.codes import find_codes
+        from flexgen.analysis.reversal_job import find_codes
 
     try:
         find_codes(asked)

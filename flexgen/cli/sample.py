@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.compose import plain, run_hydra, task_overrides
-from flexgen.cli.errors import whole
-from flexgen.cli.imports import importing
+from flexgen.runs.compose import plain, run_hydra, task_overrides
+from flexgen.runs.errors import check_whole
+from flexgen.runs.imports import importing
 
 _LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1, "sample_seed": 0}
 _LONGEST_NAME = 200  # bytes; file systems end at 255, and a name is written with more around it
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
 def _sample(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
     for name, least in _LEAST.items():
-        whole(name, asked[name], least)
+        check_whole(name, asked[name], least)
     kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
     if len(kinds) > 1:
         raise ValueError(
@@ -31,9 +31,9 @@ def _sample(cfg: DictConfig) -> None:
         )
     config = plain(cfg)
     with importing():
-        from flexgen.cli.build import load_trained
-        from flexgen.cli.latent import PATHS, LatentSpace
-        from flexgen.cli.priors import own_options
+        from flexgen.analysis.latent_space import PATHS, LatentSpace
+        from flexgen.analysis.priors import own_options
+        from flexgen.runs.build import load_trained
 
     if asked["interpolate"] not in (None, *PATHS):
         raise ValueError(
@@ -52,8 +52,8 @@ def _sample(cfg: DictConfig) -> None:
 
 
 def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
-    from flexgen.callbacks.drawing import draw_samples
-    from flexgen.cli.priors import codes_of, prior_for
+    from flexgen.analysis.priors import codes_of, prior_for
+    from flexgen.drawing import draw_samples
     from flexgen.training import isolated_rng
 
     stem += f"_n={asked['n']}"
@@ -75,7 +75,7 @@ def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
 def _interpolate(space: Any, asked: dict[str, Any], stem: str) -> None:
     import torch
 
-    from flexgen.callbacks.drawing import draw_images, draw_samples
+    from flexgen.drawing import draw_images, draw_samples
 
     found = space.interpolate(asked["interpolate"], pairs=asked["pairs"], frames=asked["frames"])
     stem += f"_{asked['interpolate']}_pairs={asked['pairs']}_frames={asked['frames']}"
@@ -95,7 +95,7 @@ def _interpolate(space: Any, asked: dict[str, Any], stem: str) -> None:
 def _arithmetic(space: Any, asked: dict[str, Any], stem: str) -> None:
     import torch
 
-    from flexgen.callbacks.drawing import draw_images
+    from flexgen.drawing import draw_images
 
     found = space.class_arithmetic(asked["per_class"])
     stem += f"_classes_per_class={asked['per_class']}"

@@ -15,11 +15,11 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from flexgen.cli.compose import plain, run_hydra, task_overrides
-from flexgen.cli.errors import whole
-from flexgen.cli.sweep import Cell, quoted
 from flexgen.cli.train import train_cell
 from flexgen.files import in_turn
+from flexgen.runs.cells import Cell, quoted
+from flexgen.runs.compose import plain, run_hydra, task_overrides
+from flexgen.runs.errors import check_whole
 
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
 
@@ -71,7 +71,7 @@ class Search:
     def __init__(self, cfg: DictConfig, space: dict[str, Override]) -> None:
         self.asked = {name: cfg[name] for name in _OWN}
         for name, least in (("trials", 1), ("last", 1), ("search_seed", 0)):
-            whole(name, self.asked[name], least)
+            check_whole(name, self.asked[name], least)
         if self.asked["direction"] not in ("minimize", "maximize"):
             raise ValueError(
                 f"`direction` must be minimize or maximize, got {self.asked['direction']!r}"

@@ -6,9 +6,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flexgen.cli.compose import is_sweep, plain, run_hydra, task_overrides
-from flexgen.cli.imports import importing
-from flexgen.cli.sweep import keep_to_one_device, run_apart, wants_several
+from flexgen.runs.cells import keep_to_one_device, run_apart, wants_several
+from flexgen.runs.compose import is_sweep, plain, run_hydra, task_overrides
+from flexgen.runs.imports import importing
 
 __all__ = ["main", "train_cell"]
 
@@ -44,6 +44,6 @@ def _train(cfg: DictConfig) -> None:
 def _fit(config: dict[str, Any], overrides: list[str]) -> None:
     # torch and Lightning take seconds to import: not before the configuration is known to be right.
     with importing():
-        from flexgen.cli.fit import fit_with_control
+        from flexgen.runs.fit import fit_with_control
 
     fit_with_control(config, "train", overrides)

@@ -4,9 +4,9 @@ A `DataModule` gives deterministic subsets (`split`) and an endless stream of tr
 (`stream`) whose order is a function of the seed and the position alone.
 """
 
+from flexgen.data.catalogue import SPECS, Spec
 from flexgen.data.images import ImageData
 from flexgen.data.module import DataModule
-from flexgen.data.specs import SPECS, Spec
 from flexgen.data.stream import Stream
 from flexgen.data.toys import Grid, Ring, SwissRoll, Toy, ToyData, ring8
 

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexgen.data import specs
+from flexgen.data import catalogue
 from flexgen.data.binarised import StaticDraw
-from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, whole
-from flexgen.data.order import Order, Purpose, stratified, subset
-from flexgen.data.sources import Shape, Source, decode
+from flexgen.data.image_stores import Shape, Source, decode
+from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, check_whole
+from flexgen.data.sampler import Order, Purpose, stratified, subset
 from flexgen.data.stream import Split, worker_chunks
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class ImageData(DataModule):
         resident: bool | Literal["auto"] = "auto",
         num_workers: int = 2,
     ) -> None:
-        self.spec = specs.find(name)
+        self.spec = catalogue.find(name)
         shape = self.spec.shape if shape is None else tuple(shape)
         if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise ValueError(
@@ -107,7 +107,7 @@ class ImageData(DataModule):
             raise ValueError("`range` must be a pair for images, got None; set `data.range=[-1,1]`")
         if resident not in (True, False, "auto"):
             raise ValueError(f"`resident` must be auto, true or false, got {resident!r}")
-        whole("num_workers", num_workers, 0)
+        check_whole("num_workers", num_workers, 0)
         if download and not hasattr(self.spec.origin, "fetch"):
             raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
         self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
@@ -121,7 +121,7 @@ class ImageData(DataModule):
         self.flip, self.resident, self.num_workers = flip, resident, num_workers
         for option in ("num_validation", "num_test"):
             if getattr(self, option) is not None:
-                whole(option, getattr(self, option), 0)
+                check_whole(option, getattr(self, option), 0)
 
     def _binarised(self, binarise: str, shape: tuple[int, ...], range: Sequence[float]) -> str:
         """Name of the binarised data; turns to the entry of a published draw that is there."""
@@ -137,7 +137,7 @@ class ImageData(DataModule):
                 f"`range` must be [0, 1] with `binarise`, got {list(range)}; set `data.range=[0,1]`"
             )
         if binarise == "static" and self.spec.binarised is not None:
-            published = specs.find(self.spec.binarised)
+            published = catalogue.find(self.spec.binarised)
             if shape == published.shape and any((self.root / f).exists() for f in published.files):
                 log.info("%s, static: read from the files of %s", self.entry, self.spec.binarised)
                 self.entry, self.spec, self.download = self.spec.binarised, published, False
@@ -155,10 +155,10 @@ class ImageData(DataModule):
     def prepare_data(self) -> None:
         """Download the data set if that was asked for."""
         if self.download:
-            specs.fetch(self.entry, self.root)
+            catalogue.fetch(self.entry, self.root)
 
     def _build(self) -> dict[str, Split]:
-        sources = specs.read(self.entry, self.root)
+        sources = catalogue.read(self.entry, self.root)
         for part, source in sources.items():
             if len(source) == 0:
                 raise ValueError(

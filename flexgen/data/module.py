@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from flexgen.data.order import Order, Purpose, subset
+from flexgen.data.sampler import Order, Purpose, subset
 from flexgen.data.stream import Range, Split, Stream, resident_chunks, scale
 
 SplitName = Literal["train", "validation", "test"]
@@ -68,8 +68,8 @@ class DataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        whole("batch_size", batch_size, 1)
-        whole("seed", seed, 0)
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
         self.name: str = name
         self.shape = tuple(shape)
         self.range = None if range is None else _bounds(range)
@@ -174,7 +174,7 @@ class DataModule(LightningDataModule):
             rank: this process.
             world_size: number of processes, each of which takes its own batches.
         """
-        whole("position", position, 0)
+        check_whole("position", position, 0)
         train, device = self._split("train"), torch.device(device)
         order = Order(len(train), self.batch_size, self.seed, rank, world_size)
         chunks = self._chunks(train, device, order, position)
@@ -227,7 +227,7 @@ class DataModule(LightningDataModule):
         )
 
 
-def whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
     """Refuse what is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(

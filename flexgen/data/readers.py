@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flexgen.data.arrays import Rows, open_array
-from flexgen.data.origins import IMAGE_SUFFIXES, images_in
-from flexgen.data.sources import Files, decode
+from flexgen.data.array_files import Rows, open_array
+from flexgen.data.datasets import IMAGE_SUFFIXES, images_in
+from flexgen.data.image_stores import Files, decode
 from flexgen.data.stream import Range, scale
 
 _CHUNK = 1024

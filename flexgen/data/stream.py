@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from flexgen.data.order import Order, Purpose, generator, thresholds
+from flexgen.data.sampler import Order, Purpose, generator, thresholds
 
 Range = tuple[float, float]
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flexgen.data.module import SPLIT_SEED, DataModule, whole
-from flexgen.data.order import Purpose, generator
+from flexgen.data.module import SPLIT_SEED, DataModule, check_whole
+from flexgen.data.sampler import Purpose, generator
 from flexgen.data.stream import Split
 
 
@@ -197,7 +197,7 @@ class ToyData(DataModule):
         self.distribution = distribution
         self.sizes = {"train": num_train, "validation": num_validation, "test": num_test}
         for part, size in self.sizes.items():
-            whole(f"num_{part}", size, 1)
+            check_whole(f"num_{part}", size, 1)
         self.centres, self.std = distribution.centres, distribution.std
 
     @property

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.models.critic_score import CriticScore, FlatCritic, attach_critic, training_prior
 from flexgen.models.generative import Generative, at_least_one
-from flexgen.models.scoring import CriticScore, FlatCritic, attach_critic, training_prior
 from flexgen.objectives import Objective, gradient_penalty
 from flexgen.training import EMA
 

@@ -18,11 +18,11 @@ from flexgen.priors.staged import event_dim
 from flexgen.training import (
     Counters,
     Schedule,
-    everyones,
+    copy_from_zero,
+    gather_from_all,
     rng_state,
     seed_of_rank,
     set_rng_state,
-    take_from_zero,
 )
 
 __all__ = ["Generative"]
@@ -213,7 +213,7 @@ class Generative(pl.LightningModule):
         else:
             optimizer.step()
         if self._statistics:
-            take_from_zero(self._statistics)
+            copy_from_zero(self._statistics)
 
     def _record(self, name: str, loss: Tensor) -> None:
         self._losses.setdefault(name, []).append(loss.detach())
@@ -224,7 +224,7 @@ class Generative(pl.LightningModule):
         Raises:
             FloatingPointError: naming the term and the step at which it first occurred.
         """
-        faults = [fault for fault in everyones(self._fault()) if fault is not None]
+        faults = [fault for fault in gather_from_all(self._fault()) if fault is not None]
         if faults:
             step, what = min(faults)
             raise FloatingPointError(
@@ -294,7 +294,7 @@ class Generative(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Before the first step of a resumed run its generators are still those of the checkpoint.
         mine = self._rng or rng_state()
-        states = everyones(mine)
+        states = gather_from_all(mine)
         checkpoint["flexgen"] = {
             "counters": self.counters.state_dict(),
             "rng": states,

@@ -10,9 +10,9 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.models.generative import Generative, at_least_one
 from flexgen.objectives import importance_weighted_bound, kl_floor
-from flexgen.priors.simple import DiagonalNormal
 
 __all__ = ["CODES_AT_ONCE", "VAE"]
 

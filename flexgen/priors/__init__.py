@@ -14,16 +14,16 @@ needs, so any zuko flow is a prior too. Beside the call a prior of ours has
 * ``start(x)``: present on priors that start from ``num_components`` training data.
 """
 
-from flexgen.priors.base import BaseSpace, base_codes
+from flexgen.priors.base_space import BaseSpace, base_codes
+from flexgen.priors.critic_sampling import Langevin, Rejection
 from flexgen.priors.fitting import fit_prior
+from flexgen.priors.fixed import Normal, Uniform
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
 from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
-from flexgen.priors.sampled import Langevin, Rejection
-from flexgen.priors.simple import Normal, Uniform
 from flexgen.priors.staged import Staged
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 

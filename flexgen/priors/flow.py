@@ -17,10 +17,10 @@ from flexgen.flows import (
     Permutation,
     Transform,
 )
-from flexgen.priors.base import BaseSpace
+from flexgen.priors.base_space import BaseSpace
 from flexgen.priors.fitting import maximise_likelihood
+from flexgen.priors.fixed import Normal
 from flexgen.priors.gaussian import check_codes, covariance_factor
-from flexgen.priors.simple import Normal
 
 __all__ = ["MAF", "FlowPrior", "RealNVP"]
 

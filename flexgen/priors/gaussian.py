@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from flexgen.priors.base import BaseSpace
-from flexgen.priors.simple import Normal, check_latent_dim
+from flexgen.priors.base_space import BaseSpace
+from flexgen.priors.fixed import Normal, check_latent_dim
 
 __all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
 

@@ -10,8 +10,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
-from flexgen.priors.simple import check_latent_dim
 
 __all__ = ["GaussianMixture", "LearnableMixture", "Mixture"]
 

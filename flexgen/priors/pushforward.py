@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flexgen.objectives import LSGAN, Objective, gradient_penalty
-from flexgen.priors.base import BaseSpace
+from flexgen.priors.base_space import BaseSpace
 from flexgen.priors.gaussian import covariance_factor
 from flexgen.priors.staged import event_dim
 

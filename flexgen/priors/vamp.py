@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flexgen.priors.fitting import maximise_likelihood
+from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
-from flexgen.priors.simple import check_latent_dim
 
 __all__ = ["MixtureOfPosteriors", "PosteriorMixture", "Vamp"]
 

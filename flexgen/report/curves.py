@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flexgen.elsewhere import lies_in
+from flexgen.untrusted import lies_in
 
 COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 

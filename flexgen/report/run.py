@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from flexgen.elsewhere import lies_in, parse_plain
 from flexgen.report.curves import (
     Curve,
     RunError,
@@ -19,6 +18,7 @@ from flexgen.report.curves import (
     read_metrics_json,
     read_text,
 )
+from flexgen.untrusted import lies_in, parse_plain
 
 _MARKERS = ("config.yaml", "provenance.json", "metrics.csv", "metrics.json")
 _STEP = re.compile(r"step=(\d+)\.(png|safetensors|ckpt)")

@@ -2,8 +2,8 @@
 
 from flexgen.reversal.encoder import Encoder, train_encoder
 from flexgen.reversal.engine import Reversal, reverse
+from flexgen.reversal.freezing import calibrate_batch_norm
 from flexgen.reversal.loading import Loaded, load_generator
-from flexgen.reversal.modes import calibrate_batch_norm
 from flexgen.reversal.stream import Streamed, TensorSource, reverse_stream
 
 __all__ = [

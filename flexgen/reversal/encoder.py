@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flexgen.files import write_atomically
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
-from flexgen.reversal.modes import Generator, frozen, home
+from flexgen.reversal.freezing import Generator, frozen, home
 
 # Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
 _PAIRS = 4096

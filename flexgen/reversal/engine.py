@@ -14,9 +14,9 @@ from torch.jit import ScriptModule
 from flexgen.reversal.checks import check_data, check_unit, one_of
 from flexgen.reversal.descent import OPTIMIZERS, Descent
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
+from flexgen.reversal.freezing import Generator, frozen, home
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
-from flexgen.reversal.modes import Generator, frozen, home
 from flexgen.reversal.passes import Generate, Passes, Tell, fill
 from flexgen.reversal.progress import bar
 from flexgen.reversal.starts import Bank, Starts, normal_codes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.reversal.exported import load_exported
-from flexgen.reversal.modes import Generator, frozen
+from flexgen.reversal.freezing import Generator, frozen
 from flexgen.reversal.scripted import check_script
 from flexgen.reversal.starts import normal_codes
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flexgen import __version__
+from flexgen.reversal.chunks import Parts
 from flexgen.reversal.engine import reverse
-from flexgen.reversal.modes import Generator
-from flexgen.reversal.parts import Parts
+from flexgen.reversal.freezing import Generator
 from flexgen.reversal.watch import Watch
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from flexgen.reversal.parts import Parts
+from flexgen.reversal.chunks import Parts
 
 # In a log file a line that often, not a bar.
 _SECONDS = 30.0

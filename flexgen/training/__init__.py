@@ -10,7 +10,7 @@ from flexgen.training.checkpoint import (
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.csv_logger import CSVLogger
 from flexgen.training.ema import EMA
-from flexgen.training.processes import everyones, take_from_zero
+from flexgen.training.processes import copy_from_zero, gather_from_all
 from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_state
 from flexgen.training.wandb_logger import LogPictures, WandbLogger
 
@@ -21,9 +21,10 @@ __all__ = [
     "LogPictures",
     "Schedule",
     "WandbLogger",
-    "everyones",
+    "copy_from_zero",
     "file_sha256",
     "find_checkpoints",
+    "gather_from_all",
     "isolated_rng",
     "latest_checkpoint",
     "load_checkpoint",
@@ -31,5 +32,4 @@ __all__ = [
     "save_checkpoint",
     "seed_of_rank",
     "set_rng_state",
-    "take_from_zero",
 ]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.elsewhere import check_size
 from flexgen.files import write_atomically
 from flexgen.training.counters import Counters
+from flexgen.untrusted import check_size
 
 __all__ = [
     "file_sha256",

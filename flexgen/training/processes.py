@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["everyones", "take_from_zero"]
+__all__ = ["copy_from_zero", "gather_from_all"]
 
 
-def everyones(mine: Any) -> list[Any]:
+def gather_from_all(mine: Any) -> list[Any]:
     """What every process calls this with, in order of rank; all must call it.
 
     Outside of a run of several processes that is `mine` alone.
@@ -25,7 +25,7 @@ def everyones(mine: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def take_from_zero(tensors: list[Tensor]) -> None:
+def copy_from_zero(tensors: list[Tensor]) -> None:
     """Overwrite vectors of one type by those of process zero, in one message."""
     flat = torch.cat(tensors)
     dist.broadcast(flat, 0)

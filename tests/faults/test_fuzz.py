@@ -22,13 +22,13 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flexgen.callbacks.reversal import load_codes
-from flexgen.cli.build import build_trainer, load_trained
-from flexgen.cli.compose import load_config
-from flexgen.cli.errors import tell
-from flexgen.cli.fit import resume
-from flexgen.cli.trust import rebuilding
+from flexgen.codes import load_codes
 from flexgen.report import write_report
+from flexgen.runs.build import build_trainer, load_trained
+from flexgen.runs.compose import load_config
+from flexgen.runs.errors import error_line
+from flexgen.runs.fit import resume
+from flexgen.runs.trust import rebuilding
 from flexgen.training import latest_checkpoint
 from tests.conftest import SMALL
 
@@ -78,7 +78,7 @@ def survives(work: Callable[[], Any]) -> None:
             warnings.simplefilter("ignore")
             work()
     except Exception as error:
-        told = tell(error)
+        told = error_line(error)
         assert told
         assert "\n" not in told
         assert "FLEXGEN_DEBUG" not in told, told  # what nobody has foreseen

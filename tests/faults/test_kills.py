@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flexgen.cli.run_dir import alone
 from flexgen.files import locked
+from flexgen.runs.folder import alone
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]

@@ -74,7 +74,7 @@ def test_own_and_base_part_after_a_refit(flexgen: Run) -> None:
 def test_the_priors_that_are_compared_where_none_are_named(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexgen.cli.comparison._FITTED", ("gaussian",))
+    monkeypatch.setattr("flexgen.analysis.comparison._FITTED", ("gaussian",))
     run = flexgen("train", *SMALL, "report=false")
     flexgen("compare", f"run={run}", *QUICK)
     wanted = ["own (Normal)", "gaussian", "masked", "weighted", "rejection", "langevin"]

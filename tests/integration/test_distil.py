@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config
 from flexgen.metrics import EnergyDistance
 from flexgen.priors import Pushforward
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training.csv_logger import read_metrics
 from tests.conftest import SMALL
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from flexgen.callbacks import refit
-from flexgen.cli.run_dir import alone
 from flexgen.models import Adversarial
+from flexgen.runs.folder import alone
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
 

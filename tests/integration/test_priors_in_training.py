@@ -24,10 +24,10 @@ from torch import Tensor
 
 from flexgen._conf import conf_dir
 from flexgen.callbacks import refit
-from flexgen.cli.build import load_trained
-from flexgen.cli.compose import load_config, relocate
-from flexgen.cli.fit import fit, resume
 from flexgen.models import Generative
+from flexgen.runs.build import load_trained
+from flexgen.runs.compose import load_config, relocate
+from flexgen.runs.fit import fit, resume
 from flexgen.training import find_checkpoints, isolated_rng, load_checkpoint
 
 RUN = (

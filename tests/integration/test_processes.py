@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.callbacks.reversal import load_codes
 from flexgen.cli import main
+from flexgen.codes import load_codes
 from flexgen.training import latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
 from tests.integration.ranks import RUNS

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from flexgen._conf import conf_dir
+from flexgen.analysis.priors import codes_of, prior_for
 from flexgen.cli import main
-from flexgen.cli.build import Parts, load_trained
-from flexgen.cli.compose import load_config
-from flexgen.cli.priors import codes_of, prior_for
 from flexgen.priors import Langevin
+from flexgen.runs.build import Parts, load_trained
+from flexgen.runs.compose import load_config
 from tests.conftest import SMALL
 
 
@@ -70,7 +70,7 @@ def test_what_has_weights_and_a_density_learns_by_likelihood(
 ) -> None:
     fitted = []
     monkeypatch.setattr(
-        "flexgen.cli.priors.fit_prior", lambda prior, *_, **__: fitted.append(prior)
+        "flexgen.analysis.priors.fit_prior", lambda prior, *_, **__: fitted.append(prior)
     )
     prior = prior_for(parts, config("prior=learnable_mixture"), far)
     assert fitted == [prior]

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flexgen.callbacks.reversal import base_space
+from flexgen.analysis.latent_space import LatentSpace
 from flexgen.cli import main
-from flexgen.cli.build import Parts, load_trained
-from flexgen.cli.compose import load_config
-from flexgen.cli.latent import LatentSpace
+from flexgen.codes import base_space
+from flexgen.runs.build import Parts, load_trained
+from flexgen.runs.compose import load_config
 from flexgen.training import isolated_rng
 from tests.conftest import REFIT, SMALL
 

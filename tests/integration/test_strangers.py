@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from flexgen._conf import conf_dir
-from flexgen.cli.compose import load_config
-from flexgen.cli.trust import _check_class, _check_name, _targets
 from flexgen.report import write_reports, write_table
 from flexgen.report.table import table
+from flexgen.runs.compose import load_config
+from flexgen.runs.trust import _check_class, _check_name, _targets
 from flexgen.training import latest_checkpoint, load_checkpoint
 from tests.conftest import SMALL
 
@@ -73,8 +73,8 @@ def refusal(flexgen: Run, command: str, *words: str) -> str:
         "pytorch_lightning.loggers.wandb.os.system",
         "torch.nn.utils.clip_grad_norm_",  # a function
         "flexgen.models.Adversarial.load_from_checkpoint",  # a method
-        "flexgen.data.origins.Path",  # a class from elsewhere
-        "flexgen.cli.shards.Shards",  # it starts processes
+        "flexgen.data.datasets.Path",  # a class from elsewhere
+        "flexgen.analysis.workers.Shards",  # it starts processes
         "flexgen.report.write_report",
         "pytorch_lightning.callbacks.ModelCheckpoint",  # it writes where it likes
         "pytorch_lightning.cli.LightningCLI",
@@ -155,7 +155,7 @@ def test_an_alias_bomb_takes_neither_memory_nor_time(run: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 50e6
-        shutil.move(run / "whole", run / "config.yaml")
+        shutil.move(run / "check_whole", run / "config.yaml")
 
 
 def test_a_class_of_ones_own_wants_trust(

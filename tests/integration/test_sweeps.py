@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from flexgen.cli import main
-from flexgen.cli.sweep import (
+from flexgen.cli.train import train_cell
+from flexgen.runs.cells import (
     Cell,
     claim_device,
     keep_to_one_device,
@@ -23,7 +24,6 @@ from flexgen.cli.sweep import (
     run_apart,
     wants_several,
 )
-from flexgen.cli.train import train_cell
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
@@ -155,7 +155,7 @@ def test_a_worker_that_was_killed_is_told_with_the_cells_it_left(
         Cell.claim(Path("sweep"), 0, ["seed=0"], entry).write("finished")
         raise RuntimeError("a worker was killed")
 
-    monkeypatch.setattr("flexgen.cli.compose.run_cell", killed)
+    monkeypatch.setattr("flexgen.runs.compose.run_cell", killed)
     with pytest.raises(
         SystemExit,
         match=r"a worker was killed; cells begun and not finished: 1; to go on: the same command "
@@ -172,7 +172,7 @@ def test_an_interval_is_no_grid(flexgen: Run) -> None:
 CLAIM = """
 import sys
 from pathlib import Path
-from flexgen.cli.sweep import claim_device
+from flexgen.runs.cells import claim_device
 print(claim_device(["0", "3"], Path(sys.argv[1]), int(sys.argv[2])), flush=True)
 sys.stdin.read()
 """
@@ -279,7 +279,7 @@ def test_a_cell_apart_with_a_class_of_ones_own_is_entered_again(
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr("flexgen.cli.sweep.subprocess", SimpleNamespace(Popen=InThisProcess))
+    monkeypatch.setattr("flexgen.runs.cells.subprocess", SimpleNamespace(Popen=InThisProcess))
     monkeypatch.setattr(sys, "path", [*sys.path, os.getcwd()])
     Path("my_networks.py").write_text("from flexgen.networks import MLPGenerator as Mine\n")
     cell = Cell.claim(Path("sweep").resolve(), 0, [], "e")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from flexgen.cli.build import build_trainer
 from flexgen.models import Adversarial
 from flexgen.reversal import reverse
+from flexgen.runs.build import build_trainer
 from tests.conftest import SMALL
 from tests.contract.test_configs import config
 

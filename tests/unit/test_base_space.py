@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.callbacks import ReversalScore
-from flexgen.callbacks.reversal import base_space
+from flexgen.codes import base_space
 from flexgen.metrics import PriorAgreement
 from flexgen.models import Generative
 from flexgen.priors import (

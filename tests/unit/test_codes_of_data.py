@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flexgen.callbacks import AggregatePosterior, PriorRefit, Reconstructions, SampleGrid
-from flexgen.callbacks.reversal import codes_of_data
+from flexgen.codes import codes_of_data
 from flexgen.likelihoods import Bernoulli
 from flexgen.models import VAE, Generative
 from flexgen.networks import MLPEncoder, MLPGenerator

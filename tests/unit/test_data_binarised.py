@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexgen.data import SPECS, ImageData, Stream
 from flexgen.data.binarised import Larochelle, read_amat
-from flexgen.data.order import Order, Purpose, thresholds
+from flexgen.data.sampler import Order, Purpose, thresholds
 from flexgen.data.stream import CHUNK_BYTES
 
 PARTS = ("train", "validation", "test")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import flexgen.data
 from flexgen.data import SPECS, ImageData
-from flexgen.data.sources import Pixels, decode
+from flexgen.data.image_stores import Pixels, decode
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("train", "validation", "test")
@@ -450,7 +450,7 @@ def test_only_the_images_asked_for_are_read(
     opened: list[str] = []
     plain = Image.open
     monkeypatch.setattr(
-        "flexgen.data.sources.Image.open", lambda path: (opened.append(path), plain(path))[1]
+        "flexgen.data.image_stores.Image.open", lambda path: (opened.append(path), plain(path))[1]
     )
     data = folder(tmp_path, resident=False)
     data.setup()

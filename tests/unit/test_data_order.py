@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexgen.data.order import Order, Purpose, generator, stratified, subset
+from flexgen.data.sampler import Order, Purpose, generator, stratified, subset
 
 
 def batches(order: Order, position: int, n: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.flows import (
     Autoregressive,
     Chain,
@@ -22,7 +23,6 @@ from flexgen.flows import (
     Transform,
     conditioner,
 )
-from flexgen.priors.simple import DiagonalNormal
 
 small_coupling = functools.partial(Coupling, num_layers=3, hidden_features=[6], activation="Tanh")
 small_steps = functools.partial(

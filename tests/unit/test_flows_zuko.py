@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.flows import Autoregressive, Coupling, FlowDistribution, Inverse
-from flexgen.priors.simple import DiagonalNormal
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.callbacks import LikelihoodScore
+from flexgen.distributions import DiagonalNormal
 from flexgen.flows import Coupling
 from flexgen.likelihoods import Gaussian
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE, Generative
 from flexgen.posteriors import DiagonalGaussian, FlowPosterior, FullGaussian
 from flexgen.priors import LearnableMixture, Normal, RealNVP
-from flexgen.priors.simple import DiagonalNormal
 from tests.unit.linear_gaussian import ADAM, Encoder, Linear
 
 

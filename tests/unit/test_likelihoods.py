@@ -9,10 +9,10 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian
 from flexgen.networks import MLPGenerator
 from flexgen.posteriors import DiagonalGaussian, FullGaussian
-from flexgen.priors.simple import DiagonalNormal
 
 SHAPE = (1, 3, 2)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from flexgen.callbacks.reversal import prior_options
+from flexgen.codes import prior_options
 from flexgen.priors import Normal, Uniform
 from flexgen.training import isolated_rng
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.metrics import earth_mover_distance
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import LSGAN
 from flexgen.priors import Normal, Pushforward, Staged, Uniform, fit_prior
-from flexgen.priors.simple import DiagonalNormal
 
 
 def pushforward(dim: int = 2, base_dim: int = 2, **options: object) -> Pushforward:

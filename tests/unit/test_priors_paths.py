@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.priors.paths import linear, slerp
+from flexgen.priors.interpolation import linear, slerp
 
 T = torch.linspace(0, 1, 9)
 

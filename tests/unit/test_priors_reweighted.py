@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, WGAN
 from flexgen.priors import Masked, Normal, Uniform, Weighted, fit_prior
-from flexgen.priors.simple import DiagonalNormal
 
 SCORES = torch.tensor([0.3, -1.2, 4.0, 0.31, 2.2, -0.5, 0.0, 1.0, -3.0, 0.9])
 WEIGHTS = ("exponential", "minmax", "rank", "sigmoid")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN
 from flexgen.priors import KernelDensity, Langevin, Masked, Normal, Rejection, Uniform
-from flexgen.priors.simple import DiagonalNormal
 
 SHARP, CENTRE = 1.5, 1.0
 # N(0, 1) times exp(−SHARP/2 (z − CENTRE)²), in each coordinate.

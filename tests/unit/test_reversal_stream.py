@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flexgen.reversal import reverse
-from flexgen.reversal.parts import CODES
+from flexgen.reversal.chunks import CODES
 from flexgen.reversal.stream import Streamed, TensorSource, reverse_stream
 
 X = generators.images(50)

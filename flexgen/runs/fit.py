@@ -16,12 +16,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.callbacks import Scheduled
-from flexgen.cli.build import Parts, build, build_trainer, find_checkpoint
-from flexgen.cli.compose import is_sweep, load_config, relocate
-from flexgen.cli.errors import reason, tell, whole
-from flexgen.cli.run_dir import alone, check_parent, write_config, write_final, write_provenance
-from flexgen.cli.sweep import wants_several
-from flexgen.cli.wandb_run import name_wandb, wandb_run
+from flexgen.runs.build import Parts, build, build_trainer, find_checkpoint
+from flexgen.runs.cells import wants_several
+from flexgen.runs.compose import is_sweep, load_config, relocate
+from flexgen.runs.errors import check_whole, error_line, error_reason
+from flexgen.runs.folder import alone, check_parent, write_config, write_final, write_provenance
+from flexgen.runs.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
 from flexgen.training.checkpoint import set_aside_later
 
@@ -149,11 +149,11 @@ def _check(config: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the key and the remedy.
     """
-    whole("steps", config["steps"], 1)
-    if whole("seed", config["seed"], 0) >= 2**32:
+    check_whole("steps", config["steps"], 1)
+    if check_whole("seed", config["seed"], 0) >= 2**32:
         raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
     if config.get("threads") is not None:
-        whole("threads", config["threads"], 1)
+        check_whole("threads", config["threads"], 1)
     accelerator = config["trainer"]["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -228,7 +228,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             if checkpoint and unused and not isinstance(error, foreseen):
                 raise ValueError(
                     f"checkpoint {checkpoint} does not fit the run's configuration "
-                    f"({reason(error)}); restore them, or go on from an earlier one with "
+                    f"({error_reason(error)}); restore them, or go on from an earlier one with "
                     "`checkpoint=…`"
                 ) from error
             if not unused and (saved := find_checkpoints(run_dir)):
@@ -236,7 +236,7 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
                     f"the last whole checkpoint is {saved[-1]}; go on with "
                     f"flexgen resume run={run_dir}"
                 )
-                raise RuntimeError(f"{tell(error)}; {hint}") from error
+                raise RuntimeError(f"{error_line(error)}; {hint}") from error
             raise
         finally:
             signals.restore()

@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from flexgen.cli.errors import tell
 from flexgen.files import try_lock
+from flexgen.runs.errors import error_line
 
 __all__ = [
     "Cell",
@@ -82,7 +82,7 @@ class Cell:
         return str(_read(self.folder / _STATE)["state"])
 
     def write(self, state: str, error: str | None = None) -> None:
-        from flexgen.cli.run_dir import write_json
+        from flexgen.runs.folder import write_json
 
         write_json(self.folder / _STATE, self._about(state, error))
 
@@ -108,8 +108,8 @@ class Cell:
             try:
                 task()
             except Exception as error:
-                self.write("failed", tell(error))
-                _say(self, f"failed: {tell(error)}")
+                self.write("failed", error_line(error))
+                _say(self, f"failed: {error_line(error)}")
                 return error
             except BaseException:
                 self.write("stopped")
@@ -188,7 +188,7 @@ def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
         if about["entry"] == entry and about["state"] != "finished"
     ]
     cells = f"cells begun and not finished: {', '.join(left)}; " if left else ""
-    told = textwrap.shorten(tell(error), 240, placeholder=" …")
+    told = textwrap.shorten(error_line(error), 240, placeholder=" …")
     return RuntimeError(f"{told}; {cells}to go on: the same command with {_again(sweep)}")
 
 

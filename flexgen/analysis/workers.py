@@ -29,7 +29,7 @@ class Shards:
         for rank in range(1, self.processes):
             told = tempfile.TemporaryFile()
             process = subprocess.Popen(
-                [sys.executable, "-m", "flexgen.cli.shards"],
+                [sys.executable, "-m", "flexgen.analysis.workers"],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told,
             )  # fmt: skip
             assert process.stdin is not None
@@ -82,14 +82,14 @@ def _shard() -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     sys.path.append(os.getcwd())
-    from flexgen.cli.codes import prepare, work
-    from flexgen.cli.errors import tell
+    from flexgen.analysis.reversal_job import prepare, work
+    from flexgen.runs.errors import error_line
 
     asked, rank, processes = order["asked"], order["rank"], order["processes"]
     try:
         work(asked, prepare(asked, rank), rank, processes)
     except Exception as error:
-        print(tell(error), file=sys.stderr, flush=True)
+        print(error_line(error), file=sys.stderr, flush=True)
         os._exit(1)
     # Not through the interpreter's end, which would wait for the thread that reads.
     os._exit(0)

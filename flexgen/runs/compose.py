@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flexgen._conf import conf_dir
-from flexgen.cli.sweep import SweepFolder, raise_failures, run_cell, sweep_stopped
-from flexgen.cli.trust import check_form, check_provenance, confine
-from flexgen.elsewhere import check_folder, parse_plain, read_start
+from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
+from flexgen.runs.trust import check_form, check_provenance, confine
+from flexgen.untrusted import check_folder, parse_plain, read_start
 
 __all__ = [
     "compose_prior",
@@ -135,7 +135,7 @@ def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
 
     Args:
         run_dir: the run.
-        trust: whether it may build and write whatever it says; see :mod:`flexgen.cli.trust`.
+        trust: whether it may build and write whatever it says; see :mod:`flexgen.runs.trust`.
 
     Raises:
         FileNotFoundError: if `run_dir` is not a run directory.

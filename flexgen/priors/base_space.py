@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from flexgen.priors.simple import Normal
+from flexgen.priors.fixed import Normal
 from flexgen.priors.staged import Staged
 
 __all__ = ["BaseSpace", "base_codes"]

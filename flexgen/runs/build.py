@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from flexgen.callbacks import Measurement, PriorRefit
-from flexgen.cli.trust import rebuilding
 from flexgen.models import Generative
+from flexgen.runs.trust import rebuilding
 from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
 __all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained", "start_prior"]

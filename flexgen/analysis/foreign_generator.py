@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexgen.reversal.freezing import Generator
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
 from flexgen.reversal.losses import FromUnit, ToUnit
-from flexgen.reversal.modes import Generator
 
 __all__ = ["Found", "open_generator", "pair", "shape_text"]
 
@@ -56,7 +56,7 @@ def open_generator(
         )
     latent_shape = _latent_shape(asked, loaded)
     if prior is not None:
-        from flexgen.callbacks.reversal import prior_options
+        from flexgen.codes import prior_options
 
         options = prior_options(prior, options)
         del options["latent_shape"]
@@ -130,9 +130,9 @@ def _load(
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
         return load_generator(asked["generator"], trust=asked["trust"], device=device), None, None
-    from flexgen.callbacks.reversal import base_space
-    from flexgen.cli.build import load_trained
-    from flexgen.cli.compose import load_config
+    from flexgen.codes import base_space
+    from flexgen.runs.build import load_trained
+    from flexgen.runs.compose import load_config
     from flexgen.training import file_sha256
 
     run_dir = folder.resolve()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexgen.data.binarised import Larochelle
-from flexgen.data.origins import (
+from flexgen.data.datasets import (
     Digits,
     Folder,
     Lsun,
@@ -18,7 +18,7 @@ from flexgen.data.origins import (
     Parts,
     Torchvision,
 )
-from flexgen.data.sources import Shape
+from flexgen.data.image_stores import Shape
 
 
 @dataclass(frozen=True)

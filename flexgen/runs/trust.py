@@ -13,9 +13,9 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from flexgen._conf import conf_dir
-from flexgen.cli.errors import reason
-from flexgen.cli.imports import importing
-from flexgen.elsewhere import lies_in, read_start
+from flexgen.runs.errors import error_reason
+from flexgen.runs.imports import importing
+from flexgen.untrusted import lies_in, read_start
 
 __all__ = ["check_form", "check_provenance", "confine", "own_code", "rebuilding"]
 
@@ -160,8 +160,8 @@ def rebuilding(run_dir: Path | str) -> Iterator[None]:
         if isinstance(inner, (ValueError, OSError, RuntimeError, FloatingPointError)):
             raise
         raise ValueError(
-            f"{run_dir} cannot be rebuilt from its configuration: {reason(inner)}; restore its "
-            "config.yaml and checkpoints, and check what was typed"
+            f"{run_dir} cannot be rebuilt from its configuration: {error_reason(inner)}; "
+            "restore its config.yaml and checkpoints, and check what was typed"
         ) from error
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from flexgen.callbacks.drawing import draw_images
-from flexgen.cli.codes import Job
+from flexgen.analysis.reversal_job import Job
+from flexgen.drawing import draw_images
 from flexgen.files import write_atomically
 from flexgen.report.pairs import Pair, pairs_page
-from flexgen.reversal.modes import frozen
+from flexgen.reversal.freezing import frozen
 from flexgen.reversal.stream import Streamed
 
 __all__ = ["show_pairs", "sum_up"]

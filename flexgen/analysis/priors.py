@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from flexgen.callbacks import ReversalScore
-from flexgen.callbacks.reversal import codes_of_data
-from flexgen.cli.build import Parts, start_prior
+from flexgen.codes import codes_of_data
 from flexgen.priors import fit_prior
 from flexgen.priors.reweighted import Reweighted
 from flexgen.priors.staged import event_dim
+from flexgen.runs.build import Parts, start_prior
 from flexgen.training import isolated_rng
 
 __all__ = ["codes_of", "own_options", "prior_for"]
@@ -40,7 +40,7 @@ def codes_of(
 
 
 def own_options(parts: Parts) -> dict[str, Any]:
-    """What a run's own reversal is told, see :func:`flexgen.callbacks.reversal.reverse_data`."""
+    """What a run's own reversal is told, see :func:`flexgen.codes.reverse_data`."""
     scores = (m for m in parts.measurements.values() if isinstance(m, ReversalScore))
     return next((score.options for score in scores), {})
 

@@ -4,16 +4,14 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flexgen.analysis.priors import codes_of, prior_for
 from flexgen.callbacks.quality import class_scores, classifier_of
 from flexgen.callbacks.scheduled import ALONE
-from flexgen.cli.build import Parts
-from flexgen.cli.compare import Asked
-from flexgen.cli.errors import tell
-from flexgen.cli.priors import codes_of, prior_for
 from flexgen.metrics import (
     EnergyDistance,
     GaussianKL,
@@ -26,14 +24,30 @@ from flexgen.models import Adversarial, Generative
 from flexgen.priors import Normal
 from flexgen.priors.reweighted import Reweighted
 from flexgen.report import PriorRow, PriorTable
+from flexgen.runs.build import Parts
+from flexgen.runs.errors import error_line
 from flexgen.training import isolated_rng
 
-__all__ = ["Comparison", "default_priors"]
+__all__ = ["Asked", "Comparison", "default_priors"]
 
 _FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
 # What a normal is fitted to of a prior: of fewer, its own noise shows in the divergence.
 _DRAWS = 10_000
 _BY_SCORE = ("masked", "weighted", "rejection", "langevin")
+
+
+class Asked(NamedTuple):
+    """A prior as it was typed.
+
+    Args:
+        label: the words.
+        config: its plain configuration; None for `own` and `base`, which the run holds.
+        names_base: whether the words choose what it draws from.
+    """
+
+    label: str
+    config: dict[str, Any] | None
+    names_base: bool
 
 
 def default_priors(model: Generative) -> list[str]:
@@ -109,7 +123,7 @@ class Comparison:
                 draws = prior().sample(torch.Size((_DRAWS,))).cpu()
             values[0] |= self._agreement(prior) | {"pag/fit": self._divergence(draws)}
         except Exception as error:
-            values, failed = [], tell(error)
+            values, failed = [], error_line(error)
         self.rows.append(PriorRow(label, values, failed))
         return failed or f"{time.monotonic() - started:.1f} s"
 

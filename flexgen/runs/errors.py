@@ -12,7 +12,7 @@ from typing import Any
 
 from flexgen._conf import conf_dir
 
-__all__ = ["one_line", "reason", "tell", "whole"]
+__all__ = ["check_whole", "error_line", "error_reason", "one_line"]
 
 
 @contextmanager
@@ -32,16 +32,16 @@ def one_line(command: str) -> Iterator[None]:
     except Exception as error:
         if os.environ.get("FLEXGEN_DEBUG"):
             traceback.print_exc()
-        sys.exit(f"flexgen {command}: {tell(error)}")
+        sys.exit(f"flexgen {command}: {error_line(error)}")
 
 
-def tell(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What went wrong and what to do, in one line."""
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return tell(error.__cause__)
+        return error_line(error.__cause__)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _configuration(error)
     message = " ".join(str(error).split())
@@ -56,12 +56,12 @@ def tell(error: BaseException) -> str:
     return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"
 
 
-def reason(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """What went wrong, as a part of another line."""
-    return tell(error).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")[:300]
+    return error_line(error).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")[:300]
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def check_whole(name: str, value: Any, least: int) -> int:
     """`value`, refused unless it is a whole number of at least `least`.
 
     Raises:

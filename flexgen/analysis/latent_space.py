@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.callbacks.reversal import base_space, reverse_data
-from flexgen.cli.build import Parts
-from flexgen.priors.paths import linear, slerp
+from flexgen.codes import base_space, reverse_data
+from flexgen.priors.interpolation import linear, slerp
 from flexgen.reversal import Reversal
+from flexgen.runs.build import Parts
 
 __all__ = ["PATHS", "LatentSpace"]
 
@@ -26,7 +26,7 @@ class LatentSpace:
 
     Args:
         parts: a trained run; nothing in it changes.
-        options: of the reversal, see :func:`flexgen.callbacks.reversal.reverse_data`.
+        options: of the reversal, see :func:`flexgen.codes.reverse_data`.
         seed: which images, and of the reversal.
     """
 
@@ -39,7 +39,7 @@ class LatentSpace:
         """Paths between the codes of held-out images, two by two.
 
         Args:
-            path: "slerp" or "linear", see :mod:`flexgen.priors.paths`.
+            path: "slerp" or "linear", see :mod:`flexgen.priors.interpolation`.
             pairs: how many.
             frames: codes on each path, both ends among them.
 

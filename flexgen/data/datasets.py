@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flexgen.data.sources import Database, Encoded, Files, Pixels, Source
+from flexgen.data.image_stores import Database, Encoded, Files, Pixels, Source
 
 Parts = dict[str, Source]
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.cli.errors import whole
-from flexgen.cli.generator import open_generator, pair, shape_text
+from flexgen.analysis.foreign_generator import open_generator, pair, shape_text
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
+from flexgen.reversal.chunks import clear
 from flexgen.reversal.loading import Loaded, Probe
-from flexgen.reversal.parts import clear
 from flexgen.reversal.stream import Streamed, reverse_stream
+from flexgen.runs.errors import check_whole
 
 __all__ = ["Job", "find_codes", "prepare", "work"]
 
@@ -49,8 +49,8 @@ def find_codes(asked: dict[str, Any]) -> None:
     if rank:
         work(asked, job, rank, world_size)
         return
-    from flexgen.cli.pairs import show_pairs, sum_up
-    from flexgen.cli.shards import Shards
+    from flexgen.analysis.pairs import show_pairs, sum_up
+    from flexgen.analysis.workers import Shards
 
     _describe(asked, job)
     if asked["restart"]:
@@ -76,7 +76,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     processes = asked["processes"]
     for name, least in (("pairs", 0), ("n", 1), ("chunk", 1), ("threads", 1)):
         if asked[name] is not None:
-            whole(name, asked[name], least)
+            check_whole(name, asked[name], least)
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))
@@ -187,7 +187,7 @@ def _options(asked: dict[str, Any]) -> dict[str, Any]:
 def _ranks(asked: dict[str, Any]) -> tuple[int, int]:
     """This process and how many there are, as torchrun says."""
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if whole("processes", asked["processes"], 1) > 1 and world_size > 1:
+    if check_whole("processes", asked["processes"], 1) > 1 and world_size > 1:
         raise ValueError(
             f"`processes` must be 1 under torchrun, whose {world_size} processes share the work, "
             f"got {asked['processes']}"

@@ -1,0 +1,282 @@
+"""Distributions over codes and over pixels, as torch Distributions without its argument checks."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.distributions import Distribution, constraints
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+__all__ = [
+    "BernoulliPixels",
+    "BoxUniform",
+    "DiagonalNormal",
+    "GaussianPixels",
+    "LogisticPixels",
+    "LowerNormal",
+    "Pixels",
+]
+
+
+class DiagonalNormal(Distribution):
+    """N(loc, diag(scale²)) over vectors.
+
+    `Independent(Normal(…), 1)` says the same, but spends five times as long on a draw in argument
+    checks and broadcasting, which a training step on a small network feels.
+
+    Args:
+        loc: mean, `(*batch, d)`.
+        scale: standard deviation, `(*batch, d)`, above 0.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square()
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return torch.addcmul(self.loc, self.scale, self._noise(sample_shape))
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities, from the noise itself."""
+        eps = self._noise(sample_shape)
+        log_prob = -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+        return torch.addcmul(self.loc, self.scale, eps), log_prob
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        whitened = (value - self.loc) / self.scale
+        return -(0.5 * (whitened.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+
+    def rsample_and_kl(
+        self, other: "DiagonalNormal", sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws, and KL(self ‖ other) of each dimension, `(*batch, d)`, nats."""
+        eps = self._noise(sample_shape)
+        z, kl = _DrawAndKL.apply(self.loc, self.scale, eps, other.loc, other.scale)
+        return z, kl
+
+    def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
+        return torch.randn(
+            *sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype
+        )
+
+
+class _DrawAndKL(Function):
+    """z = loc + scale · eps and ½(r² + s² − 1) − log r of r = scale / scale', s = (loc − loc') /
+    scale', as one node: fifteen small ones take as long as a layer of the networks around them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loc: Tensor, scale: Tensor, eps: Tensor, other_loc: Tensor, other_scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ratio, shift = scale / other_scale, (loc - other_loc) / other_scale
+        ctx.save_for_backward(scale, eps, ratio, shift, other_loc, other_scale)
+        kl = torch.addcmul(ratio.square(), shift, shift).sub_(1).mul_(0.5).sub_(ratio.log())
+        return torch.addcmul(loc, scale, eps), kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
+        scale, eps, ratio, shift, other_loc, other_scale = ctx.saved_tensors
+        per_unit = grad_kl / other_scale
+        of_loc = shift * per_unit
+        grad_loc = grad_z.sum_to_size(scale.shape) + of_loc
+        of_scale = (grad_z * eps).sum_to_size(scale.shape)
+        grad_scale = of_scale.addcmul_(ratio - ratio.reciprocal(), per_unit)
+        grad_others: list[Tensor | None] = [None, None]
+        if ctx.needs_input_grad[3]:
+            grad_others[0] = -of_loc.sum_to_size(other_loc.shape)
+        if ctx.needs_input_grad[4]:
+            further = 1 - ratio.square() - shift.square()
+            grad_others[1] = (further * per_unit).sum_to_size(other_scale.shape)
+        return grad_loc, grad_scale, None, *grad_others
+
+
+class BoxUniform(Distribution):
+    """U([low, high]^d) over vectors; `log_prob` is −inf outside the box.
+
+    Args:
+        low: lower corner, `(d,)`.
+        high: upper corner, `(d,)`, above `low`.
+    """
+
+    has_rsample = True
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.low, self.high = low, high
+        super().__init__(event_shape=low.shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.low + self.high) / 2
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.high - self.low).square() / 12
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        u = torch.rand(
+            *sample_shape, *self._event_shape, device=self.low.device, dtype=self.low.dtype
+        )
+        return torch.lerp(self.low, self.high, u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = ((value >= self.low) & (value <= self.high)).all(-1)
+        volume = (self.high - self.low).log().sum()
+        return torch.where(inside, -volume, -math.inf)
+
+
+class LowerNormal(Distribution):
+    """N(loc, (LS)(LS)ᵀ) with L unit lower triangular and S = diag(scale), a batch of them."""
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, loc: Tensor, scale: Tensor, lower: Tensor) -> None:
+        self.loc, self.scale, self.lower = loc, scale, lower
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.lower * self.scale[..., None, :]).square().sum(-1)
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities, from the noise itself."""
+        base = DiagonalNormal(torch.zeros_like(self.loc), self.scale)
+        y, log_prob = base.rsample_and_log_prob(sample_shape)
+        return self.loc + (self.lower @ y[..., None]).squeeze(-1), log_prob
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        offset = value - self.loc
+        # The columns of one system for each x: broadcast, its factor would be copied a code.
+        columns = offset.reshape(-1, *self.loc.shape).movedim(0, -1)
+        y = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
+        y = y.movedim(-1, 0).reshape(offset.shape)
+        return DiagonalNormal(torch.zeros_like(self.loc), self.scale).log_prob(y)
+
+
+class Pixels(Distribution):
+    """Independent pixels: `log_prob` sums over the event."""
+
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+    support = constraints.real
+
+    def __init__(self, parameter: Tensor, event_dims: int) -> None:
+        cut = parameter.ndim - event_dims
+        super().__init__(parameter.shape[:cut], parameter.shape[cut:], validate_args=False)
+
+    def _sum(self, log_prob: Tensor) -> Tensor:
+        return log_prob.flatten(-len(self._event_shape)).sum(-1)
+
+    def _shape(self, sample_shape: Sequence[int]) -> tuple[int, ...]:
+        return (*sample_shape, *self._batch_shape, *self._event_shape)
+
+
+class BernoulliPixels(Pixels):
+    """Pixels x in {0, 1} (or in between, as an expectation of them) with the given logits."""
+
+    def __init__(self, logits: Tensor, event_dims: int) -> None:
+        self.logits = logits
+        super().__init__(logits, event_dims)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.logits.dtype, value.dtype)
+        logits, value = torch.broadcast_tensors(self.logits.to(dtype), value.to(dtype))
+        return -self._sum(binary_cross_entropy_with_logits(logits, value, reduction="none"))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return torch.bernoulli(self.mean.detach().expand(self._shape(sample_shape)))
+
+
+class GaussianPixels(Pixels):
+    """Pixels with means and one standard deviation each, or one for all."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, event_dims: int) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, event_dims)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        whitened = (value - self.loc) / self.scale
+        return self._sum(-0.5 * (whitened.square() + math.log(2 * math.pi)) - self.scale.log())
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            loc = self.loc.expand(self._shape(sample_shape))
+            return loc + self.scale * torch.randn_like(loc)
+
+
+class LogisticPixels(Pixels):
+    """Pixels on a grid of `levels` values from `low` to `high`: a logistic's mass in each cell."""
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, low: float, high: float, levels: int, event_dims: int
+    ) -> None:
+        self.loc, self.scale, self.low, self.high, self.levels = loc, scale, low, high, levels
+        super().__init__(loc, event_dims)
+
+    @property
+    def mean(self) -> Tensor:
+        """The logistic's mean within the range; its mass beyond the ends belongs to them."""
+        return self.loc.clamp(self.low, self.high)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        half = (self.high - self.low) / (self.levels - 1) / 2
+        upper = (value + half - self.loc) / self.scale
+        lower = (value - half - self.loc) / self.scale
+        # log(σ(u) − σ(l)) = log σ(u) + log σ(−l) + log(1 − exp(l − u)): no difference of sigmoids,
+        # which is 0 far from the mean.
+        width = torch.log(-torch.expm1(-2 * half / self.scale))
+        inside = logsigmoid(upper) + logsigmoid(-lower) + width
+        log_prob = torch.where(
+            value <= self.low + half / 2,
+            logsigmoid(upper),
+            torch.where(value >= self.high - half / 2, logsigmoid(-lower), inside),
+        )
+        return self._sum(log_prob)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            u = torch.rand(self._shape(sample_shape), device=self.loc.device).clamp(1e-6, 1 - 1e-6)
+            x = (self.loc + self.scale * u.logit()).clamp(self.low, self.high)
+            step = (self.high - self.low) / (self.levels - 1)
+            return self.low + ((x - self.low) / step).round() * step

@@ -1,0 +1,1 @@
+"""A run as a library: composed, built, trained, opened again."""
