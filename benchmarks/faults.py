@@ -36,7 +36,7 @@ import flexgen.runs.fit
 from flexgen.callbacks import PriorRefit, ReversalScore
 from flexgen.callbacks import checkpoint as checkpoints
 from flexgen.cli import main
-from flexgen.models import Generative
+from flexgen.models import Latent
 from flexgen.training import latest_checkpoint, load_checkpoint
 
 STEPS = 60
@@ -54,7 +54,7 @@ WORDS = (
 )  # fmt: skip
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "training step": (Generative, "training_step"),
+    "training step": (Latent, "training_step"),
     "reversal": (ReversalScore, "measure"),
     "refit": (PriorRefit, "refit"),
     "checkpoint writing": (checkpoints, "save"),

@@ -69,7 +69,7 @@ def main() -> None:
     config = load_config(args.run)
     config["trainer"]["accelerator"] = "cpu"
     parts = load_trained(config, args.run)
-    generator = parts.model.sampler.eval().requires_grad_(False)
+    generator = parts.model.decoder.eval().requires_grad_(False)
     parts.data.setup("test")
     x = parts.data.split("test", args.n, 0)[0]
     d = int(parts.model.prior().event_shape[0])

@@ -32,6 +32,7 @@ from ot import dist, emd2
 from flexgen._conf import conf_dir
 from flexgen.callbacks import SampleQuality
 from flexgen.metrics import earth_mover_distance
+from flexgen.runs import resolvers
 from flexgen.runs.build import Parts, build, build_trainer
 
 
@@ -48,6 +49,7 @@ class Clock(pl.Callback):
 def trained(words: list[str], steps: int, folder: str) -> tuple[Parts, float, int]:
     """A default run's parts after `steps` steps, seconds a step, and how many it would make."""
     overrides = [*words, "trainer=cpu", "threads=1", f"paths.run_dir={folder}"]
+    resolvers.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
     parts, clock = build(config), Clock()

@@ -118,7 +118,7 @@ def measure(run: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
     config = load_config(run)
     config["trainer"]["accelerator"] = args.device
     parts = load_trained(config, run)
-    generator = parts.model.sampler.eval().requires_grad_(False).to(args.device)
+    generator = parts.model.decoder.eval().requires_grad_(False).to(args.device)
     parts.data.setup("test")
     x = parts.data.split("test", min(args.n, parts.data.size("test")), 0)[0].to(args.device)
     d = int(parts.model.prior().event_shape[0])

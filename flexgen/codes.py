@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +11,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flexgen.models import Generative
-from flexgen.priors import BaseSpace
+from flexgen.contracts import Prior, in_context
+from flexgen.models import Latent
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import gather_from_all, isolated_rng
 
 __all__ = [
+    "Codes",
     "base_space",
     "codes_of_data",
     "codes_path",
+    "context_of",
     "load_codes",
     "prior_options",
     "rehearse",
@@ -54,33 +56,71 @@ def load_codes(path: Path) -> dict[str, Tensor]:
 class _Mapped(nn.Module):
     """G∘f, for a prior that is a map f."""
 
-    def __init__(self, prior: nn.Module, generator: nn.Module) -> None:
+    def __init__(self, prior: Prior, generator: nn.Module) -> None:
         super().__init__()
         self.prior, self.generator = prior, generator
 
-    def forward(self, eps: Tensor) -> Tensor:
-        x: Tensor = self.generator(BaseSpace.of(self.prior).to_code(eps))
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Tensor:
+        x: Tensor = in_context(self.generator, self.prior.base_space().to_code(eps), context)
         return x
 
 
-def base_space(model: Generative) -> tuple[nn.Module, nn.Module]:
+class _InUnit(nn.Module):
+    """G's data moved to [0, 1]."""
+
+    def __init__(self, generator: nn.Module, to_unit: ToUnit) -> None:
+        super().__init__()
+        self.generator, self.to_unit = generator, to_unit
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        x: Tensor = self.to_unit(in_context(self.generator, z, context))
+        return x
+
+
+class Codes(NamedTuple):
+    """Codes of data.
+
+    Args:
+        z: `(n, latent_dim)`.
+        context: what the model was conditioned on, of each; None: nothing.
+    """
+
+    z: Tensor
+    context: Tensor | None
+
+
+def context_of(model: Latent, label: Tensor | None) -> Tensor | None:
+    """The labels of data as a model takes them: none, if it is not conditional."""
+    return None if model.num_classes is None or label is None else label.to(model.device)
+
+
+def base_space(model: Latent) -> tuple[nn.Module, Prior]:
     """The map from the prior's base space to data, and the prior there.
 
     With a prior that is a map f, a pushforward or a flow, it is G∘f, else G on Z itself.
+
+    Raises:
+        ValueError: if the model has no differentiable map from codes to data.
     """
+    if (decoder := model.decoder) is None:
+        raise ValueError(
+            f"a {type(model).__name__} whose likelihood has no mean cannot be reversed; its "
+            "codes are its posterior's: set `callbacks.refit.source=data`, and leave `reversal` "
+            "out of `callbacks`"
+        )
     prior = model.prior.current
-    base = BaseSpace.of(prior).prior
-    return (model.sampler, prior) if base is prior else (_Mapped(prior, model.sampler), base)
+    base = prior.base_space().prior
+    return (decoder, prior) if base is prior else (_Mapped(prior, decoder), base)
 
 
-def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+def prior_options(prior: Prior, options: dict[str, Any]) -> dict[str, Any]:
     """Options for :func:`flexgen.reversal.reverse` under a prior.
 
     With `constraint="auto"`, the default, codes are clipped to the prior's support if it has one.
     The codes of a bank are draws from the prior.
     """
-    support = getattr(prior, "support", None)
-    options = {"constraint": "auto", **options, "latent_shape": tuple(prior().event_shape)}
+    support = prior.support
+    options = {"constraint": "auto", **options, "latent_shape": (prior.latent_dim,)}
     if options["constraint"] == "auto":
         options["constraint"] = None if support is None else "clip"
     if options["constraint"] == "clip" and support is not None:
@@ -92,13 +132,13 @@ def prior_options(prior: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
         # find these very codes in the bank.
         own = np.random.SeedSequence([options.get("seed", 0), _BANK]).generate_state(1)
         with isolated_rng(int(own[0])):
-            options["bank"] = prior().sample(torch.Size((size,)))
+            options["bank"] = prior.draw(size)
     return options
 
 
 def reverse_data(
     generator: nn.Module,
-    prior: nn.Module,
+    prior: Prior,
     x: Tensor,
     value_range: tuple[float, float] | None,
     *,
@@ -113,18 +153,18 @@ def reverse_data(
     """
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
         to_unit = ToUnit(*value_range)
-        generator, x = nn.Sequential(generator, to_unit), to_unit(x)
+        generator, x = _InUnit(generator, to_unit), to_unit(x)
     find = reverse_together if together else reverse
     return find(generator, x, **prior_options(prior, options))
 
 
 def reverse_split(
-    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
-) -> Tensor:
-    """Codes of examples of a split under a model's sampler and prior.
+    model: Latent, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
+) -> Codes:
+    """Codes of examples of a split under a model's decoder and prior, by reversal.
 
     Args:
-        model: whose sampler is reversed; it is left as it was.
+        model: whose decoder is reversed; it is left as it was.
         data: the data module.
         split: which part of the data.
         n: how many examples, at most what the split holds; None: all.
@@ -132,36 +172,44 @@ def reverse_split(
         **options: passed on to :func:`reverse_data`.
 
     Returns:
-        Codes, `(n, latent_dim)`, those without a finite loss left out.
+        Codes of those whose loss is finite.
     """
     n = None if n is None else min(n, data.size(split))
-    x, _ = data.split(split, n, seed)
+    x, label = data.split(split, n, seed)
+    context = context_of(model, label)
+    base_space(model)  # refuses a model without a decoder
+    decoder = model.decoder
+    assert decoder is not None
     with model.evaluating():
         found = reverse_data(
-            model.sampler, model.prior, x.to(model.device), data.range, seed=seed, **options
-        )
-    return found.z[found.loss.isfinite()]
+            decoder, model.prior, x.to(model.device), data.range, seed=seed, context=context,
+            **options,
+        )  # fmt: skip
+    finite = found.loss.isfinite()
+    return Codes(found.z[finite], None if context is None else context[finite])
 
 
 def codes_of_data(
-    model: Generative, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
-) -> Tensor:
-    """Codes that a model gives examples of a split: its posterior's draws, else by reversal.
+    model: Latent, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
+) -> Codes:
+    """Codes of examples of a split: draws of the model's posterior, else by reversal.
 
     Arguments and value are those of :func:`reverse_split`, which takes `options`. But a posterior
     gives `n` codes of fewer examples too, several of each, a sample of the same aggregate.
     """
-    x, _ = data.split(split, None if n is None else min(n, data.size(split)), seed)
+    x, label = data.split(split, None if n is None else min(n, data.size(split)), seed)
+    rows = torch.arange(n or len(x)) % len(x)
+    context = context_of(model, None if label is None else label[rows])
     # Of two splits by one seed: with the same noise, their codes would not be independent.
     own = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)
     with isolated_rng(int(own[0])):
-        codes = model.encode(x[torch.arange(n or len(x)) % len(x)].to(model.device))
+        codes = model.encode(x[rows].to(model.device), context)
     if codes is None:
-        codes = reverse_split(model, data, split, n, seed=seed, **options)
-    return codes
+        return reverse_split(model, data, split, n, seed=seed, **options)
+    return Codes(codes, context)
 
 
-def rehearse(model: Generative, data: Any, split: str, options: dict[str, Any]) -> None:
+def rehearse(model: Latent, data: Any, split: str, options: dict[str, Any]) -> None:
     """Reverse two examples by one step, so that what `options` lack is told before training.
 
     Raises:
@@ -200,13 +248,14 @@ def reverse_together(generator: nn.Module, x: Tensor, **options: Any) -> Reversa
     tied = options.get("norm") == "batch" or options.get("constraint") == "moments"
     if tied or world_size == 1:
         return reverse(generator, x, **options)
-    index = options.pop("index", None)
+    index, context = options.pop("index", None), options.pop("context", None)
     index = torch.arange(len(x)) if index is None else index
     batches = torch.arange(len(x)).split(options.get("batch_size", _BATCH_SIZE))
     mine, how = {}, ""
     if rank < len(batches):
         rows = torch.cat(batches[rank::world_size])
-        found = reverse(generator, x[rows], index=index[rows], **options)
+        chosen = None if context is None else context[rows]
+        found = reverse(generator, x[rows], index=index[rows], context=chosen, **options)
         mine, how = {name: getattr(found, name).cpu() for name in _FIELDS}, found.how
     parts = [part for part in gather_from_all(mine) if part]
     order = torch.cat(

@@ -19,7 +19,14 @@ __all__ = [
     "LogisticPixels",
     "LowerNormal",
     "Pixels",
+    "covariance",
 ]
+
+
+def covariance(z: Tensor, correction: int = 1) -> Tensor:
+    """The covariance `(d, d)` of vectors `(n, d)`, float64; for d = 1 too."""
+    d = z.shape[1]
+    return torch.cov(z.detach().double().mT, correction=correction).view(d, d)
 
 
 class DiagonalNormal(Distribution):

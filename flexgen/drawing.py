@@ -50,7 +50,12 @@ def draw_pairs(x: Tensor, x_hat: Tensor, value_range: tuple[float, float], path:
 
 
 def draw_samples(
-    x: Tensor, value_range: tuple[float, float] | None, path: Path, real: Tensor | None = None
+    x: Tensor,
+    value_range: tuple[float, float] | None,
+    path: Path,
+    *,
+    real: Tensor | None = None,
+    columns: int | None = None,
 ) -> None:
     """Draw samples as what they are: images as a grid, points in the plane as a scatter plot.
 
@@ -58,7 +63,7 @@ def draw_samples(
         ValueError: for data that are neither.
     """
     if x.ndim == 4 and value_range is not None:
-        draw_images(x, value_range, path)
+        draw_images(x, value_range, path, columns=columns)
     elif x.ndim == 2 and x.shape[1] == 2:
 
         def scatter(figure: Any) -> None:

@@ -1,8 +1,6 @@
 """What a decoder's output says of the data: p(x|z) as a distribution over x.
 
-A likelihood is a module that, called with codes `(*batch, latent_dim)`, returns a distribution
-with `batch_shape = batch` and `event_shape = shape` of one datum. The models ask it for `log_prob`
-and `mean` alone, so one that unrolls over pixels fits as well.
+What a likelihood is, :class:`flexgen.contracts.Likelihood` says.
 """
 
 import math
@@ -11,36 +9,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 
 __all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian"]
 
 
-class _Likelihood(nn.Module):
-    """A decoder and what its output means.
-
-    Args:
-        decoder: codes `(n, latent_dim)` to `(n, *shape)`, unbounded.
-
-    Attributes:
-        data_range: the range that data must have; None: any.
-        has_mass: whether pixels have probabilities; else a density.
-    """
-
-    data_range: tuple[float, float] | None = None
-    has_mass = False
+class _Decoded(Likelihood):
+    """A decoder and what its output means."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
 
-    def decode(self, z: Tensor) -> tuple[Tensor, int]:
+    def decode(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, int]:
         """The decoder's output `(*batch, *shape)` for codes `(*batch, latent_dim)`; len(shape)."""
-        out: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        rows = z.reshape(-1, z.shape[-1])
+        if context is not None:
+            context = context.expand(z.shape[:-1]).reshape(-1)
+        out: Tensor = in_context(self.decoder, rows, context)
         return out.view(*z.shape[:-1], *out.shape[1:]), out.ndim - 1
 
 
-class Bernoulli(_Likelihood):
+class Bernoulli(_Decoded):
     r"""Binary pixels, $\log p(x|z) = \sum_i x_i l_i − \log(1 + e^{l_i})$ with logits l of z, nats.
 
     Args:
@@ -50,11 +41,11 @@ class Bernoulli(_Likelihood):
     data_range = (0.0, 1.0)
     has_mass = True
 
-    def forward(self, z: Tensor) -> BernoulliPixels:
-        return BernoulliPixels(*self.decode(z))
+    def forward(self, z: Tensor, context: Tensor | None = None) -> BernoulliPixels:
+        return BernoulliPixels(*self.decode(z, context))
 
 
-class Gaussian(_Likelihood):
+class Gaussian(_Decoded):
     r"""Pixels N(loc(z), σ²), a density: nats against the Lebesgue measure of the data's unit.
 
     Args:
@@ -74,12 +65,12 @@ class Gaussian(_Likelihood):
             )
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
-    def forward(self, z: Tensor) -> GaussianPixels:
-        loc, event_dims = self.decode(z)
+    def forward(self, z: Tensor, context: Tensor | None = None) -> GaussianPixels:
+        loc, event_dims = self.decode(z, context)
         return GaussianPixels(loc, self.log_scale.exp(), event_dims)
 
 
-class DiscretisedLogistic(_Likelihood):
+class DiscretisedLogistic(_Decoded):
     r"""Pixels of `levels` values: the mass of a logistic between the edges of a value's cell.
 
     .. math:: P(x_i|z) = σ((x_i + δ − m_i)/s) − σ((x_i − δ − m_i)/s)
@@ -123,8 +114,8 @@ class DiscretisedLogistic(_Likelihood):
         self.levels = levels
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def forward(self, z: Tensor) -> LogisticPixels:
-        loc, event_dims = self.decode(z)
+    def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
+        loc, event_dims = self.decode(z, context)
         return LogisticPixels(
             loc, self.log_scale.exp(), self.low, self.high, self.levels, event_dims
         )

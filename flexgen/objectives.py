@@ -1,22 +1,17 @@
 """What is minimised: the adversarial objectives, and the bounds of likelihood models.
 
-An adversarial objective is a small object without parameters. Critics return raw outputs
-("logits"), shape `(batch,)`; the objective says what they mean:
-
-* ``critic(real_logits, fake_logits)`` is the scalar that the critic minimises,
-* ``generator(fake_logits)`` is the scalar that the generator minimises,
-* ``score(logits)`` rises with how real the critic finds an image,
-* ``clip`` bounds each critic weight after each critic step (``None``: no clipping),
-* ``penalty_weight`` weighs :func:`gradient_penalty` in the critic's loss (0: none).
+What an objective is, :class:`flexgen.contracts.Objective` says; the games are played on tuples,
+data alone or data with what goes with them, see :func:`critic_loss`.
 """
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
+
+from flexgen.contracts import Critic, Objective
 
 __all__ = [
     "GAN",
@@ -25,30 +20,27 @@ __all__ = [
     "WGANGP",
     "Hinge",
     "Objective",
+    "Played",
+    "clip_weights",
+    "critic_loss",
     "gradient_penalty",
     "importance_weighted_bound",
     "kl_floor",
 ]
 
-
-class Objective(Protocol):
-    """What an adversarial training step asks of its objective."""
-
-    clip: float | None
-    penalty_weight: float
-
-    def critic(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor: ...
-
-    def generator(self, fake_logits: Tensor) -> Tensor: ...
-
-    def score(self, logits: Tensor) -> Tensor: ...
+Played = tuple[Tensor, ...]
+"""What a critic is shown of a batch: data `(n, *shape)`, and what goes with them, row by row."""
 
 
-class _Adversarial:
-    """Neither clipping nor penalty unless an objective says otherwise; the logit is the score."""
+class _Penalised(Objective):
+    """A game with an optional gradient penalty.
 
-    clip: float | None = None
-    penalty_weight: float = 0.0
+    Args:
+        penalty_weight: λ, at least 0; 0: none.
+
+    Raises:
+        ValueError: if it is negative.
+    """
 
     def __init__(self, *, penalty_weight: float = 0.0) -> None:
         if not penalty_weight >= 0:
@@ -58,11 +50,8 @@ class _Adversarial:
             )
         self.penalty_weight = float(penalty_weight)
 
-    def score(self, logits: Tensor) -> Tensor:
-        return logits
 
-
-class GAN(_Adversarial):
+class GAN(_Penalised):
     r"""The original game, with D = sigmoid(logits).
 
     Critic: −E log D(x) − E log(1 − D(G(z))). Generator: −E log D(G(z)) if `non_saturating`, else
@@ -88,7 +77,7 @@ class GAN(_Adversarial):
         return logits.sigmoid()
 
 
-class LSGAN(_Adversarial):
+class LSGAN(_Penalised):
     """Least squares: critic ½E(D(x) − 1)² + ½E D(G(z))², generator ½E(D(G(z)) − 1)².
 
     Source: Mao et al., "Least squares generative adversarial networks", 2017, eq. 9 (a=0, b=c=1).
@@ -101,7 +90,7 @@ class LSGAN(_Adversarial):
         return 0.5 * (fake_logits - 1).square().mean()
 
 
-class Hinge(_Adversarial):
+class Hinge(_Penalised):
     """Critic E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))), generator −E D(G(z)).
 
     Source: Lim & Ye, "Geometric GAN", 2017; Miyato et al., 2018, eq. 16 and 17.
@@ -114,7 +103,7 @@ class Hinge(_Adversarial):
         return -fake_logits.mean()
 
 
-class WGAN(_Adversarial):
+class WGAN(_Penalised):
     """Wasserstein: critic E D(G(z)) − E D(x), generator −E D(G(z)), weights clipped to ±`clip`.
 
     Source: Arjovsky et al., "Wasserstein GAN", 2017, Algorithm 1 (clip 0.01 with RMSprop).
@@ -141,21 +130,59 @@ class WGANGP(WGAN):
 
     def __init__(self, *, penalty_weight: float = 10.0) -> None:
         super().__init__(clip=None)
-        _Adversarial.__init__(self, penalty_weight=penalty_weight)
+        _Penalised.__init__(self, penalty_weight=penalty_weight)
+
+
+def critic_loss(
+    objective: Objective,
+    critic: Critic,
+    real: Played,
+    fake: Played,
+    record: Callable[[str, Tensor], None] | None = None,
+) -> Tensor:
+    """What a critic's step minimises: the objective's loss and λ times its gradient penalty.
+
+    Args:
+        objective: the game.
+        critic: a tuple that was played to raw outputs `(n,)`.
+        real: data, and what goes with them.
+        fake: the same of the generator, without gradient.
+        record: told `loss/critic` and, where there is a penalty, `loss/penalty`.
+    """
+    loss = objective.critic(critic(*real), critic(*fake))
+    if record is not None:
+        record("loss/critic", loss)
+    if objective.penalty_weight:
+        penalty = gradient_penalty(critic, real, fake)
+        if record is not None:
+            record("loss/penalty", penalty)
+        loss = loss + objective.penalty_weight * penalty
+    return loss
+
+
+@torch.no_grad()
+def clip_weights(objective: Objective, weights: Sequence[Tensor]) -> None:
+    """Clip a critic's weights after its step, if the objective does."""
+    if objective.clip is not None:
+        torch._foreach_clamp_min_(list(weights), -objective.clip)
+        torch._foreach_clamp_max_(list(weights), objective.clip)
 
 
 def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, eps: Tensor | None = None
+    critic: Critic, real: Played, fake: Played, eps: Tensor | None = None
 ) -> Tensor:
     r"""E(‖∇_x̃ D(x̃)‖₂ − 1)² with x̃ = ε x + (1 − ε) G(z), ε ~ U[0, 1] for each pair.
+
+    Of a tuple all that is real-valued is mixed by the same ε, and the norm is that of the gradient
+    in all of it; labels are those of the real.
 
     It needs the gradient of a gradient, so it runs in float32 outside autocast and on an
     uncompiled critic: `torch.compile` does not support double backward.
 
     Args:
-        critic: images `(batch, *shape)` to logits `(batch,)`.
-        real: images `(batch, *shape)`; no gradient flows to it.
-        fake: generated images, like `real`; no gradient flows to it.
+        critic: a tuple that was played to logits `(batch,)`.
+        real: images `(batch, *shape)`, and what goes with them; no gradient flows to it.
+        fake: of the same shapes, generated; no gradient flows to it.
         eps: mixing weights `(batch,)`; drawn from the global generator if not given.
 
     Returns:
@@ -166,20 +193,30 @@ def gradient_penalty(
 
     Source: Gulrajani et al., 2017, Algorithm 1, lines 4 to 7.
     """
-    if real.shape != fake.shape:
+    shapes, made = ([tuple(part.shape) for part in played] for played in (real, fake))
+    if shapes != made:
         raise ValueError(
-            f"`fake` must have the shape of `real` {tuple(real.shape)}, got {tuple(fake.shape)}; "
+            f"`fake` must have the shape of `real` {shapes}, got {made}; "
             "generate as many images as the batch holds"
         )
-    with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
-        real, fake = real.detach(), fake.detach()
-        real, fake = real.float(), fake.float()
+    device, n = real[0].device, len(real[0])
+    with torch.autocast(device.type, enabled=False), torch.enable_grad():
         if eps is None:
-            eps = torch.rand(len(real), device=real.device)
-        mixed = torch.lerp(fake, real, eps.view(-1, *[1] * (real.ndim - 1))).requires_grad_()
-        logits = critic(mixed)
-        (gradient,) = torch.autograd.grad(logits.sum(), mixed, create_graph=True)
-        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+            eps = torch.rand(n, device=device)
+        played = tuple(
+            _mixed(x.detach().float(), y.detach().float(), eps) if x.is_floating_point() else x
+            for x, y in zip(real, fake, strict=True)
+        )
+        logits = critic(*played)
+        mixed = [part for part in played if part.requires_grad]
+        gradients = torch.autograd.grad(logits.sum(), mixed, create_graph=True)
+        flat = [gradient.flatten(1) for gradient in gradients]
+        gradient = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        return (gradient.norm(dim=1) - 1).square().mean()
+
+
+def _mixed(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return torch.lerp(fake, real, eps.view(-1, *[1] * (real.ndim - 1))).requires_grad_()
 
 
 def importance_weighted_bound(log_weights: Tensor) -> Tensor:

@@ -1,15 +1,11 @@
-"""Approximate posteriors q(z|x): modules that, called with data, return a distribution over codes.
-
-The contract is a prior's with a batch: `batch_shape = (n,)`, `event_shape = (latent_dim,)`, and
-`rsample_and_log_prob(sample_shape)`, a draw and its log-density in one pass, which is what a bound
-needs and the only cheap way to the density of an inverse autoregressive flow.
-"""
+"""Approximate posteriors q(z|x); what they are, :class:`flexgen.contracts.Posterior` says."""
 
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Encoder, Posterior, in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
-from flexgen.flows import Cost, FlowDistribution, Transform
+from flexgen.flows import FlowDistribution, Transform
 from flexgen.priors.fixed import check_latent_dim
 
 __all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
@@ -18,29 +14,24 @@ __all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
 _LOG_SCALE = 10.0
 
 
-class DiagonalGaussian(nn.Module):
+class DiagonalGaussian(Posterior):
     """q(z|x) = N(loc(x), diag(scale(x)²)).
 
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
         latent_dim: d, at least 1.
 
-    Attributes:
-        has_log_prob: whether the density of codes from outside can be had, not only of its draws.
-
     Source: Kingma & Welling, "Auto-encoding variational Bayes", 2014.
     """
 
-    has_log_prob = True
-
-    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
         super().__init__()
         check_latent_dim(latent_dim)
         self.encoder, self.latent_dim = encoder, latent_dim
         self.head = nn.Linear(_out_features(encoder), 2 * latent_dim)
 
-    def forward(self, x: Tensor) -> DiagonalNormal:
-        return self.of(self.encoder(x))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalNormal:
+        return self.of(in_context(self.encoder, x, context))
 
     def of(self, h: Tensor) -> DiagonalNormal:
         """q(z|x) from the encoder's features `(n, out_features)`."""
@@ -67,7 +58,7 @@ class FullGaussian(DiagonalGaussian):
 
     index: Tensor
 
-    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
         super().__init__(encoder, latent_dim)
         index = torch.tril_indices(latent_dim, latent_dim, -1)
         self.register_buffer("index", index, persistent=False)
@@ -99,14 +90,14 @@ class FlowPosterior(DiagonalGaussian):
     2017, eq. 5 (LED).
     """
 
-    def __init__(self, encoder: nn.Module, flow: Transform, latent_dim: int) -> None:
+    def __init__(self, encoder: Encoder, flow: Transform, latent_dim: int) -> None:
         super().__init__(encoder, latent_dim)
         if flow.features != latent_dim:
             raise ValueError(
                 f"`flow.features` must equal `latent_dim` {latent_dim}, got {flow.features}; leave "
                 "it to the configuration"
             )
-        self.flow, self.has_log_prob = flow, flow.inverse_cost is not Cost.ABSENT
+        self.flow, self.log_prob_cost = flow, flow.inverse_cost
         features = flow.context_features
         self.to_context = nn.Linear(self.head.in_features, features) if features else None
 
@@ -115,8 +106,11 @@ class FlowPosterior(DiagonalGaussian):
         return FlowDistribution(super().of(h), self.flow, context)
 
 
-def _out_features(encoder: nn.Module) -> int:
-    features = getattr(encoder, "out_features", None)
+def _out_features(encoder: Encoder) -> int:
+    try:
+        features = encoder.out_features
+    except AttributeError:
+        features = None
     if not isinstance(features, int):
         raise ValueError(
             f"`encoder` must have the size of its features as `out_features`, got "

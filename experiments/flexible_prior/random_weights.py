@@ -27,7 +27,7 @@ PICTURED = 8
 def main(cfg: DictConfig) -> None:
     with untrained_run(cfg, "random_weights") as (parts, run_dir, values):
         model, data, score = parts.model, parts.data, parts.callbacks["reversal"]
-        generator = model.sampler.eval()
+        generator = model.decoder.eval()
         options = {"seed": score.seed, **score.options}
         x, _ = data.split(score.split, score.n, score.seed)
         found = reverse_data(generator, model.prior, x, data.range, **options, history=True)

@@ -35,7 +35,7 @@ def untrained_run(cfg: DictConfig, command: str) -> Iterator[tuple[Parts, Path, 
     # The trainer would choose the device, but nothing is trained.
     on_gpu = config["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
     model = parts.model.to("cuda" if on_gpu else "cpu")
-    calibrate_batch_norm(model.sampler, model.prior().sample((4096,)), batch_size=512)
+    calibrate_batch_norm(model.decoder, model.prior().sample((4096,)), batch_size=512)
     values: dict[str, float] = {}
     yield parts, run_dir, values
     axes = model.counters.axes()

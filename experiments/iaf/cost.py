@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from flexgen._conf import conf_dir
+from flexgen.runs import resolvers
 
 ROWS = ("diagonal", "iaf_2_320", "iaf_2_1920", "iaf_4_1920", "iaf_8_1920")
 
@@ -44,6 +45,7 @@ def main() -> None:
 
 def measure(row: str, seed: int, steps: int) -> dict[str, Any]:
     """Parameters, and the mean cost of a step."""
+    resolvers.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", [f"experiment=iaf/{row}", "paths.run_dir=unused"])
     torch.manual_seed(seed)

@@ -69,14 +69,14 @@ def random_weights(
     parts = build(config | {"seed": seed})
     model = parts.model
     with isolated_rng(seed):
-        calibrate_batch_norm(model.sampler, model.prior().sample((4096,)), batch_size=512)
+        calibrate_batch_norm(model.decoder, model.prior().sample((4096,)), batch_size=512)
     options: dict[str, Any] = {"method": "rmsprop", "tolerance": 0, "batch_size": len(x)}
     options |= {"latent_shape": model.latent_dim, "seed": seed, "history": True}
-    found = reverse(model.sampler, x, steps=steps, **options)
+    found = reverse(model.decoder, x, steps=steps, **options)
     assert found.history is not None
     loss = torch.cat([found.history.mean(1), found.loss.mean()[None]])
     if out is not None:
-        early = [reverse(model.sampler, x, steps=s, **options).x_hat for s in (5, 20)]
+        early = [reverse(model.decoder, x, steps=s, **options).x_hat for s in (5, 20)]
         rows = torch.cat([images[:PICTURED] for images in (x, *early, found.x_hat)])
         name = f"random_{config['data']['name']}.png"
         draw_images(rows, parts.data.range, out / name, columns=PICTURED)
@@ -91,7 +91,7 @@ def own_images(parts: Parts, method: str, seed: int, asked: Any) -> dict[str, fl
     """Inversion of the generator's own images, whose codes are known."""
     with isolated_rng(1000 + seed), torch.no_grad():
         z = parts.model.prior.current().sample((asked.n,))
-    x = parts.model.sampler.eval()(z).detach()
+    x = parts.model.decoder.eval()(z).detach()
     how = {"constraint": "none", "norm": "eval", "method": method}
     found = invert(parts, x, seed, **how, lr=0.05, steps=asked.steps)
     far = (found.z - z).norm(dim=1) / z.norm(dim=1)

@@ -122,7 +122,7 @@ def invert(
     if constraint == "clip":
         options["bounds"] = prior.support
     return reverse(
-        parts.model.sampler, x, latent_shape=parts.model.latent_dim, loss="bce", method=method,
+        parts.model.decoder, x, latent_shape=parts.model.latent_dim, loss="bce", method=method,
         constraint=None if constraint == "none" else constraint, batch_size=len(x), seed=seed,
         **options,
     )  # fmt: skip
@@ -137,7 +137,7 @@ def mae(x_hat: Tensor, x: Tensor) -> float:
 def errors(parts: Parts, x: Tensor, found: Reversal) -> dict[str, Any]:
     """Of an inversion: errors, that of the codes decoded in eval mode, and the codes' moments."""
     each = (found.x_hat - x).abs().flatten(1).mean(1)
-    alone = parts.model.sampler.eval()(found.z)
+    alone = parts.model.decoder.eval()(found.z)
     numbers = {
         "mae": each.mean(), "mae_median": each.median(), "mae_worst_tenth": each.quantile(0.9),
         "mae_eval": (alone - x).abs().mean(), "nats": found.loss.mean(),

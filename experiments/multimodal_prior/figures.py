@@ -113,7 +113,7 @@ def draws(parts: Parts, prior: Any) -> tuple[Tensor, Tensor]:
     """Codes of a prior and the generator's data for them, `(n, 2)` each."""
     with isolated_rng(0):
         z = prior().sample((POINTS,))
-    return z, parts.model.generate(z)
+    return z, parts.model.decode(z)
 
 
 def draw_curves(runs: list[Path], out: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexgen.analysis.priors import codes_of, prior_for
+from flexgen.callbacks.measurement import ALONE
 from flexgen.callbacks.quality import class_scores, classifier_of
-from flexgen.callbacks.scheduled import ALONE
+from flexgen.codes import context_of
+from flexgen.distributions import covariance
 from flexgen.metrics import (
     EnergyDistance,
     GaussianKL,
@@ -20,9 +22,8 @@ from flexgen.metrics import (
     PriorAgreement,
     earth_mover_distance,
 )
-from flexgen.models import Adversarial, Generative
-from flexgen.priors import Normal
-from flexgen.priors.reweighted import Reweighted
+from flexgen.models import Latent
+from flexgen.priors import Prior
 from flexgen.report import PriorRow, PriorTable
 from flexgen.runs.build import Parts
 from flexgen.runs.errors import error_line
@@ -50,17 +51,17 @@ class Asked(NamedTuple):
     names_base: bool
 
 
-def default_priors(model: Generative) -> list[str]:
+def default_priors(model: Latent) -> list[str]:
     """The priors that are compared where none are named."""
     fixed = ["own"] if base_of(model) is model.prior.current else ["own", "base"]
-    return [*fixed, *_FITTED, *(_BY_SCORE if isinstance(model, Adversarial) else ())]
+    return [*fixed, *_FITTED, *(_BY_SCORE if "score" in model.capabilities else ())]
 
 
-def base_of(model: Generative) -> nn.Module:
+def base_of(model: Latent) -> Prior:
     """The prior that training started from; of one that draws by score, what it draws from."""
-    prior = model.prior.stages[0]
-    while isinstance(prior, Reweighted):
-        prior = prior.base
+    prior = model.prior[0]
+    while prior.unmasked is not None:
+        prior = prior.unmasked
     return prior
 
 
@@ -92,7 +93,8 @@ class Comparison:
                 f"`n` must be above the {dim} dimensions of a code, got {self.n} (the {split} part "
                 f"holds {data.size(split)}); set n=1000"
             )
-        self.codes = codes_of(parts, split, self.n).cpu()
+        self.context = context_of(parts.model, self.labels)
+        self.codes = codes_of(parts, split, self.n).z.cpu()
         self.fit_codes = codes_of(parts, "train", n_fit)
         images = data.num_classes and self.held_out.ndim == 4
         self.classifier = classifier_of(data, "validation", cache_dir) if images else None
@@ -107,20 +109,18 @@ class Comparison:
             for seed in range(self.seeds):
                 prior = self._prior(asked, seed)
                 with isolated_rng(seed), model.evaluating():
-                    distribution = prior()
-                    z = distribution.sample(torch.Size((self.n,)))
-                    statistics = getattr(distribution, "statistics", {})
-                    x = model.generate(z).cpu()
+                    z = prior.draw(self.n, self.context)
+                    x = model.decode(z, self.context).cpu()
                 values.append(self._scores(x, z.cpu()))
                 values[-1] |= {
                     f"samples/{name}": float(value)
-                    for name, value in statistics.items()
+                    for name, value in prior.statistics.items()
                     if name != "critic_std"  # the critic's own scale, no score of a prior
                 }
             if asked.config is None:
                 label = f"{label} ({type(prior).__name__})"
             with isolated_rng(0), model.evaluating():
-                draws = prior().sample(torch.Size((_DRAWS,))).cpu()
+                draws = prior.draw(_DRAWS, model.in_turn(_DRAWS)).cpu()
             values[0] |= self._agreement(prior) | {"pag/fit": self._divergence(draws)}
         except Exception as error:
             values, failed = [], error_line(error)
@@ -132,7 +132,7 @@ class Comparison:
         about = (
             "The spread is of the draws, and of the fit where a prior learns, not of trainings of "
             f"the generator. {self.n} samples a set; {len(self.held_out)} {self.split} data and "
-            f"{len(self.codes)} codes of theirs to compare with; {len(self.fit_codes)} codes of "
+            f"{len(self.codes)} codes of theirs to compare with; {len(self.fit_codes.z)} codes of "
             "training data to learn from. Data (floor): training data and their codes in the place "
             f"of samples and draws. Precision to coverage are in {space}; the KL is to "
             f"{_DRAWS} draws, once (floor: to the codes to learn from); PAG is for normal priors "
@@ -149,7 +149,7 @@ class Comparison:
         if failed := [f"{row.label}: {row.failed}" for row in self.rows if row.failed]:
             raise RuntimeError(f"{len(failed)} of the priors failed, the others stand; {failed[0]}")
 
-    def _prior(self, asked: Asked, seed: int) -> nn.Module:
+    def _prior(self, asked: Asked, seed: int) -> Prior:
         model = self.parts.model
         if asked.config is None:
             return model.prior.current if asked.label == "own" else base_of(model)
@@ -161,7 +161,7 @@ class Comparison:
 
     def _floor(self) -> PriorRow:
         """Training data and their codes in the place of samples and draws."""
-        values, codes = [], self.fit_codes.cpu()
+        values, codes = [], self.fit_codes.z.cpu()
         for seed in range(self.seeds):
             x, _ = self.parts.data.split("train", self.n, seed)
             with isolated_rng(seed):
@@ -191,18 +191,18 @@ class Comparison:
             values |= class_scores(self.classifier, x, self.held_out, self.labels)
         return values
 
-    def _agreement(self, prior: nn.Module) -> dict[str, float]:
+    def _agreement(self, prior: Prior) -> dict[str, float]:
         """What takes no draws of a prior."""
-        if not isinstance(prior, Normal):
+        if prior.normal_scale is None:
             return {}
-        agreement = PriorAgreement(sigma=prior.scale, **ALONE)
+        agreement = PriorAgreement(sigma=prior.normal_scale, **ALONE)
         agreement.update(self.codes)
         return {"pag/unit": float(agreement.compute())}
 
     def _divergence(self, draws: Tensor) -> float:
         """KL of held-out codes to draws `(m, latent_dim)`, both taken as normal, in nats."""
         try:
-            moments = draws.double().mean(0), draws.double().mT.cov()
+            moments = draws.double().mean(0), covariance(draws)
             kl = GaussianKL(reference=moments, bias_correct=True, **ALONE)
             kl.update(self.codes)
             return float(kl.compute())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Prior
 from flexgen.reversal.freezing import Generator
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
 from flexgen.reversal.losses import FromUnit, ToUnit
@@ -123,9 +124,7 @@ def _in_unit_range(found: Found) -> Found:
     )
 
 
-def _load(
-    asked: dict[str, Any], device: torch.device
-) -> tuple[Loaded, Range | None, nn.Module | None]:
+def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | None, Prior | None]:
     """The generator; of a FlexGen run also its range and the prior over its codes."""
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
@@ -141,7 +140,7 @@ def _load(
     model.requires_grad_(False)
     generator, prior = base_space(model)
     assert parts.checkpoint is not None
-    shape = tuple(prior().event_shape)
+    shape = (prior.latent_dim,)
     loaded = Loaded(generator, shape, "FlexGen run", file_sha256(parts.checkpoint))
     return loaded, parts.data.range, prior
 
@@ -149,7 +148,7 @@ def _load(
 def _encoder(
     asked: dict[str, Any],
     found: Found,
-    prior: nn.Module | None,
+    prior: Prior | None,
     device: torch.device,
     rank: int,
 ) -> Any:
@@ -183,14 +182,13 @@ def _encoder_path(asked: dict[str, Any]) -> Path:
     return (source if source.is_dir() else Path(asked["out"])) / "encoder.safetensors"
 
 
-def _draw(found: Found, prior: nn.Module | None, device: torch.device) -> Callable[[int], Tensor]:
+def _draw(found: Found, prior: Prior | None, device: torch.device) -> Callable[[int], Tensor]:
     """Codes as the generator was trained on: the run's prior, the given box, or N(0, I)."""
     shape, dtype, bounds = found.latent_shape, found.loaded.dtype, found.options.get("bounds")
 
     def draw(n: int) -> Tensor:
         if prior is not None:
-            z: Tensor = prior().sample(torch.Size((n,)))
-            return z
+            return prior.draw(n)
         if bounds is not None:
             low, high = bounds
             return torch.rand(n, *shape, device=device, dtype=dtype) * (high - low) + low

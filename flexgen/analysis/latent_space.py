@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.codes import base_space, reverse_data
+from flexgen.codes import base_space, context_of, reverse_data
+from flexgen.contracts import in_context
 from flexgen.priors.interpolation import linear, slerp
 from flexgen.reversal import Reversal
 from flexgen.runs.build import Parts
@@ -51,7 +52,7 @@ class LatentSpace:
         Raises:
             ValueError: if there are too few images, or the path could leave the prior's support.
         """
-        support = getattr(self.prior, "support", None)
+        support = self.prior.support
         if path == "slerp" and support is not None:
             raise ValueError(
                 f"`interpolate=slerp` is for a normal prior, it may leave the box {support} of the "
@@ -62,15 +63,18 @@ class LatentSpace:
                 f"`pairs` must be at most {size // 2}, half of the {size} held-out examples, got "
                 f"{pairs}"
             )
-        x, _ = self.data.split(_SPLIT, 2 * pairs, self.seed)
+        x, label = self.data.split(_SPLIT, 2 * pairs, self.seed)
         index = self.data.indices(_SPLIT, 2 * pairs, self.seed)
-        found = self._reverse(x, index)
+        context = context_of(self.model, label)
+        found = self._reverse(x, index, context)
         ends = found.z.unflatten(0, (pairs, 2))
         steps = torch.linspace(0, 1, frames, device=ends.device)
         z = PATHS[path](ends[:, 0], ends[:, 1], steps)
         of_ends = {"real": x, "index": index, "loss": found.loss}
         tensors = {name: value.unflatten(0, (pairs, 2)) for name, value in of_ends.items()}
-        return {"z": z, "x": self._generate(z), **tensors}
+        # In a conditional model a path is of one class, that of its first end.
+        first = None if context is None else context[::2, None].expand(-1, frames)
+        return {"z": z, "x": self._generate(z, first), **tensors}
 
     def class_arithmetic(self, per_class: int) -> dict[str, Tensor]:
         """Mean codes of classes, and codes moved from class to class by their differences.
@@ -113,29 +117,39 @@ class LatentSpace:
         shape = len(classes), 1 + per_class
         chosen = torch.cat([(label == c).nonzero().flatten()[: 1 + per_class] for c in classes])
         index = self.data.indices(_SPLIT, size, self.seed)[chosen]
-        found = self._reverse(x[chosen], index)
+        context = context_of(self.model, label[chosen])
+        found = self._reverse(x[chosen], index, context)
         z, real = found.z.unflatten(0, shape), x[chosen].unflatten(0, shape)
         z_mean = z[:, 1:].mean(1)
         z_moved = z[:, :1] - z_mean.unsqueeze(1) + z_mean
-        if (support := getattr(self.prior, "support", None)) is not None:
+        if (support := self.prior.support) is not None:
             z_moved = z_moved.clamp(*support)
+        # In a conditional model a code moved to a class is decoded as of that class.
+        own = context_of(self.model, classes)
+        to = None if own is None else own.expand(len(classes), -1)
         return {
             "classes": classes,
             "z": z, "loss": found.loss.view(shape), "index": index.view(shape),
-            "z_mean": z_mean, "x_mean": self._generate(z_mean), "real_mean": real[:, 1:].mean(1),
-            "x": self._generate(z[:, 0]), "real": real[:, 0],
-            "z_moved": z_moved, "x_moved": self._generate(z_moved),
+            "z_mean": z_mean, "x_mean": self._generate(z_mean, own),
+            "real_mean": real[:, 1:].mean(1),
+            "x": self._generate(z[:, 0], own), "real": real[:, 0],
+            "z_moved": z_moved, "x_moved": self._generate(z_moved, to),
         }  # fmt: skip
 
-    def _reverse(self, x: Tensor, index: Tensor) -> Reversal:
+    def _reverse(self, x: Tensor, index: Tensor, context: Tensor | None) -> Reversal:
         with self.model.evaluating():
             return reverse_data(
                 self.generator, self.prior, x.to(self.model.device), self.data.range,
-                **self.options, index=index,
+                **self.options, index=index, context=context,
             )  # fmt: skip
 
-    def _generate(self, z: Tensor) -> Tensor:
-        """Data `(…, *shape)` of codes `(…, d)`."""
+    def _generate(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Data `(…, *shape)` of codes `(…, d)` in their contexts `(…)`."""
+        rows = torch.arange(z[..., 0].numel(), device=z.device).split(1000)
+        codes, labels = z.flatten(0, -2), None if context is None else context.flatten()
         with self.model.evaluating(), torch.no_grad():
-            parts = z.flatten(0, -2).split(1000)
-            return torch.cat([self.generator(p).float() for p in parts]).unflatten(0, z.shape[:-1])
+            made = [
+                in_context(self.generator, codes[r], None if labels is None else labels[r]).float()
+                for r in rows
+            ]
+        return torch.cat(made).unflatten(0, z.shape[:-1])

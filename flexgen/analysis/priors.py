@@ -5,14 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import instantiate
-from torch import Tensor, nn
 
 from flexgen.callbacks import ReversalScore
-from flexgen.codes import codes_of_data
-from flexgen.priors import fit_prior
-from flexgen.priors.reweighted import Reweighted
-from flexgen.priors.staged import event_dim
-from flexgen.runs.build import Parts, start_prior
+from flexgen.codes import Codes, codes_of_data
+from flexgen.priors import Prior, as_prior
+from flexgen.runs.build import Parts, examples
 from flexgen.training import isolated_rng
 
 __all__ = ["codes_of", "own_options", "prior_for"]
@@ -25,8 +22,8 @@ def codes_of(
     *,
     seed: int = 0,
     progress: bool = True,
-) -> Tensor:
-    """Codes `(n, latent_dim)` of a run's data: of its posterior, else as the run reverses them.
+) -> Codes:
+    """Codes of a run's data: of its posterior, else as the run reverses them.
 
     Args:
         parts: a trained run; nothing in it changes.
@@ -48,12 +45,12 @@ def own_options(parts: Parts) -> dict[str, Any]:
 def prior_for(
     parts: Parts,
     config: dict[str, Any],
-    codes: Callable[[], Tensor],
+    codes: Callable[[], Codes],
     *,
-    base: nn.Module | None = None,
+    base: Prior | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> nn.Module:
+) -> Prior:
     """A prior, ready to be drawn from, for a trained run.
 
     A prior that can learn is fitted to `codes`; one that draws by score draws by the run's critic,
@@ -62,7 +59,7 @@ def prior_for(
     Args:
         parts: a trained run; nothing in it changes.
         config: of the prior, plain values with a `_target_`.
-        codes: gives the codes to fit to, `(n, latent_dim)`; called only for a prior that can learn.
+        codes: gives the codes to fit to; called only for a prior that can learn.
         base: what a prior that draws by score draws from; None: what its configuration says.
         seed: of the prior's weights and of the fit.
         progress: whether to draw a progress bar.
@@ -76,24 +73,21 @@ def prior_for(
     model = parts.model
     with isolated_rng(seed):
         build = instantiate({**config, "_partial_": True})
-        by_score = isinstance(build.func, type) and issubclass(build.func, Reweighted)
-        given = {"base": copy.deepcopy(base)} if by_score and base is not None else {}
-        prior: nn.Module = build(**given).to(model.device).requires_grad_(False)
-        if (dim := event_dim(prior)) != model.latent_dim:
+        prior = as_prior(build())
+        if given := base is not None and prior.unmasked is not None:
+            prior = build(base=copy.deepcopy(base))
+        prior = prior.to(model.device).requires_grad_(False)
+        if prior.latent_dim != model.latent_dim:
             raise ValueError(
                 f"the prior's event shape must be ({model.latent_dim},), the run's `latent_dim`, "
-                f"got ({dim},); leave `prior.latent_dim` out"
+                f"got ({prior.latent_dim},); leave `prior.latent_dim` out"
             )
-        model.attach(prior)
-        start_prior(prior, parts.data, seed)
+        model.bind(prior)
+        prior.bind(data=examples(parts.data, seed))
         learner = prior
-        while isinstance(learner, Reweighted):
-            learner = learner.base
-        if _can_learn(learner) and learner is not given.get("base"):
-            fit_prior(learner, codes(), seed=seed, progress=progress)
+        while learner.unmasked is not None:
+            learner = learner.unmasked
+        if learner.learns and (learner is prior or not given):
+            z, context = codes()
+            learner.fit(z, context=context, seed=seed, progress=progress)
     return prior.eval()
-
-
-def _can_learn(prior: nn.Module) -> bool:
-    has_weights = next(prior.parameters(), None) is not None
-    return hasattr(prior, "fit") or (has_weights and getattr(prior, "has_log_prob", True))

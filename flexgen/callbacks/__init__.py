@@ -3,12 +3,13 @@
 from flexgen.callbacks.checkpoint import Checkpoint
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
 from flexgen.callbacks.likelihood import LikelihoodScore
+from flexgen.callbacks.measurement import Measurement
 from flexgen.callbacks.posterior import AggregatePosterior, Reconstructions
 from flexgen.callbacks.progress import Progress
 from flexgen.callbacks.quality import SampleQuality
 from flexgen.callbacks.refit import PriorRefit
 from flexgen.callbacks.reversal import ReversalScore
-from flexgen.callbacks.scheduled import Measurement, Scheduled
+from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
     "AggregatePosterior",

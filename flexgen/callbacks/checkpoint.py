@@ -7,10 +7,9 @@ import pytorch_lightning as pl
 
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.files import write_atomically
-from flexgen.models import Generative
-from flexgen.training import CSVLogger, find_checkpoints
+from flexgen.training import CSVLogger, Loop, find_checkpoints
 
-__all__ = ["Checkpoint", "save"]
+__all__ = ["Checkpoint", "save", "save_first"]
 
 
 def save(trainer: pl.Trainer, path: Path) -> None:
@@ -31,11 +30,19 @@ def save(trainer: pl.Trainer, path: Path) -> None:
     trainer.strategy.barrier()
 
 
+def save_first(trainer: pl.Trainer, model: Loop) -> None:
+    """Save a checkpoint of this step before something is measured at it, if the run keeps any."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            callback.save_once(trainer, model)
+
+
 class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
     """Writes `checkpoints/step=00001000.ckpt` and keeps the newest.
 
-    Lightning's ModelCheckpoint counts the steps of all optimizers and so saves at others than
-    asked. This one runs after every other callback, so a checkpoint holds what they did.
+    It saves on its schedule, and at each step at which something is measured: once before, so that
+    a measurement that fails costs nothing, and once after every other callback, so that the
+    checkpoint holds what they did.
 
     Args:
         keep: how many to keep; None: all.
@@ -50,8 +57,14 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
         if keep is not None and keep < 1:
             raise ValueError(f"`keep` must be at least 1, got {keep}; null keeps all")
         self.keep = keep
+        self._saved_at = -1
 
-    def act(self, trainer: pl.Trainer, model: Generative) -> None:
+    def save_once(self, trainer: pl.Trainer, model: Loop) -> None:
+        """Save now, unless this step is on disk already."""
+        if self._saved_at != model.counters.generator_steps:
+            self.act(trainer, model)
+
+    def act(self, trainer: pl.Trainer, model: Any) -> None:
         run_dir = Path(trainer.default_root_dir)
         step = model.counters.generator_steps
         # Rows first: those after the last checkpoint are dropped by a resume, missing ones stay so.
@@ -59,6 +72,7 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
             if isinstance(logger, CSVLogger):
                 logger.save()
         save(trainer, run_dir / "checkpoints" / f"step={step:08d}.ckpt")
+        self._saved_at = step
         if not trainer.is_global_zero:
             return
         if self.keep is not None:
@@ -67,6 +81,8 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        stopped = trainer.should_stop and pl_module.counters.generator_steps > 0
-        if stopped and self._acted_at != pl_module.counters.generator_steps:
+        step = pl_module.counters.generator_steps
+        measured = self._saved_at == step and not pl_module.counters.critic_phase
+        if step > 0 and self._acted_at != step and (measured or trainer.should_stop):
+            self._acted_at = step
             self.act(trainer, pl_module)

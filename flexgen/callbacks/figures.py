@@ -5,16 +5,17 @@ from typing import Any
 
 import torch
 
-from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement
 from flexgen.codes import base_space, codes_path, load_codes
+from flexgen.contracts import in_context
 from flexgen.drawing import draw_figure, draw_images, draw_samples
 from flexgen.metrics import ClusterRatio
-from flexgen.models import VAE, Generative
+from flexgen.training import Loop
 
 __all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum", "image_path"]
 
 
-def image_path(run_dir: Path, kind: str, model: Generative) -> Path:
+def image_path(run_dir: Path, kind: str, model: Loop) -> Path:
     """Where a run keeps its pictures of a kind, at the model's step."""
     return run_dir / "images" / kind / f"step={model.counters.generator_steps:08d}.png"
 
@@ -23,7 +24,8 @@ class SampleGrid(Measurement):
     """Draws samples of the same noise each time: a grid of images, or points in the plane.
 
     Args:
-        n: how many samples; toys draw 20 times as many points.
+        n: how many samples; toys draw 20 times as many points. Of a conditional model each column
+            of the grid is a class, in order.
         draws: whether to draw images from p(x|z) too, at the codes of those means; of a VAE.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
     """
@@ -34,19 +36,23 @@ class SampleGrid(Measurement):
             raise ValueError(f"`n` must be at least 1, got {n}")
         self.n, self.draws = n, draws
         if draws:
-            self.family = VAE
+            self.needs = ("likelihood",)
 
     @torch.no_grad()
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         path = image_path(run_dir, "samples", model)
         if len(data.shape) == 3:
+            columns = model.num_classes
+            n = self.n if columns is None else max(self.n // columns, 1) * columns
             with model.evaluating():
-                z = model.prior().sample((self.n,))
-                draw_samples(model.generate(z), data.range, path)
-                if self.draws:
-                    assert isinstance(model, VAE)
-                    x = model.likelihood(z).sample()
-                    draw_samples(x, data.range, image_path(run_dir, "draws", model))
+                if not self.draws:
+                    draw_samples(model.sample(n), data.range, path, columns=columns)
+                    return {}
+                context = model.in_turn(n)
+                z = model.prior.draw(n, context)
+                draw_samples(model.decode(z, context), data.range, path, columns=columns)
+                x = in_context(model.likelihood, z, context).sample()
+                draw_samples(x, data.range, image_path(run_dir, "draws", model), columns=columns)
         elif tuple(data.shape) == (2,):
             n = 20 * self.n
             real, _ = data.split("validation", None, self.seed)
@@ -57,12 +63,14 @@ class SampleGrid(Measurement):
 class _OfCodes(Measurement):
     """Pictures the codes that a :class:`ReversalScore` before it saved at the same step."""
 
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+    needs = ("prior",)
+
+    def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         path = codes_path(run_dir, model.counters.generator_steps)
         return self.picture(load_codes(path), model, data, run_dir) if path.is_file() else {}
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
     ) -> dict[str, float]:
         raise NotImplementedError
 
@@ -85,7 +93,7 @@ class CodeMap(_OfCodes):
         self.perplexity = perplexity
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
     ) -> dict[str, float]:
         from sklearn.manifold import TSNE
 
@@ -131,6 +139,8 @@ class Disagreement(_OfCodes):
     Source: Kilcher et al., section 4.2 and figure 3: 20 of 1,000.
     """
 
+    needs = ("decoder",)
+
     def __init__(self, *, draws: int = 1000, keep: int = 20, **schedule: Any) -> None:
         super().__init__(**schedule)
         if not 1 <= keep <= draws:
@@ -138,16 +148,18 @@ class Disagreement(_OfCodes):
         self.draws, self.keep = draws, keep
 
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
     ) -> dict[str, float]:
         generator, prior = base_space(model)
         z = codes["z"].to(model.device)
-        drawn = prior().sample((self.draws,))
+        context = model.in_turn(self.draws)
+        drawn = prior.draw(self.draws, context)
         distance = torch.cdist(drawn.double(), z.double()).square().mean(1)
         worst = distance.topk(self.keep)
         if len(data.shape) == 3:
             with model.evaluating(), torch.no_grad():
-                x = generator(drawn[worst.indices]).float()
+                chosen = None if context is None else context[worst.indices]
+                x = in_context(generator, drawn[worst.indices], chosen).float()
             draw_images(x, data.range, image_path(run_dir, "disagreement", model), columns=10)
         return {"disagreement/distance": float(worst.values.mean() / distance.mean())}
 
@@ -158,12 +170,14 @@ class Spectrum(_OfCodes):
     Source: Kilcher et al., figure 8.
     """
 
+    needs = ("decoder",)
+
     def picture(
-        self, codes: dict[str, torch.Tensor], model: Generative, data: Any, run_dir: Path
+        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
     ) -> dict[str, float]:
         n = len(codes["z"])
         _, prior = base_space(model)
-        draws = prior().sample((20, n)).double().cpu()
+        draws = prior.draw(20 * n, model.in_turn(20 * n)).double().cpu().unflatten(0, (20, n))
         of_prior = torch.linalg.svdvals(draws) / n**0.5
         of_codes = codes["singular_values"] / n**0.5
         rank = range(1, len(of_codes) + 1)

@@ -9,7 +9,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement, note
+from flexgen.codes import context_of
+from flexgen.contracts import in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.metrics import (
     EnergyDistance,
@@ -18,13 +20,17 @@ from flexgen.metrics import (
     bits_per_dimension,
     marginal_log_prob,
 )
-from flexgen.models import VAE, Generative
+from flexgen.models import VAE
 from flexgen.models.vae import CODES_AT_ONCE
 from flexgen.priors import base_codes
 
 __all__ = ["LikelihoodScore"]
 
 _OF_NORMAL_PRIORS = ("posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl")
+_OF_DENSITIES = (
+    "nll/samples", "nll/standard_error", "nll/bits_per_dimension", "elbo/bound", "elbo/kl",
+    "elbo/mutual_information", "elbo/marginal_kl", *_OF_NORMAL_PRIORS[1:],
+)  # fmt: skip
 _BATCH = 100
 
 
@@ -54,6 +60,9 @@ class LikelihoodScore(Measurement):
     prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
     flow. Under the prior of a refit those that it does not have are NaN.
 
+    Under a prior whose density is not normalised there are neither a likelihood nor a bound nor
+    their parts, whatever its `log_prob` returns: the run's `notes.jsonl` says so.
+
     Args:
         n: data; at most what the split holds.
         split: which part of the data.
@@ -71,7 +80,7 @@ class LikelihoodScore(Measurement):
     "Isolating sources of disentanglement in variational autoencoders", 2018, eq. 2.
     """
 
-    family = VAE
+    needs = ("posterior", "likelihood")
 
     def __init__(
         self,
@@ -92,7 +101,7 @@ class LikelihoodScore(Measurement):
         self.n, self.split, self.num_samples = n, split, num_samples
         self.num_posteriors, self.progress = num_posteriors, progress
 
-    def check(self, model: Generative, data: Any) -> None:
+    def check(self, model: Any, data: Any) -> None:
         super().check(model, data)
         if (size := data.size(self.split)) < 2:
             raise ValueError(
@@ -101,32 +110,51 @@ class LikelihoodScore(Measurement):
             )
 
     @torch.no_grad()
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
-        assert isinstance(model, VAE)
-        x, _ = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+    def measure(self, model: VAE, data: Any, run_dir: Path) -> dict[str, float]:
+        x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        x, context = x.to(model.device), context_of(model, label)
+        believed = "log_likelihood" in model.capabilities
         with model.evaluating():
-            values = self._likelihood(model, x.to(model.device))
-            return values | self._surgery(model, x.to(model.device))
+            values = self._likelihood(model, x, context) if believed else {}
+            values |= self._surgery(model, x, context)
+        if not believed:
+            name = type(model.prior.current).__name__
+            note(
+                run_dir,
+                model.counters.generator_steps,
+                type(self).__name__,
+                f"no NLL and no ELBO: the density of a {name} prior is not normalised, so it says "
+                "nothing of a likelihood; fit one that is, by flexgen refit with prior=realnvp",
+            )
+            kept = {name: value for name, value in values.items() if name not in _OF_DENSITIES}
+            # The prior before a refit may have had them: its values must not stay the last ones.
+            values = kept | (dict.fromkeys(_OF_DENSITIES, math.nan) if model.prior.in_use else {})
+        return values
 
-    def _likelihood(self, model: VAE, x: Tensor) -> dict[str, float]:
+    def _likelihood(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
         # As many data as are decoded in one pass, so that the bar moves for a large K too.
         rows = max(1, min(_BATCH, CODES_AT_ONCE // self.num_samples))
-        batches = track(x.split(rows), "likelihood", transient=True, disable=not self.progress)
-        found = torch.cat([-model.log_likelihood(batch, self.num_samples) for batch in batches])
-        nll, mass = float(found.mean()), getattr(model.likelihood, "has_mass", False)
+        batches = track(
+            _batches(x, context, rows), "likelihood", transient=True, disable=not self.progress
+        )
+        found = torch.cat(
+            [-model.log_likelihood(batch, self.num_samples, labels) for batch, labels in batches]
+        )
+        nll, mass = float(found.mean()), model.likelihood.has_mass
         return {
             "nll/samples": nll,
             "nll/standard_error": float(found.std() / math.sqrt(len(found))),
         } | ({"nll/bits_per_dimension": bits_per_dimension(nll, x[0].numel())} if mass else {})
 
-    def _surgery(self, model: VAE, x: Tensor) -> dict[str, float]:
-        p, codes, means, again = model.prior(), [], [], []
+    def _surgery(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
+        codes, means, again = [], [], []
         reconstruction, kl = torch.zeros(2, dtype=torch.float64)
-        for batch in x.split(_BATCH):
-            q = model.posterior(batch)
+        for batch, labels in _batches(x, context, _BATCH):
+            q = in_context(model.posterior, batch, labels)
             z, log_q = q.rsample_and_log_prob((16,))
-            reconstruction -= model.likelihood(z[0]).log_prob(batch).double().sum().cpu()
-            kl += (log_q - p.log_prob(z)).double().mean(0).sum().cpu()
+            decoded = in_context(model.likelihood, z[0], labels)
+            reconstruction -= decoded.log_prob(batch).double().sum().cpu()
+            kl += (log_q + model.prior.cross_entropy(z, labels)).double().mean(0).sum().cpu()
             codes.append(z[0])
             first, second = _means(q)
             means.append(first)
@@ -134,7 +162,7 @@ class LikelihoodScore(Measurement):
         z = torch.cat(codes)
         energy, pag = EnergyDistance(**ALONE), PriorAgreement(**ALONE)
         energy.update(z, real=True)
-        energy.update(p.sample((len(z),)), real=False)
+        energy.update(model.prior.draw(len(z), context), real=False)
         values = {
             "elbo/bound": -float(reconstruction + kl) / len(x),
             "elbo/reconstruction": float(reconstruction) / len(x),
@@ -150,8 +178,9 @@ class LikelihoodScore(Measurement):
             pag.update(base)
             values["posterior/pag"] = float(pag.compute())
         m = min(self.num_posteriors, len(x))
-        if m and getattr(model.posterior, "has_log_prob", True):
-            q = model.posterior(x[:m])
+        # Of a conditional model the aggregate is of each class, and few data are of one.
+        if m and model.posterior.has_log_prob and model.prior.normalised and context is None:
+            q, p = model.posterior(x[:m]), model.prior()
             z, log_q = q.rsample_and_log_prob()
             log_marginal, log_p = marginal_log_prob(z, q.log_prob, m), p.log_prob(z).double()
             values |= {
@@ -166,6 +195,13 @@ class LikelihoodScore(Measurement):
                     "elbo/dimensionwise_kl": float((log_product - log_p).mean()),
                 }
         return values
+
+
+def _batches(x: Tensor, context: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Data and their contexts, `size` at a time."""
+    parts = x.split(size)
+    contexts = [None] * len(parts) if context is None else list(context.split(size))
+    return list(zip(parts, contexts, strict=True))
 
 
 def _means(q: Distribution) -> tuple[Tensor, Tensor]:

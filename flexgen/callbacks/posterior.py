@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flexgen.callbacks.figures import image_path
-from flexgen.callbacks.scheduled import Measurement
+from flexgen.callbacks.measurement import Measurement
+from flexgen.codes import context_of
 from flexgen.drawing import draw_figure, draw_pairs
-from flexgen.models import VAE, Generative
 from flexgen.priors import base_codes
 
 __all__ = ["AggregatePosterior", "Reconstructions"]
@@ -29,7 +29,7 @@ class _OfPosterior(Measurement):
         ValueError: for fewer than two data.
     """
 
-    family = VAE
+    needs = ("posterior",)
 
     def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
         super().__init__(**schedule)
@@ -37,15 +37,14 @@ class _OfPosterior(Measurement):
             raise ValueError(f"`n` must be at least 2, got {n}")
         self.n, self.split = n, split
 
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
-        assert isinstance(model, VAE)
+    def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
-        z = model.encode(x.to(model.device))
+        z = model.encode(x.to(model.device), context_of(model, label))
         self.picture(model, data, x, z, label, run_dir)
         return {}
 
     def picture(
-        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
     ) -> None:
         raise NotImplementedError
 
@@ -62,11 +61,11 @@ class Reconstructions(_OfPosterior):
         super().__init__(n=n, **options)
 
     def picture(
-        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
     ) -> None:
         if x.ndim == 4:
             path = image_path(run_dir, "reconstructions", model)
-            draw_pairs(x, model.generate(z), data.range, path)
+            draw_pairs(x, model.decode(z, context_of(model, label)), data.range, path)
 
 
 class AggregatePosterior(_OfPosterior):
@@ -88,13 +87,13 @@ class AggregatePosterior(_OfPosterior):
 
     @torch.no_grad()
     def picture(
-        self, model: VAE, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
+        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
     ) -> None:
         if z.shape[1] < 2:
             return
         with model.evaluating():
-            prior = model.prior()
-            spaces = {"codes and draws from the prior, Z": (z, prior.sample(torch.Size((_DRAWS,))))}
+            draws = model.prior.draw(_DRAWS, model.in_turn(_DRAWS))
+            spaces = {"codes and draws from the prior, Z": (z, draws)}
             base = base_codes(model.prior, z)
         if base is not None and not torch.equal(base, z):
             normal = torch.randn(_DRAWS, z.shape[1], device=z.device)

@@ -54,9 +54,14 @@ class Progress(pl.Callback):
         losses = " ".join(f"{k.split('/')[1]} {v:.3g}" for k, v in pl_module.last_losses.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, speed=speed, losses=losses)
-        elif step == end or step - self._told >= max(1, (end - self._first) / self.lines):
+        elif step == end or step - self._told >= self._gap(end):
             self._told = step
-            print(f"{self.label}: {step}/{end} steps, {speed:.0f}/s  {losses}", file=sys.stderr)
+            of = step if end is None else f"{step}/{end}"
+            print(f"{self.label}: {of} steps, {speed:.0f}/s  {losses}", file=sys.stderr)
+
+    def _gap(self, end: int | None) -> float:
+        """Steps between two lines; where no end is known, a thousand."""
+        return 1000 if end is None else max(1, (end - self._first) / self.lines)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self._bar is not None:

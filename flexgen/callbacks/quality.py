@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flexgen.callbacks.scheduled import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.codes import context_of
+from flexgen.contracts import Prior
 from flexgen.metrics import (
     ClassBalance,
     Classifier,
@@ -17,8 +19,6 @@ from flexgen.metrics import (
     kernel_distance,
     load_or_train_classifier,
 )
-from flexgen.models import Generative
-from flexgen.priors.reweighted import Reweighted
 
 __all__ = ["SampleQuality", "class_scores", "classifier_of"]
 
@@ -31,6 +31,10 @@ class SampleQuality(Measurement):
     `modes/total_variation`; with a classifier `fid`, `kid` and `inception` from the features of
     one that FlexGen trains on the data set itself, and `classes/total_variation` between the
     classes that it sees in the samples and the shares that the held-out data have.
+
+    Of a conditional model the samples are of the labels of the held-out data, and with a
+    classifier there is `classes/accuracy` too, the share of samples that it takes for the class
+    they were made of, and `classes/accuracy_lowest`, that share of the worst class.
 
     A prior that draws by score adds `emd/unmasked`, the distance of samples from its base, and
     what it says of its draws, e.g. `samples/acceptance`. Training logs `prior/acceptance` as a mean
@@ -47,6 +51,8 @@ class SampleQuality(Measurement):
     Raises:
         ValueError: if `n` or `draws` is under 1.
     """
+
+    split: str
 
     def __init__(
         self,
@@ -66,31 +72,33 @@ class SampleQuality(Measurement):
         self.classifier, self.cache_dir = classifier, Path(cache_dir)
         self._floor_of: tuple[Any, float] | None = None
 
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split), data.size("train"))
-        held_out, _ = data.split(self.split, n, self.seed)
+        held_out, label = data.split(self.split, n, self.seed)
+        context = context_of(model, label)
         prior = model.prior.current
-        sets, statistics = self._draw(model, prior, n)
+        sets, statistics = self._draw(model, prior, n, context)
         values = {
             "emd/samples": _mean_distance(sets, held_out),
             "emd/floor": self._floor(data, held_out),
             "prior/stage": float(model.prior.in_use),
         }
         values |= {f"samples/{name}": value for name, value in statistics.items()}
-        if isinstance(prior, Reweighted):
-            unmasked, _ = self._draw(model, prior.base, n)
-            values["emd/unmasked"] = _mean_distance(unmasked, held_out)
+        if (unmasked := prior.unmasked) is not None:
+            plain, _ = self._draw(model, unmasked, n, context)
+            values["emd/unmasked"] = _mean_distance(plain, held_out)
         samples = torch.cat(sets)
-        if (centres := getattr(data, "centres", None)) is not None:
+        if (centres := data.centres) is not None:
             coverage = ModeCoverage(centres, data.std, **ALONE)
             coverage.update(samples)
             values |= {f"modes/{name}": float(v) for name, v in coverage.compute().items()}
         if self.classifier and data.num_classes and held_out.ndim == 4:
-            values |= self._classify(samples, data)
+            labels = None if context is None else context.cpu().repeat(self.draws)
+            values |= self._classify(samples, labels, data)
         return values
 
     def _draw(
-        self, model: Generative, prior: nn.Module, n: int
+        self, model: Any, prior: Prior, n: int, context: Tensor | None
     ) -> tuple[list[Tensor], dict[str, float]]:
         """Sample sets by codes of `prior`, and the means of what it says of its draws, if it does.
 
@@ -99,9 +107,9 @@ class SampleQuality(Measurement):
         sets, told = [], []
         with model.evaluating():
             for _ in range(self.draws):
-                drawn_from = prior()
-                sets.append(model.generate(drawn_from.sample((n,))).cpu())
-                told.append(getattr(drawn_from, "statistics", {}))
+                z = prior.draw(n, context)
+                told.append(prior.statistics)
+                sets.append(model.decode(z, context).cpu())
         return sets, {k: sum(float(t[k]) for t in told) / self.draws for k in told[0]}
 
     def _floor(self, data: Any, held_out: Tensor) -> float:
@@ -112,10 +120,19 @@ class SampleQuality(Measurement):
             self._floor_of = data, _mean_distance(sets, held_out)
         return self._floor_of[1]
 
-    def _classify(self, samples: Tensor, data: Any) -> dict[str, float]:
+    def _classify(self, samples: Tensor, made_of: Tensor | None, data: Any) -> dict[str, float]:
         held_out, labels = data.split(self.split, None, self.seed)
         classifier = classifier_of(data, self.split, self.cache_dir)
-        return class_scores(classifier, samples, held_out, labels)
+        values = class_scores(classifier, samples, held_out, labels)
+        if made_of is not None:
+            rows = [made_of == label for label in made_of.unique().tolist()]
+            values |= {
+                "classes/accuracy": classifier.accuracy(samples, made_of),
+                "classes/accuracy_lowest": min(
+                    classifier.accuracy(samples[r], made_of[r]) for r in rows
+                ),
+            }
+        return values
 
 
 def classifier_of(data: Any, split: str, cache_dir: Path) -> Classifier:

@@ -11,11 +11,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
-from flexgen.callbacks.scheduled import ALONE, Scheduled
-from flexgen.codes import codes_of_data, rehearse, reverse_split
+from flexgen.callbacks.measurement import ALONE
+from flexgen.callbacks.scheduled import Scheduled
+from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
+from flexgen.contracts import Prior
 from flexgen.metrics import EnergyDistance
-from flexgen.models import VAE, Generative
-from flexgen.priors import fit_prior
+from flexgen.models import Latent
+from flexgen.priors import as_prior
 from flexgen.training import isolated_rng
 
 __all__ = ["PriorRefit"]
@@ -91,7 +93,7 @@ class PriorRefit(Scheduled):
                 raise ValueError(f"`{name}` must be at least 1, got {count}")
         if not self.at:
             raise ValueError("`at` must name the generator steps of a refit, got none")
-        self.prior, self.keep, self.n, self.n_held_out = prior, keep, n, n_held_out
+        self.prior, self.keep, self.n, self.n_held_out = as_prior(prior), keep, n, n_held_out
         self.source = source
         self.options, self.seed, self.progress = dict(options or {}), seed, progress
         self._stage_at: dict[int, int] = {}
@@ -107,24 +109,27 @@ class PriorRefit(Scheduled):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done = list(state_dict["done"])
 
-    def add_stages(self, model: Generative) -> None:
+    def add_stages(self, model: Latent) -> None:
         """Give the model's prior a stage for each round, once; before a checkpoint is loaded."""
         for step in self.at if not self._stage_at else ():
             model.check_prior(self.prior)
             fresh = copy.deepcopy(self.prior).requires_grad_(False)
-            model.attach(fresh)
-            self._stage_at[step] = model.prior.append(fresh)
+            self._stage_at[step] = model.prior.append(model.bind(fresh))
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.add_stages(pl_module)
 
-    def check(self, model: Generative, data: Any) -> None:
+    def check(self, model: Latent, data: Any) -> None:
         super().check(model, data)
-        x, _ = data.split("train", 2, self.seed)
+        if not self.prior.learns:
+            # Its own words, which say what learns instead.
+            self.prior.fit(torch.zeros(2, model.latent_dim))
+        x, label = data.split("train", 2, self.seed)
+        context = context_of(model, label)
         with isolated_rng(self.seed):
-            reverses = self.source == "reversal" or model.encode(x.to(model.device)) is None
-        if reverses and self.source != "prior":
+            encoded = model.encode(x.to(model.device), context)
+        if self.source == "reversal" or (self.source == "data" and encoded is None):
             rehearse(model, data, "train", self.options)
         end = model.schedule.end
         if late := [step for step in self.at if end is not None and step > end]:
@@ -136,7 +141,7 @@ class PriorRefit(Scheduled):
         if self._acted_at in self.at and self._acted_at not in self._done:
             self.act(trainer, pl_module)
 
-    def act(self, trainer: pl.Trainer, model: Generative) -> None:
+    def act(self, trainer: pl.Trainer, model: Any) -> None:
         step = model.counters.generator_steps
         run_dir = Path(trainer.default_root_dir)
         save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
@@ -153,32 +158,33 @@ class PriorRefit(Scheduled):
             model.prior.stages[stage].load_state_dict(weights)
             model.prior.use(in_use)
 
-    def refit(self, model: Generative, data: Any, stage: int) -> dict[str, float]:
+    def refit(self, model: Latent, data: Any, stage: int) -> dict[str, float]:
         """Fit stage `stage` to the codes of data and use it if `keep` says so.
 
         All processes find the codes together; process zero fits, the others return nothing.
         """
-        prior = model.prior.stages[stage]
+        prior = model.prior[stage]
         codes = self._codes(model, data, "train", self.n)
         held_out = self._codes(model, data, "validation", self.n_held_out)
         if getattr(rank_zero_only, "rank", 0) > 0:
             return {}
-        fitted = fit_prior(prior, codes, seed=self.seed, progress=self.progress)
-        n = len(codes)
+        fitted = prior.fit(codes.z, context=codes.context, seed=self.seed, progress=self.progress)
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
         with torch.no_grad(), model.evaluating():
             values = {
-                "refit/energy_before": _distance(model.prior().sample((n,)), held_out),
-                "refit/energy_after": _distance(prior().sample((n,)), held_out),
-                "refit/energy_floor": _distance(codes, held_out),
+                "refit/energy_before": _distance(_draws(model.prior, codes), held_out.z),
+                "refit/energy_after": _distance(_draws(prior, codes), held_out.z),
+                "refit/energy_floor": _distance(codes.z, held_out.z),
             }
-            if isinstance(model, VAE):
-                before, after = (
-                    -float(p().log_prob(held_out).mean()) for p in (model.prior, prior)
-                )
-                values |= {"refit/nll_before": before, "refit/nll_after": after}
+            by_density = "posterior" in model.capabilities and all(
+                p.has_log_prob and p.normalised for p in (model.prior, prior)
+            )
+            if by_density:
+                for when, p in (("before", model.prior), ("after", prior)):
+                    nll = float(p.cross_entropy(held_out.z, held_out.context).mean())
+                    values[f"refit/nll_{when}"] = nll
         values |= {f"refit/{name}": value for name, value in fitted.items()}
-        measure = "nll" if isinstance(model, VAE) else "energy"
+        measure = "nll" if by_density else "energy"
         closer = values[f"refit/{measure}_after"] < values[f"refit/{measure}_before"]
         kept = self.keep == "always" or (self.keep == "closer" and closer)
         if kept:
@@ -186,11 +192,12 @@ class PriorRefit(Scheduled):
         self._tell(values, kept, closer)
         return values | {"refit/kept": float(kept), "prior/stage": float(model.prior.in_use)}
 
-    def _codes(self, model: Generative, data: Any, split: str, n: int | None) -> Tensor:
+    def _codes(self, model: Latent, data: Any, split: str, n: int | None) -> Codes:
         if self.source == "prior":
+            n = n or data.size(split)
+            context = model.in_turn(n)
             with model.evaluating():
-                drawn: Tensor = model.prior().sample(torch.Size((n or data.size(split),)))
-            return drawn
+                return Codes(model.prior.draw(n, context), context)
         options = {"seed": self.seed, "progress": self.progress, "together": True, **self.options}
         find = codes_of_data if self.source == "data" else reverse_split
         return find(model, data, split, n, **options)
@@ -219,6 +226,11 @@ class PriorRefit(Scheduled):
                 "keep `skip: true`, or use batch norm in its network",
                 values["refit/condition"],
             )
+
+
+def _draws(prior: Prior, codes: Codes) -> Tensor:
+    """As many draws as there are codes, in their contexts."""
+    return prior.draw(len(codes.z), codes.context)
 
 
 def _distance(drawn: Tensor, codes: Tensor) -> float:

@@ -7,17 +7,23 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributions import Distribution
 
-from flexgen.callbacks.scheduled import ALONE, Measurement
-from flexgen.codes import base_space, codes_path, rehearse, reverse_data
+from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data
+from flexgen.contracts import Prior, in_context
+from flexgen.distributions import covariance
 from flexgen.drawing import draw_pairs
 from flexgen.files import write_atomically
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
-from flexgen.models import Generative
+from flexgen.models import Latent
 from flexgen.reversal import Reversal
 
 __all__ = ["ReversalScore"]
+
+# Of fewer, resamples of a bootstrap are singular.
+_CODES_A_DIMENSION = 3
+# Of a prior, for the moments of its normal: of fewer, their own noise shows in the divergence.
+_DRAWS = 10_000
 
 
 class ReversalScore(Measurement):
@@ -48,7 +54,9 @@ class ReversalScore(Measurement):
         ValueError: for an unknown space, or too few resamples.
     """
 
+    needs = ("decoder",)
     together = True
+    split: str
 
     def __init__(
         self,
@@ -74,33 +82,45 @@ class ReversalScore(Measurement):
         self.n, self.split, self.space, self.sigma = n, split, space, sigma
         self.num_resamples, self.options = num_resamples, dict(options or {})
 
-    def check(self, model: Generative, data: Any) -> None:
+    def check(self, model: Latent, data: Any) -> None:
         super().check(model, data)
+        n, size = min(self.n, data.size(self.split)), data.size(self.split)
+        dim = base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
+        if n < _CODES_A_DIMENSION * dim:
+            raise ValueError(
+                f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
+                f"there would be {n} of {size} {self.split} data; set `data.num_{self.split}` and "
+                f"`callbacks.reversal.n` to {_CODES_A_DIMENSION * dim} or more, a smaller "
+                "`latent_dim`, or leave reversal out with ~callbacks.reversal"
+            )
         rehearse(model, data, self.split, self.options)
 
-    def measure(self, model: Generative, data: Any, run_dir: Path) -> dict[str, float]:
+    def measure(self, model: Latent, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split))
         x, label = data.split(self.split, n, self.seed)
         index = data.indices(self.split, n, self.seed)
-        x = x.to(model.device)
-        if self.space == "base":
-            generator, prior = base_space(model)
-        else:
-            generator, prior = model.sampler, model.prior.current
-        base = prior()
-        options = {"seed": self.seed, "index": index, "together": True, **self.options}
+        x, context = x.to(model.device), context_of(model, label)
+        generator, prior = base_space(model)
+        current = model.prior.current
+        if self.space == "code":
+            generator, prior = model.decoder, current  # type: ignore[assignment]
+        options = {
+            "seed": self.seed, "index": index, "context": context, "together": True, **self.options
+        }  # fmt: skip
+        quiet = {**options, "progress": False}
         with model.evaluating():
             found = reverse_data(generator, prior, x, data.range, **options)
             in_z = found.z
-            if prior is not model.prior.current:
-                in_z = reverse_data(model.sampler, model.prior, x, data.range, **_quiet(options)).z
-            true_codes = base.sample((len(x),))
+            if prior is not current:
+                in_z = reverse_data(model.decoder, current, x, data.range, **quiet).z  # type: ignore[arg-type]
+            true_codes = prior.draw(n, context)
             with torch.no_grad():
-                own = generator(true_codes)
-            again = reverse_data(generator, prior, own, data.range, **_quiet(options))
-        sigma = self.sigma or _spread(base)
+                own = in_context(generator, true_codes, context)
+            again = reverse_data(generator, prior, own, data.range, **quiet)
+        labels = model.in_turn(_DRAWS)
+        sigma = self.sigma or _spread(prior, labels)
         values = self._score(found, sigma)
-        values |= _against_draws(in_z, model.prior())
+        values |= _against_draws(in_z, current.draw(_DRAWS, labels))
         values["own/pag_true"] = _pag(true_codes, sigma)
         values["own/pag_reversed"] = _pag(again.z, sigma)
         values["own/error"] = float(again.loss.mean())
@@ -149,14 +169,9 @@ class ReversalScore(Measurement):
         write_atomically(path, lambda beside: save_file(tensors, beside, metadata))
 
 
-def _quiet(options: dict[str, Any]) -> dict[str, Any]:
-    return {**options, "progress": False}
-
-
-def _against_draws(z: Tensor, prior: Distribution) -> dict[str, float]:
+def _against_draws(z: Tensor, draws: Tensor) -> dict[str, float]:
     """Codes in Z against draws from the prior on Z, whatever it is."""
-    draws = prior.sample(torch.Size((10_000,)))
-    moments = draws.double().mean(0), draws.double().mT.cov()
+    moments = draws.double().mean(0), covariance(draws)
     kl = GaussianKL(reference=moments, bias_correct=True, **ALONE).to(z.device)
     kl.update(z)
     distance = EnergyDistance(**ALONE).to(z.device)
@@ -165,12 +180,12 @@ def _against_draws(z: Tensor, prior: Distribution) -> dict[str, float]:
     return {"pag/fit": float(kl.compute()), "pag/samples": float(distance.compute())}
 
 
-def _spread(prior: Distribution) -> float:
+def _spread(prior: Prior, labels: Tensor | None) -> float:
     """Root mean variance per coordinate; of draws, where the distribution does not state it."""
     try:
-        variance = prior.variance
+        variance = prior().variance
     except NotImplementedError:
-        variance = prior.sample(torch.Size((10_000,))).var(0)
+        variance = prior.draw(_DRAWS, labels).var(0)
     return float(variance.detach().mean().sqrt())
 
 

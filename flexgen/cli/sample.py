@@ -67,7 +67,8 @@ def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
         stem = f"{stem}_{words}"
         prior = prior_for(parts, asked["prior"], lambda: codes_of(parts, n=asked["n_fit"]))
     with isolated_rng(asked["sample_seed"]), parts.model.evaluating():
-        x = parts.model.generate(prior().sample((asked["n"],)))
+        context = parts.model.in_turn(asked["n"])
+        x = parts.model.decode(prior.draw(asked["n"], context), context)
     _save({"x": x}, stem)
     _picture(stem, lambda path: draw_samples(x, parts.data.range, path))
 

@@ -16,7 +16,7 @@ from flexgen.data.binarised import StaticDraw
 from flexgen.data.image_stores import Shape, Source, decode
 from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, check_whole
 from flexgen.data.sampler import Order, Purpose, stratified, subset
-from flexgen.data.stream import Split, worker_chunks
+from flexgen.data.stream import Chunk, Split, worker_chunks
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class ImageData(DataModule):
 
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Chunk]:
         if self.dynamic:
             assert isinstance(train, StaticDraw)
             train = train.grey

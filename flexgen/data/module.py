@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from flexgen.contracts import StreamSource
 from flexgen.data.sampler import Order, Purpose, subset
-from flexgen.data.stream import Range, Split, Stream, resident_chunks, scale
+from flexgen.data.stream import Chunk, Range, Split, Stream, resident_chunks, scale
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -32,7 +33,7 @@ QUIET_EXAMPLES = 10_000
 """Below this number, reading takes a second or two and shows no bar."""
 
 
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, StreamSource):
     """Three splits of examples, and an endless, restorable stream of training batches.
 
     Subclasses say where the splits come from (`_build`).
@@ -184,8 +185,9 @@ class DataModule(LightningDataModule):
 
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
-    ) -> Iterator[Tensor]:
-        return resident_chunks(self._resident(train, device), order, position)
+    ) -> Iterator[Chunk]:
+        labels = None if train.labels is None else train.labels.to(device)
+        return resident_chunks(self._resident(train, device), labels, order, position)
 
     def _resident(self, train: Split, device: torch.device) -> Tensor:
         """The training split on the device, read at the first call."""

@@ -1,15 +1,19 @@
 """The endless stream of training batches, and its two sources: a resident tensor and workers."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from flexgen.contracts import Batch, BatchStream
 from flexgen.data.sampler import Order, Purpose, generator, thresholds
 
 Range = tuple[float, float]
+
+Chunk = tuple[Tensor, Tensor | None]
+"""Examples of one or several batches, `(n, *shape)`, and their labels, `(n,)`."""
 
 CHUNK_BATCHES = 32
 CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
@@ -28,17 +32,15 @@ class Split(Protocol):
         """Examples, `(n, *shape)`: uint8 in [0, 255], or float as they are meant to be."""
 
 
-class Stream:
-    """Batches without end; `next(stream)` gives `x (batch_size, *shape)` on the device.
-
-    It deliberately has neither `__iter__` nor `to`: Lightning walks through anything iterable to
-    guess a batch size, which would never end here, and moves what has a `to`.
+class Stream(BatchStream):
+    """Batches without end; `next(stream)` gives x `(batch_size, *shape)` on the device, and its
+    labels `(batch_size,)` as the context, where there are any.
 
     A batch may share memory with its neighbours, never with the data set: writing into one is safe.
 
     Args:
         order: which examples each batch holds.
-        chunks: whole batches, one or several at a time, from `position` on.
+        chunks: whole batches, one or several at a time, with their labels, from `position` on.
         position: batches that this rank has taken already.
         range: what uint8 is scaled to; None if the data are float already.
         flip: mirror each image with probability ½, as a function of (seed, number of the batch).
@@ -48,7 +50,7 @@ class Stream:
     def __init__(
         self,
         order: Order,
-        chunks: Iterator[Tensor],
+        chunks: Iterator[Chunk],
         position: int = 0,
         *,
         range: Range | None = None,
@@ -57,14 +59,14 @@ class Stream:
     ) -> None:
         self._order, self._chunks, self._position = order, chunks, position
         self._range, self._flip, self._binarise = range, flip, binarise
-        self._ready: list[Tensor] = []
+        self._ready: list[Batch] = []
 
     @property
     def position(self) -> int:
         """Batches that this rank has taken; a new stream from here goes on with the next one."""
         return self._position
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Batch:
         if not self._ready:
             self._refill()
         self._position += 1
@@ -74,13 +76,15 @@ class Stream:
         # A chunk outlives the block in which it was gathered: made under inference mode, its later
         # batches could not take part in training.
         with torch.inference_mode(False), torch.no_grad():
-            x = next(self._chunks)
+            x, labels = next(self._chunks)
             if self._flip:
                 x = self._mirrored(x)
             if self._binarise:
                 x = self._drawn(x)
             x = scale(x, self._range)
-        self._ready = list(x.split(self._order.batch_size))[::-1]
+        parts = x.split(self._order.batch_size)
+        contexts = [None] * len(parts) if labels is None else labels.split(self._order.batch_size)
+        self._ready = [Batch(*pair) for pair in zip(parts, contexts, strict=True)][::-1]
 
     def _keys(self, x: Tensor) -> list[tuple[int, int]]:
         """(seed, number) of each batch in a chunk: what its random numbers depend on."""
@@ -111,7 +115,9 @@ def scale(x: Tensor, range: Range | None) -> Tensor:
     return x.to(torch.float32).mul_((high - low) / 255).add_(low)
 
 
-def resident_chunks(data: Tensor, order: Order, position: int) -> Iterator[Tensor]:
+def resident_chunks(
+    data: Tensor, labels: Tensor | None, order: Order, position: int
+) -> Iterator[Chunk]:
     """Batches gathered from a tensor on its own device, as many at a time as the cache holds.
 
     Gathering several at once spreads the cost of a call (10 µs for 500 points in the plane, 2 µs
@@ -124,15 +130,16 @@ def resident_chunks(data: Tensor, order: Order, position: int) -> Iterator[Tenso
     while True:
         rows = order.rest_of_epoch(position).to(data.device)
         for chunk in rows.split(most):
-            yield data.index_select(0, chunk.reshape(-1))
+            index = chunk.reshape(-1)
+            yield data.index_select(0, index), None if labels is None else labels[index]
         position += len(rows)
 
 
 def worker_chunks(
     split: Split, order: Order, position: int, device: torch.device, num_workers: int
-) -> Iterator[Tensor]:
+) -> Iterator[Chunk]:
     """Batches read by worker processes, started at the first one asked for."""
-    loader: DataLoader[Tensor | str] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Reader(split),
         sampler=_Batches(order, position),
         batch_size=None,
@@ -145,7 +152,7 @@ def worker_chunks(
     for batch in loader:
         if isinstance(batch, str):
             raise ValueError(batch)
-        yield batch.to(device, non_blocking=True)
+        yield tuple(None if part is None else part.to(device, non_blocking=True) for part in batch)  # type: ignore[misc]
 
 
 class _Batches:
@@ -162,7 +169,7 @@ class _Batches:
             position += len(rows)
 
 
-class _Reader(Dataset[Tensor | str]):
+class _Reader(Dataset[Any]):
     """Reads a batch in a worker; an error comes back as its message.
 
     Raised there, it would reach the user as a page of two processes' tracebacks.
@@ -171,8 +178,9 @@ class _Reader(Dataset[Tensor | str]):
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, index: list[int]) -> Tensor | str:
+    def __getitem__(self, index: list[int]) -> Chunk | str:
+        rows, labels = torch.tensor(index), self.split.labels
         try:
-            return self.split.read(torch.tensor(index))
+            return self.split.read(rows), None if labels is None else labels[rows]
         except ValueError as error:
             return str(error)

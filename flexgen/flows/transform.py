@@ -1,21 +1,14 @@
 """What every invertible map is, and the ways to put maps together."""
 
-import enum
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Cost
+
 __all__ = ["Chain", "Cost", "Inverse", "LocationScale", "Permutation", "Transform"]
-
-
-class Cost(enum.IntEnum):
-    """What a direction of a map costs: one pass, one step a coordinate, or it does not exist."""
-
-    PARALLEL = 0
-    SEQUENTIAL = 1
-    ABSENT = 2
 
 
 class Transform(nn.Module):

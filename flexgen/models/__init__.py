@@ -1,7 +1,7 @@
 """LightningModules: the adversarial families, the likelihood families, and what all share."""
 
 from flexgen.models.adversarial import Adversarial
-from flexgen.models.generative import Generative
+from flexgen.models.latent import Latent
 from flexgen.models.vae import VAE
 
-__all__ = ["VAE", "Adversarial", "Generative"]
+__all__ = ["VAE", "Adversarial", "Latent"]

@@ -1,4 +1,4 @@
-"""What a model hands the priors that draw by a critic's score."""
+"""How real a critic finds the data of codes, which priors that draw by score are bound to."""
 
 import logging
 from collections.abc import Iterator
@@ -6,11 +6,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from flexgen.priors import Staged
+from flexgen.contracts import in_context
 
-__all__ = ["CriticScore", "FlatCritic", "attach_critic", "training_prior"]
+__all__ = ["CriticScore", "FlatCritic", "warn_of_clipping"]
 
 log = logging.getLogger(__name__)
 
@@ -35,42 +34,26 @@ class CriticScore:
     def __init__(self, generator: nn.Module, critic: nn.Module) -> None:
         self.generator, self.critic = generator, critic
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Scores `(n,)` of codes `(n, latent_dim)`."""
+    def __call__(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Scores `(n,)` of codes `(n, latent_dim)`, in a context `(n,)` if there is one."""
+        rows = torch.arange(len(z), device=z.device).split(_CODES_A_PASS)
         with _evaluating(self.generator, self.critic):
-            return torch.cat([self.critic(self.generator(c)) for c in z.split(_CODES_A_PASS)])
+            return torch.cat([self._pass(z, context, r) for r in rows])
+
+    def _pass(self, z: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+        y = None if context is None else context[rows]
+        scores: Tensor = in_context(self.critic, in_context(self.generator, z[rows], y), y)
+        return scores
 
 
-def attach_critic(
-    prior: nn.Module, sampler: nn.Module, critic: nn.Module, clip: float | None
-) -> None:
-    """Have every prior in `prior` that draws by score draw by the critic's for the sampler's data.
-
-    `clip` is what the objective clips the critic's weights to: small enough, it warns.
-    """
-    waiting = [module for module in prior.modules() if hasattr(module, "attach")]
-    for module in waiting:
-        module.attach(CriticScore(sampler, critic))  # type: ignore[operator]
-    if waiting and clip is not None and clip <= _ALL_BUT_LINEAR:
+def warn_of_clipping(clip: float | None) -> None:
+    """Warn where the critic's weights are clipped so far that its score tells a prior nothing."""
+    if clip is not None and clip <= _ALL_BUT_LINEAR:
         log.warning(
             "a critic whose weights are clipped to %g is all but linear, and a prior that draws by "
             "its score learns no modes; use `model=wgan_gp`",
             clip,
         )
-
-
-def training_prior(prior: Staged, player: str, step: int, score: CriticScore) -> Distribution:
-    """What a step of `player`, "critic" or "generator", draws codes from.
-
-    Args:
-        prior: a model's.
-        player: whose step it is.
-        step: generator steps before it.
-        score: by the networks that are trained.
-    """
-    at = getattr(prior.current, "at", None)
-    drawn_from: Distribution = prior() if at is None else at(player, step, score)
-    return drawn_from
 
 
 class FlatCritic:

@@ -10,9 +10,11 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal
-from flexgen.models.generative import Generative, at_least_one
+from flexgen.models.latent import Latent
 from flexgen.objectives import importance_weighted_bound, kl_floor
+from flexgen.training.loop import at_least_one
 
 __all__ = ["CODES_AT_ONCE", "VAE"]
 
@@ -27,12 +29,12 @@ class _Mean(nn.Module):
         super().__init__()
         self.likelihood = likelihood
 
-    def forward(self, z: Tensor) -> Tensor:
-        mean: Tensor = self.likelihood(z).mean
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        mean: Tensor = in_context(self.likelihood, z, context).mean
         return mean
 
 
-class VAE(Generative):
+class VAE(Latent):
     r"""A posterior q(z|x), a likelihood p(x|z) and a prior p(z), trained by a bound on log p(x).
 
     .. math:: L_K(x) = E\left[\log \frac1K \sum_{k=1}^{K}
@@ -43,6 +45,12 @@ class VAE(Generative):
     The training loss is −L_K, in nats per datum, with two changes to its KL term for K = 1: the
     weight rises from 0 to 1 in the first `kl_warmup` generator steps, and is no lower than
     `free_bits` for each dimension.
+
+    Under a prior whose density is not normalised, log p(z) is minus its `cross_entropy`, known up
+    to a constant: it trains as well, and no bound on log p(x) is known.
+
+    With `num_classes` all three are of the labels too, p(x|z, y), q(z|x, y) and p(z|y), and the
+    bound is on log p(x|y).
 
     Args:
         posterior: data to q(z|x), with `rsample_and_log_prob`.
@@ -58,11 +66,12 @@ class VAE(Generative):
         accumulate: batches whose gradients one optimizer step averages.
         scheduler: optimizer to a schedule of its step size, stepped once a generator step.
         log_every: generator steps between two rows of losses.
+        num_classes: of the labels that the parts take; None: they take none.
 
     Raises:
         ValueError: if the prior has no density everywhere, or is made of posteriors that have
-            none, a size is out of range, or a change of the KL term is asked for K above 1, whose
-            bound has no such term.
+            none, a size is out of range, or K is above 1 with a change of the KL term, which that
+            bound does not have, or under a prior that is not normalised.
 
     Source: Kingma & Welling, 2014, eq. 7 and 10; Burda et al., 2016, eq. 8 (K > 1); Kingma et al.,
     2016, eq. 15 (free bits); Huang et al., "Learnable explicit density", 2017, eq. 5 (a prior that
@@ -71,8 +80,8 @@ class VAE(Generative):
 
     def __init__(
         self,
-        posterior: nn.Module,
-        likelihood: nn.Module,
+        posterior: Posterior,
+        likelihood: Likelihood,
         prior: nn.Module,
         *,
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
@@ -84,9 +93,16 @@ class VAE(Generative):
         accumulate: int = 1,
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         log_every: int = 100,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(
-            prior, gradient_clip=gradient_clip, accumulate=accumulate, log_every=log_every
+            prior,
+            optimizers=(optimizer,),
+            schedulers=(scheduler,),
+            gradient_clip=gradient_clip,
+            accumulate=accumulate,
+            log_every=log_every,
+            num_classes=num_classes,
         )
         at_least_one("importance_samples", importance_samples)
         at_least_one("draws", draws)
@@ -100,46 +116,84 @@ class VAE(Generative):
                     f"`{name}` needs the bound's KL term, which {importance_samples} importance "
                     f"samples do not have; set `model.{name}=0` or `model.importance_samples=1`"
                 )
-        self.check_prior(self.prior.current)
         self.posterior, self.likelihood = posterior, likelihood
         self.importance_samples, self.draws = importance_samples, draws
         self.kl_warmup, self.free_bits = kl_warmup, free_bits
-        self._optimizer, self._scheduler = optimizer, scheduler
-        self.attach(self.prior)
+        self.check_prior(self.prior.current)
+        self.bind(self.prior)
 
     @property
-    def sampler(self) -> nn.Module:
-        """Codes `(n, latent_dim)` to E[x|z]."""
-        return _Mean(self.likelihood)
+    def decoder(self) -> nn.Module | None:
+        """Codes `(n, latent_dim)` to E[x|z]; None where the likelihood has no mean."""
+        return _Mean(self.likelihood) if self.likelihood.has_mean else None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        believed = {"log_likelihood"} if self.prior.normalised else set()
+        return super().capabilities | {"posterior", "likelihood"} | believed
+
+    def learners(self) -> tuple[nn.Module, ...]:
+        return (nn.ModuleList([self.posterior, self.likelihood, self.prior]),)
+
+    def offers(self) -> dict[str, Any]:
+        return {"posterior": self.posterior}
 
     @torch.no_grad()
-    def encode(self, x: Tensor, batch_size: int = 1000) -> Tensor:
+    def encode(self, x: Tensor, context: Tensor | None = None, batch_size: int = 1000) -> Tensor:
         """A draw from q(z|x) of each datum: together a sample of the aggregate posterior."""
+        codes = []
         with self.evaluating():
-            return torch.cat([self.posterior(batch).sample() for batch in x.split(batch_size)])
+            for rows in torch.arange(len(x), device=x.device).split(batch_size):
+                labels = None if context is None else context[rows]
+                codes.append(in_context(self.posterior, x[rows], labels).sample())
+        return torch.cat(codes)
 
-    def attach_posterior(self, prior: nn.Module) -> None:
-        if hasattr(prior, "attach_posterior"):
-            prior.attach_posterior(self.posterior)  # type: ignore[operator]
+    def _picture(self, z: Tensor, context: Tensor | None) -> Tensor:
+        if self.likelihood.has_mean:
+            return super()._picture(z, context)
+        x: Tensor = in_context(self.likelihood, z, context).sample()
+        return x.float()
 
-    def check_prior(self, prior: nn.Module) -> None:
-        check_density(prior)
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a prior that no bound can be taken under.
 
-    def check_fit(
+        Raises:
+            ValueError: if it has no density, or one that is 0 somewhere; or none that is normalised
+                with K above 1.
+        """
+        name = type(prior).__name__
+        if not prior.has_log_prob and prior.normalised:
+            raise ValueError(
+                f"a VAE needs the density of its prior, and a {name} prior has none; use "
+                "prior=normal, gaussian, mixture, learnable_mixture, vamp, realnvp, maf or zuko_nsf"
+            )
+        if prior.support is not None:
+            raise ValueError(
+                f"a VAE's prior must have a density above 0 everywhere, as its posteriors reach "
+                f"everywhere, and a {name} prior is 0 outside {prior.support}; use prior=normal"
+            )
+        if not prior.normalised and self.importance_samples > 1:
+            raise ValueError(
+                f"{self.importance_samples} importance samples weigh draws by a normalised "
+                f"density, and that of a {name} prior is not; set `model.importance_samples=1`"
+            )
+
+    def try_out(
         self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
     ) -> None:
-        wanted = getattr(self.likelihood, "data_range", None)
+        wanted = self.likelihood.data_range
         if wanted not in (None, data_range):
             raise ValueError(
                 f"a {type(self.likelihood).__name__} likelihood is of data in {wanted}, got data "
                 f"in {data_range}; use data=digits_static or mnist_static, or likelihood=gaussian"
             )
+        labels = self.in_turn(2)
         with torch.no_grad():
             try:
-                q = self.posterior(torch.zeros(2, *shape))
+                q = in_context(self.posterior, torch.zeros(2, *shape, device=self.device), labels)
                 q.rsample()
-                p = self.likelihood(self.prior().sample(torch.Size((2,))))
-            except RuntimeError as error:
+                p = in_context(self.likelihood, self.prior.draw(2, labels), labels)
+            except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"prior, posterior, likelihood and data do not fit: "
                     f"{str(error).splitlines()[0]}; give them one `latent_dim` and one `data.shape`"
@@ -155,64 +209,55 @@ class VAE(Generative):
                 f"{tuple(q.event_shape)}; set one `latent_dim` for both"
             )
 
-    def configure_optimizers(self) -> Any:
-        parts = self.posterior, self.likelihood, self.prior
-        self._parameters_trained: list[Tensor] = [
-            p for m in parts for p in m.parameters() if p.requires_grad
-        ]
-        optimizer = self._optimizer(self._parameters_trained)
-        self._lr_schedulers = [] if self._scheduler is None else [self._scheduler(optimizer)]
-        return [optimizer], self._lr_schedulers
-
-    def _update(self, stream: Iterator[Tensor], *optimizers: Any) -> None:
+    def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
         (optimizer,) = optimizers
         optimizer.zero_grad()
         for _ in range(self.accumulate):
-            x = next(stream)
-            self._backward(self.loss(x))
-            self.counters.batches += 1
-            self.counters.images_seen += len(x) * self.trainer.world_size
-        self._step(optimizer, self._parameters_trained)
-        if self._scaler is not None:
-            self._scaler.update()
-        self.counters.generator_steps += 1
-        for scheduler in self._lr_schedulers:
-            scheduler.step()
+            batch = self.next_batch(stream)
+            self.accumulate_gradient(self.loss(batch.x, batch.context))
+        self.step_optimizer(optimizer, 0)
+        self.finish_step()
 
-    def loss(self, x: Tensor) -> Tensor:
+    def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The training loss of a batch, nats per datum; records it and its terms."""
         if self.importance_samples > 1:
-            weights = self.log_weights(x, self.importance_samples * self.draws)
+            weights = self.log_weights(x, self.importance_samples * self.draws, context)
             weights = weights.unflatten(0, (self.importance_samples, self.draws))
             loss = -importance_weighted_bound(weights).mean()
-            self._record("loss/generator", loss)
+            self.record("loss/generator", loss)
             return loss
-        reconstruction, kl = self._terms(x)
+        reconstruction, kl = self._terms(x, context)
         step = self.counters.generator_steps
         weight = min(1.0, (step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
         loss = reconstruction + weight * kl_floor(kl, self.free_bits * self.latent_dim / len(kl))
-        self._record("loss/generator", loss)
-        self._record("loss/reconstruction", reconstruction)
-        self._record("loss/kl", kl.sum())
+        self.record("loss/generator", loss)
+        self.record("loss/reconstruction", reconstruction)
+        self.record("loss/kl" if self.prior.normalised else "loss/kl_unnormalised", kl.sum())
         return loss
 
-    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """−E log p(x|z) `()`, and KL(q(z|x) ‖ p(z)), of each dimension `(d,)` or of all `(1,)`.
 
         Both are means over batch and draws.
         """
-        q, p = self.posterior(x), self.prior()
+        q, p = in_context(self.posterior, x, context), self.prior(context)
         draws = (self.draws,) if self.draws > 1 else ()
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
             z, kl = q.rsample_and_kl(p, draws)
             kl = kl.mean(0)
         else:
             z, log_q = q.rsample_and_log_prob(draws)
-            kl = (log_q - p.log_prob(z)).mean().view(1)
-        return -self.likelihood(z).log_prob(x).mean(), kl
+            kl = (log_q + self.prior.cross_entropy(z, context)).mean().view(1)
+        return -in_context(self.likelihood, z, context).log_prob(x).mean(), kl
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int, at_once: int = CODES_AT_ONCE) -> Tensor:
+    def log_likelihood(
+        self,
+        x: Tensor,
+        num_samples: int,
+        context: Tensor | None = None,
+        at_once: int = CODES_AT_ONCE,
+    ) -> Tensor:
         """log p(x) by importance sampling, an estimate that is low on average.
 
         The sum over draws streams, in float64, so memory does not grow with them.
@@ -220,46 +265,41 @@ class VAE(Generative):
         Args:
             x: data, `(n, *shape)`.
             num_samples: K, draws from q(z|x) for each datum; say it with every value.
+            context: of each, where the model is conditional: then it is log p(x|y).
             at_once: codes that are decoded at once.
 
         Returns:
             Nats per datum, `(n,)`, float64.
 
+        Raises:
+            ValueError: under a prior whose density is not normalised.
+
         Source: Burda et al., 2016, eq. 8, as an estimate with K = 5,000 in their section 5.
         """
         at_least_one("num_samples", num_samples)
-        q, p = self.posterior(x), self.prior()
+        if not self.prior.normalised:
+            raise ValueError(
+                f"a likelihood needs a normalised density of codes, which a "
+                f"{type(self.prior.current).__name__} prior does not have; fit one that has by "
+                "`flexgen refit`, with prior=realnvp say"
+            )
+        q, p = in_context(self.posterior, x, context), self.prior(context)
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         draws = max(1, at_once // len(x))
         for done in range(0, num_samples, draws):
-            weights = self._weights(q, p, x, min(draws, num_samples - done))
+            weights = self._weights(q, p, x, context, min(draws, num_samples - done))
             total = torch.logaddexp(total, weights.double().logsumexp(0))
         return total - math.log(num_samples)
 
-    def log_weights(self, x: Tensor, num: int) -> Tensor:
+    def log_weights(self, x: Tensor, num: int, context: Tensor | None = None) -> Tensor:
         """log p(x|z) + log p(z) − log q(z|x) of `num` draws for each datum, `(num, n)`."""
-        return self._weights(self.posterior(x), self.prior(), x, num)
+        q, p = in_context(self.posterior, x, context), self.prior(context)
+        return self._weights(q, p, x, context, num)
 
-    def _weights(self, q: Distribution, p: Distribution, x: Tensor, num: int) -> Tensor:
+    def _weights(
+        self, q: Distribution, p: Distribution, x: Tensor, context: Tensor | None, num: int
+    ) -> Tensor:
         z, log_q = q.rsample_and_log_prob((num,))  # type: ignore[attr-defined]
-        weights: Tensor = self.likelihood(z).log_prob(x) + p.log_prob(z) - log_q
+        likelihood = in_context(self.likelihood, z, context)
+        weights: Tensor = likelihood.log_prob(x) + p.log_prob(z) - log_q
         return weights
-
-
-def check_density(prior: nn.Module) -> None:
-    """Refuse a prior that a bound cannot be taken under.
-
-    Raises:
-        ValueError: if it has no density, or one that is 0 somewhere.
-    """
-    name = type(prior).__name__
-    if not getattr(prior, "has_log_prob", True):
-        raise ValueError(
-            f"a VAE needs the density of its prior, and a {name} prior has none; "
-            "use prior=normal, gaussian, mixture, learnable_mixture, vamp, realnvp, maf or zuko_nsf"
-        )
-    if getattr(prior, "support", None) is not None:
-        raise ValueError(
-            f"a VAE's prior must have a density above 0 everywhere, as its posteriors reach "
-            f"everywhere, and a {name} prior is 0 outside {prior.support}; use prior=normal"
-        )

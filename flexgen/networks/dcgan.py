@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from flexgen.networks import layers
+from flexgen.networks import conditioning, layers
 
 _SMALLEST = 4
 
@@ -113,6 +113,9 @@ class DCGANGenerator(nn.Module):
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each hidden activation.
         weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
+        num_classes: of the labels that it takes as context; null: it takes none.
+        condition: how it takes them: "input", one-hot beside the code, or "norm", by a scale and a
+            shift of each class in every normalisation.
 
     Attributes:
         latent_dim: size of a code.
@@ -139,6 +142,8 @@ class DCGANGenerator(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = "batch",
         weight_std: float | None = None,
+        num_classes: int | None = None,
+        condition: conditioning.GeneratorCondition = "input",
     ) -> None:
         super().__init__()
         self.latent_dim = layers.positive("latent_dim", latent_dim)
@@ -153,7 +158,13 @@ class DCGANGenerator(nn.Module):
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
         first = (maps[0], *sizes[0])
 
-        widths = (self.latent_dim, *layers.positives("linear_features", linear_features))
+        self.num_classes = num_classes
+        classes = conditioning.check_classes(num_classes, condition, ("input", "norm"))
+        self.labels_beside = classes if condition == "input" else 0
+        widths = (
+            self.latent_dim + self.labels_beside,
+            *layers.positives("linear_features", linear_features),
+        )
         net: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
             net += layers.dense(narrow, wide, norm, activation, negative_slope)
@@ -176,19 +187,22 @@ class DCGANGenerator(nn.Module):
             if not last:
                 net += layers.map_norm(cout, norm)
                 net += [layers.activation(activation, negative_slope)]
-        self.net = nn.Sequential(*net, layers.output_map(output_range))
+        if classes and condition == "norm":
+            net = conditioning.conditioned(net, classes)
+        self.net = conditioning.Sequential(*net, layers.output_map(output_range))
         layers.draw_weights(self, weight_std)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate images.
 
         Args:
             z: codes, `(batch, latent_dim)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Images, `(batch, channels, height, width)`, in `output_range`.
         """
-        x: Tensor = self.net(z)
+        x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside), context)
         return x
 
 
@@ -205,6 +219,9 @@ class DCGANCritic(nn.Module):
         norm: null, "batch" or "layer", after each convolution. Batch norm ties the outputs of a
             batch together, which a gradient penalty per sample does not allow.
         weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
+        num_classes: of the labels that it takes as context; null: it takes none.
+        condition: how it takes them: "projection" of the last features on the class's direction,
+            or "concatenation", one-hot beside the data.
 
     Attributes:
         shape: shape of one image.
@@ -224,12 +241,18 @@ class DCGANCritic(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         weight_std: float | None = None,
+        num_classes: int | None = None,
+        condition: conditioning.CriticCondition = "projection",
     ) -> None:
         super().__init__()
         self.shape = layers.image_shape(shape)
         layers.check_norm(norm)
         kernel = _check_kernel(kernel_size)
-        maps = (self.shape[0], *layers.map_channels(channels))
+        self.num_classes = num_classes
+        known = ("projection", "concatenation")
+        classes = conditioning.check_classes(num_classes, condition, known)
+        self.labels_beside = classes if condition == "concatenation" else 0
+        maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net: list[nn.Module] = []
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
@@ -245,17 +268,21 @@ class DCGANCritic(nn.Module):
         net += [nn.Flatten()]
         for wide, narrow in itertools.pairwise(widths):
             net += layers.dense(wide, narrow, None, activation, negative_slope)
-        self.net = nn.Sequential(*net, nn.Linear(widths[-1], 1))
+        self.net = nn.Sequential(*net)
+        projected = classes if condition == "projection" else 0
+        self.output = conditioning.Projection(widths[-1], projected)
         layers.draw_weights(self, weight_std)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Criticise images.
 
         Args:
             x: images, `(batch, channels, height, width)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Raw outputs, `(batch,)`; what they mean is the objective's affair.
         """
-        logits: Tensor = self.net(x).squeeze(1)
+        features = self.net(conditioning.beside(x, context, self.labels_beside))
+        logits: Tensor = self.output(features, context)
         return logits

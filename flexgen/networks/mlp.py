@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from flexgen.networks import layers
+from flexgen.networks import conditioning, layers
 
 
 class MLPGenerator(nn.Module):
@@ -26,6 +26,9 @@ class MLPGenerator(nn.Module):
         linear_skip: whether a linear map S of the code is added before the output map, so that the
             output keeps full rank in z when the hidden units do not.
         weight_std: standard deviation of normal initial weights; null keeps torch's.
+        num_classes: of the labels that it takes as context; null: it takes none.
+        condition: how it takes them: "input", one-hot beside the code, or "norm", by a scale and a
+            shift of each class in every normalisation.
 
     Attributes:
         latent_dim: size of a code.
@@ -46,32 +49,44 @@ class MLPGenerator(nn.Module):
         norm: layers.Norm = None,
         linear_skip: bool = False,
         weight_std: float | None = None,
+        num_classes: int | None = None,
+        condition: conditioning.GeneratorCondition = "input",
     ) -> None:
         super().__init__()
         self.latent_dim = layers.positive("latent_dim", latent_dim)
         self.shape = layers.data_shape(shape)
         layers.check_norm(norm)
-        widths = (self.latent_dim, *layers.positives("hidden_features", hidden_features))
+        self.num_classes = num_classes
+        classes = conditioning.check_classes(num_classes, condition, ("input", "norm"))
+        self.labels_beside = classes if condition == "input" else 0
+        widths = (
+            self.latent_dim + self.labels_beside,
+            *layers.positives("hidden_features", hidden_features),
+        )
         hidden: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
             hidden += layers.dense(narrow, wide, norm, activation, negative_slope)
         features = math.prod(self.shape)
-        self.hidden = nn.Sequential(*hidden)
+        if classes and condition == "norm":
+            hidden = conditioning.conditioned(hidden, classes)
+        self.hidden = conditioning.Sequential(*hidden)
         self.output = nn.Linear(widths[-1], features)
         self.skip = nn.Linear(self.latent_dim, features, bias=False) if linear_skip else None
         self.to_range = layers.output_map(output_range)
         layers.draw_weights(self, weight_std)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate data.
 
         Args:
             z: codes, `(batch, latent_dim)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Data, `(batch, *shape)`, in `output_range`.
         """
-        x = self.output(self.hidden(z))
+        h = conditioning.beside(z, context, self.labels_beside)
+        x = self.output(self.hidden(h, context))
         if self.skip is not None:
             x = x + self.skip(z)
         return self.to_range(x).unflatten(1, self.shape)
@@ -88,6 +103,9 @@ class MLPCritic(nn.Module):
         norm: null, "batch" or "layer", before each hidden activation. Batch norm ties the outputs
             of a batch together, which a gradient penalty per sample does not allow.
         weight_std: standard deviation of normal initial weights; null keeps torch's.
+        num_classes: of the labels that it takes as context; null: it takes none.
+        condition: how it takes them: "projection" of the last features on the class's direction,
+            or "concatenation", one-hot beside the data.
 
     Attributes:
         shape: shape of one datum.
@@ -104,27 +122,38 @@ class MLPCritic(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         weight_std: float | None = None,
+        num_classes: int | None = None,
+        condition: conditioning.CriticCondition = "projection",
     ) -> None:
         super().__init__()
         self.shape = layers.data_shape(shape)
         layers.check_norm(norm)
-        widths = (math.prod(self.shape), *layers.positives("hidden_features", hidden_features))
+        self.num_classes = num_classes
+        known = ("projection", "concatenation")
+        classes = conditioning.check_classes(num_classes, condition, known)
+        self.labels_beside = classes if condition == "concatenation" else 0
+        inputs = math.prod(self.shape) + self.labels_beside
+        widths = (inputs, *layers.positives("hidden_features", hidden_features))
         hidden: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(widths):
             hidden += layers.dense(wide, narrow, norm, activation, negative_slope)
-        self.net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], 1))
+        self.hidden = nn.Sequential(*hidden)
+        projected = classes if condition == "projection" else 0
+        self.output = conditioning.Projection(widths[-1], projected)
         layers.draw_weights(self, weight_std)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Criticise data.
 
         Args:
             x: data, `(batch, *shape)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Raw outputs, `(batch,)`; what they mean is the objective's affair.
         """
-        logits: Tensor = self.net(x).squeeze(1)
+        h = conditioning.beside(x.flatten(1), context, self.labels_beside)
+        logits: Tensor = self.output(self.hidden(h), context)
         return logits
 
 
@@ -136,6 +165,8 @@ class MLPEncoder(nn.Module):
         hidden_features: width of each layer, the features last; none leaves the data, flattened.
         activation: name of the activation in torch.nn, also of the features.
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+        num_classes: of the labels that it takes as context, one-hot
+            beside the data; null: it takes none.
 
     Attributes:
         shape: shape of one datum.
@@ -153,24 +184,29 @@ class MLPEncoder(nn.Module):
         hidden_features: Sequence[int] = (200, 200),
         activation: str = "ReLU",
         negative_slope: float = 0.2,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.shape = layers.data_shape(shape)
-        widths = (math.prod(self.shape), *layers.positives("hidden_features", hidden_features))
+        self.num_classes = num_classes
+        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
+        inputs = math.prod(self.shape) + self.labels_beside
+        widths = (inputs, *layers.positives("hidden_features", hidden_features))
         net: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(widths):
             net += layers.dense(wide, narrow, None, activation, negative_slope)
-        self.net = nn.Sequential(nn.Flatten(), *net)
+        self.net = nn.Sequential(*net)
         self.out_features = widths[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Encode data.
 
         Args:
             x: data, `(batch, *shape)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Features, `(batch, out_features)`.
         """
-        features: Tensor = self.net(x)
+        features: Tensor = self.net(conditioning.beside(x.flatten(1), context, self.labels_beside))
         return features

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from flexgen.networks import layers
+from flexgen.networks import conditioning, layers
 from flexgen.networks.dcgan import map_sizes
 
 Size = tuple[int, int]
@@ -87,6 +87,8 @@ class ResConvEncoder(nn.Module):
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         plain_blocks: blocks of stride 1 between each two strided ones.
         weight_norm: whether each layer's weights are a direction and a length for each output.
+        num_classes: of the labels that it takes as context, one-hot
+            beside the image; null: it takes none.
 
     Attributes:
         shape: shape of one image.
@@ -112,10 +114,13 @@ class ResConvEncoder(nn.Module):
         negative_slope: float = 0.2,
         plain_blocks: int = 0,
         weight_norm: bool = False,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.shape = layers.image_shape(shape)
-        maps = (self.shape[0], *layers.map_channels(channels))
+        self.num_classes = num_classes
+        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
+        maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net = _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=False)
         net += [nn.Flatten()]
@@ -130,16 +135,17 @@ class ResConvEncoder(nn.Module):
         if weight_norm:
             layers.normalise_weights(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
             x: images, `(batch, channels, height, width)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Features, `(batch, out_features)`.
         """
-        features: Tensor = self.net(x)
+        features: Tensor = self.net(conditioning.beside(x, context, self.labels_beside))
         return features
 
 
@@ -160,6 +166,8 @@ class ResConvGenerator(nn.Module):
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         plain_blocks: as for the encoder.
         weight_norm: as for the encoder.
+        num_classes: of the labels that it takes as context, one-hot
+            beside the code; null: it takes none.
 
     Attributes:
         latent_dim: size of a code.
@@ -184,15 +192,18 @@ class ResConvGenerator(nn.Module):
         negative_slope: float = 0.2,
         plain_blocks: int = 0,
         weight_norm: bool = False,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = layers.positive("latent_dim", latent_dim)
         self.shape = layers.image_shape(shape)
+        self.num_classes = num_classes
+        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
         maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
         first = (maps[0], *sizes[0])
         widths = (
-            self.latent_dim,
+            self.latent_dim + self.labels_beside,
             *layers.positives("linear_features", linear_features),
             math.prod(first),
         )
@@ -206,14 +217,15 @@ class ResConvGenerator(nn.Module):
         if weight_norm:
             layers.normalise_weights(self)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate images.
 
         Args:
             z: codes, `(batch, latent_dim)`.
+            context: labels `(batch,)`, with `num_classes` alone.
 
         Returns:
             Logits, or images in `output_range`, `(batch, channels, height, width)`.
         """
-        x: Tensor = self.net(z)
+        x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside))
         return x

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Score
 from flexgen.priors.reweighted import Reweighted, ReweightedDistribution
 
 __all__ = ["Langevin", "LangevinDistribution", "Rejection", "RejectionDistribution"]
@@ -30,17 +31,14 @@ class RejectionDistribution(_SampledDistribution):
     """Draws of `base` that a :class:`Rejection` accepts; each call burns in for itself.
 
     What a call draws so depends on the generator's seed and the score alone, not on earlier calls.
-
-    Attributes:
-        statistics: of the last call: the standard deviation of the scores in the burn-in,
-            `critic_std`, and the share of the proposals that were accepted, `acceptance`.
+    Its statistics are the standard deviation of the scores in the burn-in, `critic_std`, and the
+    share of the proposals that were accepted, `acceptance`.
     """
 
     prior: "Rejection"
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        num = math.prod(sample_shape)
-        z, burn_in = self._propose(self.prior.burn_in)
+    def _draw(self, num: int, label: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        z, burn_in = self._propose(self.prior.burn_in, label)
         highest = burn_in.max()
         rate = float(self.prior.acceptance(burn_in, burn_in, highest).mean())
         kept, found, proposed = [z[:0]], 0, 0
@@ -53,21 +51,21 @@ class RejectionDistribution(_SampledDistribution):
                 )
             wanted = min((num - found) / max(rate, 1 / _MOST_PROPOSALS), _MOST_PROPOSALS)
             n = min(max(math.ceil(wanted), _FEWEST_PROPOSALS), most - proposed)
-            z, scores = self._propose(n)
+            z, scores = self._propose(n, label)
             highest = highest.maximum(scores.max())
             accepted = torch.rand_like(scores) < self.prior.acceptance(scores, burn_in, highest)
             kept.append(z[accepted.to(z.device)])
             found, proposed = found + len(kept[-1]), proposed + n
-        self.statistics = {"critic_std": burn_in.std()}
+        statistics = {"critic_std": burn_in.std()}
         if proposed:
-            self.statistics["acceptance"] = torch.tensor(found / proposed)
-        return torch.cat(kept)[:num].view(*sample_shape, *self._event_shape)
+            statistics["acceptance"] = torch.tensor(found / proposed)
+        return torch.cat(kept)[:num], statistics
 
-    def _propose(self, n: int) -> tuple[Tensor, Tensor]:
+    def _propose(self, n: int, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes `(n, d)` of the base and their scores `(n,)`, float64 on the CPU."""
-        z = self.base.rsample(torch.Size((n,)))
+        z = self._base(n, label)
         with torch.no_grad():
-            return z, self._scores(z.detach()).cpu().double()
+            return z, self._scores(z.detach(), label).cpu().double()
 
 
 class Rejection(Reweighted):
@@ -127,8 +125,8 @@ class Rejection(Reweighted):
         self.percentile = None if percentile is None else float(percentile)
         self.burn_in, self.max_proposals = burn_in, float(max_proposals)
 
-    def forward(self) -> RejectionDistribution:
-        return RejectionDistribution(self.base(), self, self._score)
+    def _by_score(self, score: Score | None, context: Tensor | None) -> RejectionDistribution:
+        return RejectionDistribution(self, score, context)
 
     def acceptance(self, scores: Tensor, burn_in: Tensor, highest: Tensor) -> Tensor:
         """The probability σ(F) to accept each code.
@@ -147,16 +145,14 @@ class Rejection(Reweighted):
 class LangevinDistribution(_SampledDistribution):
     """The last states of chains that a :class:`Langevin` runs from draws of `base`.
 
-    They carry no gradient to the base.
-
-    Attributes:
-        statistics: of the last call: the standard deviation of the scores of the first states,
-            `critic_std`, and with the Metropolis step the share of moves accepted, `acceptance`.
+    They carry no gradient to the base. Their statistics are the standard deviation of the scores of
+    the first states, `critic_std`, and with the Metropolis step the share of moves accepted,
+    `acceptance`.
     """
 
     prior: "Langevin"
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def _draw(self, num: int, label: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "a Langevin prior needs gradients, which torch.inference_mode rules out; draw "
@@ -164,11 +160,11 @@ class LangevinDistribution(_SampledDistribution):
             )
         prior, eps = self.prior, self.prior.step_size
         with torch.no_grad():
-            z = self.base.sample(torch.Size((math.prod(sample_shape),)))
+            z = self._base(num, label)
             if not len(z):
-                return z.view(*sample_shape, *self._event_shape)
-            energy, slope, scores = self._energy(z)
-            self.statistics = {"critic_std": scores.std(correction=0)}
+                return z, {}
+            energy, slope, scores = self._energy(z, label)
+            statistics = {"critic_std": scores.std(correction=0)}
             accepted = []
             for step in range(1, prior.steps + 1):
                 noise = torch.randn_like(z)
@@ -180,9 +176,9 @@ class LangevinDistribution(_SampledDistribution):
                     )
                 if not prior.metropolis:
                     z = prior.reflect(moved)
-                    _, slope, _ = self._energy(z)
+                    _, slope, _ = self._energy(z, label)
                     continue
-                moved_energy, moved_slope, _ = self._energy(moved)
+                moved_energy, moved_slope, _ = self._energy(moved, label)
                 back = z - moved + eps / 2 * moved_slope
                 log_ratio = energy - moved_energy + noise.square().sum(-1) / 2
                 log_ratio -= back.square().sum(-1) / (2 * eps)
@@ -193,25 +189,26 @@ class LangevinDistribution(_SampledDistribution):
                 energy = torch.where(take, moved_energy, energy)
                 accepted.append(take.float().mean())
         if accepted:
-            self.statistics["acceptance"] = torch.stack(accepted).mean()
-        return z.view(*sample_shape, *self._event_shape)
+            statistics["acceptance"] = torch.stack(accepted).mean()
+        return z, statistics
 
-    def _energy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _energy(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """E `(n,)`, its gradient `(n, d)` and the scores `(n,)` at codes `(n, d)`."""
-        passes = [self._energy_of_pass(codes) for codes in z.split(_CODES_A_PASS)]
+        passes = [self._energy_of_pass(codes, label) for codes in z.split(_CODES_A_PASS)]
         energy, slope, scores = (torch.cat(parts) for parts in zip(*passes, strict=True))
         return energy, slope, scores
 
-    def _energy_of_pass(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _energy_of_pass(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            scores = self._scores(z)
+            scores = self._scores(z, label)
             if not scores.requires_grad:
                 raise ValueError(
                     "`score` must pass gradients to the codes for a Langevin prior, got scores "
                     "without; compute them without `torch.no_grad` and `detach`"
                 )
-            energy = -self.base.log_prob(z) - scores / self.prior.temperature
+            context = None if label is None else label.expand(len(z))
+            energy = -self.prior.base(context).log_prob(z) - scores / self.prior.temperature
             # By `grad`, not `backward`: the networks' own gradients are the optimizers' business.
             (slope,) = torch.autograd.grad(energy.sum(), z)
         return energy.detach(), slope, scores.detach()
@@ -258,7 +255,7 @@ class Langevin(Reweighted):
         metropolis: bool = False,
     ) -> None:
         super().__init__(base, where="generation")
-        if not getattr(base, "has_log_prob", True):
+        if not self.base.has_log_prob:
             raise ValueError(
                 f"`base` must have a density for a Langevin prior, got {type(base).__name__}, "
                 "which has none; set `prior@prior.base=normal`, or `prior=rejection`, which needs "
@@ -277,8 +274,8 @@ class Langevin(Reweighted):
         self.steps, self.step_size = steps, float(step_size)
         self.temperature, self.metropolis = float(temperature), metropolis
 
-    def forward(self) -> LangevinDistribution:
-        return LangevinDistribution(self.base(), self, self._score)
+    def _by_score(self, score: Score | None, context: Tensor | None) -> LangevinDistribution:
+        return LangevinDistribution(self, score, context)
 
     def reflect(self, z: Tensor) -> Tensor:
         """Codes `(n, d)` folded back into the support, by as many reflections as it takes."""

@@ -1,14 +1,15 @@
 """The fixed priors: normal and uniform."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flexgen.contracts import Prior
 from flexgen.distributions import BoxUniform, DiagonalNormal
 
 __all__ = ["Normal", "Uniform"]
 
 
-class Normal(nn.Module):
+class Normal(Prior):
     """The usual prior N(0, σ²I).
 
     Args:
@@ -23,9 +24,6 @@ class Normal(nn.Module):
         torch.Size([5, 3])
     """
 
-    has_log_prob = True
-    support: tuple[float, float] | None = None
-
     loc: Tensor
     sigma: Tensor
 
@@ -35,14 +33,15 @@ class Normal(nn.Module):
         if not scale > 0:
             raise ValueError(f"`scale` must be above 0, got {scale}; set `prior.scale=1`")
         self.latent_dim, self.scale = latent_dim, float(scale)
+        self.normal_scale = self.scale
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("sigma", torch.full((latent_dim,), self.scale), persistent=False)
 
-    def forward(self) -> DiagonalNormal:
+    def forward(self, context: Tensor | None = None) -> DiagonalNormal:
         return DiagonalNormal(self.loc, self.sigma)
 
 
-class Uniform(nn.Module):
+class Uniform(Prior):
     """U([low, high]^d), as Creswell & Bharath and Goerttler & Kloft use it.
 
     Args:
@@ -53,8 +52,6 @@ class Uniform(nn.Module):
     Raises:
         ValueError: for a `latent_dim` under 1 or `high` not above `low`.
     """
-
-    has_log_prob = True
 
     lower: Tensor
     upper: Tensor
@@ -68,7 +65,7 @@ class Uniform(nn.Module):
         self.register_buffer("lower", torch.full((latent_dim,), float(low)), persistent=False)
         self.register_buffer("upper", torch.full((latent_dim,), float(high)), persistent=False)
 
-    def forward(self) -> BoxUniform:
+    def forward(self, context: Tensor | None = None) -> BoxUniform:
         return BoxUniform(self.lower, self.upper)
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flexgen.contracts import BaseSpace, Prior
+from flexgen.distributions import covariance
 from flexgen.flows import (
     Autoregressive,
     Chain,
-    Cost,
     Coupling,
     FlowDistribution,
     Inverse,
@@ -17,7 +17,6 @@ from flexgen.flows import (
     Permutation,
     Transform,
 )
-from flexgen.priors.base_space import BaseSpace
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal
 from flexgen.priors.gaussian import check_codes, covariance_factor
@@ -25,7 +24,7 @@ from flexgen.priors.gaussian import check_codes, covariance_factor
 __all__ = ["MAF", "FlowPrior", "RealNVP"]
 
 
-class FlowPrior(nn.Module):
+class FlowPrior(Prior):
     r"""z = μ + L f(ε), ε from N(0, I), with any map f.
 
     A fit sets μ and L to the codes' mean and covariance factor, then learns f by maximum
@@ -43,7 +42,7 @@ class FlowPrior(nn.Module):
         ValueError: for a map that needs a context.
     """
 
-    support: tuple[float, float] | None = None
+    learns = True
 
     def __init__(
         self,
@@ -60,19 +59,21 @@ class FlowPrior(nn.Module):
                 f"a prior has no context, got a flow with {flow.context_features} context "
                 "features; build it with `context_features=0`"
             )
-        self.latent_dim, self.has_log_prob = flow.features, flow.inverse_cost is not Cost.ABSENT
+        self.latent_dim, self.log_prob_cost = flow.features, flow.inverse_cost
         self.transform = Chain([flow, LocationScale(flow.features)])
         self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
         self.base = Normal(flow.features)
 
-    def forward(self) -> FlowDistribution:
+    def forward(self, context: Tensor | None = None) -> FlowDistribution:
         return FlowDistribution(self.base(), self.transform)
 
     def base_space(self) -> BaseSpace:
         """The space of ε, to which a flow's inverse leads back."""
         return BaseSpace(self.base, self._to_code, self._from_code if self.has_log_prob else None)
 
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Learn from codes, and freeze.
 
         Args:
@@ -99,10 +100,9 @@ class FlowPrior(nn.Module):
                 "or use prior=gaussian for mean and covariance alone"
             )
         codes = codes.detach()
-        covariance = torch.cov(codes.double().mT, correction=0)
         frame = self.transform.transforms[-1]
         assert isinstance(frame, LocationScale)
-        frame.factor.copy_(covariance_factor(covariance))
+        frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
         return maximise_likelihood(
             self, codes.to(self.base.loc), seed=seed, progress=progress, steps=self.steps,

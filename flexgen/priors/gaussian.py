@@ -3,10 +3,11 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from flexgen.priors.base_space import BaseSpace
+from flexgen.contracts import BaseSpace, Prior
+from flexgen.distributions import covariance
 from flexgen.priors.fixed import Normal, check_latent_dim
 
 __all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
@@ -22,7 +23,7 @@ class FullNormal(MultivariateNormal):
         return z.view(eps.shape)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Prior):
     r"""N(μ, Σ) with a full covariance, fitted to codes by maximum likelihood.
 
     μ = 1/n Σᵢ zᵢ and Σ = 1/n Σᵢ (zᵢ − μ)(zᵢ − μ)ᵀ. It is the baseline of every prior that learns
@@ -45,8 +46,7 @@ class Gaussian(nn.Module):
         tensor([1., 2.])
     """
 
-    has_log_prob = True
-    support: tuple[float, float] | None = None
+    learns = True
 
     loc: Tensor
     factor: Tensor
@@ -58,7 +58,7 @@ class Gaussian(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
-    def forward(self) -> FullNormal:
+    def forward(self, context: Tensor | None = None) -> FullNormal:
         return FullNormal(self.loc, scale_tril=self.factor, validate_args=False)
 
     def base_space(self) -> BaseSpace:
@@ -66,7 +66,9 @@ class Gaussian(nn.Module):
         return BaseSpace(Normal(self.latent_dim).to(self.loc), self._to_code, self._from_code)
 
     @torch.no_grad()
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Take the mean and the covariance of codes.
 
         Args:
@@ -81,8 +83,7 @@ class Gaussian(nn.Module):
             ValueError: for codes of another shape, too few, not finite, or all the same.
         """
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
-        covariance = torch.cov(codes.detach().double().mT, correction=0)
-        self.factor.copy_(covariance_factor(covariance))
+        self.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         self.loc.copy_(codes.detach().double().mean(0))
         return {"nll_train": -float(self().log_prob(codes.to(self.loc)).mean())}
 

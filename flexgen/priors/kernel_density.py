@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from flexgen.contracts import Cost, Prior
+from flexgen.distributions import covariance
 from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes, covariance_factor
 
@@ -68,7 +70,7 @@ class KernelDensityDistribution(Distribution):
         return (torch.cat(log_sums) - log_det - constant).view(value.shape[:-1])
 
 
-class KernelDensity(nn.Module):
+class KernelDensity(Prior):
     r"""p(z) = 1/n Σᵢ N(z; zᵢ, h²Σ): the codes themselves, each with a Gaussian around it.
 
     Σ is the covariance of the codes and h the bandwidth, so h = 1 is as wide as all codes
@@ -93,7 +95,7 @@ class KernelDensity(nn.Module):
     1,024 codes are left out in turn.
     """
 
-    support: tuple[float, float] | None = None
+    learns = True
 
     codes: Tensor
     factor: Tensor
@@ -113,7 +115,7 @@ class KernelDensity(nn.Module):
                 "set `prior.bandwidth=likelihood`"
             )
         self.latent_dim, self.num_codes, self.bandwidth = latent_dim, num_codes, bandwidth
-        self.has_log_prob = bandwidth != 0
+        self.log_prob_cost = Cost.PARALLEL if bandwidth != 0 else Cost.ABSENT
         # One code at 0 with a kernel of N(0, I) is N(0, I); without a kernel it takes many.
         first = torch.zeros if self.has_log_prob else torch.randn
         self.register_buffer("codes", first(num_codes, latent_dim))
@@ -122,12 +124,14 @@ class KernelDensity(nn.Module):
         # Reading the count on a GPU would wait for the device at every draw.
         self._count = int(self.count)
 
-    def forward(self) -> KernelDensityDistribution:
+    def forward(self, context: Tensor | None = None) -> KernelDensityDistribution:
         factor = self.factor if self.has_log_prob else None
         return KernelDensityDistribution(self.codes[: self._count], factor)
 
     @torch.no_grad()
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Keep codes and choose the bandwidth.
 
         Args:
@@ -153,7 +157,7 @@ class KernelDensity(nn.Module):
         kept = codes.detach()[shuffled[: self.num_codes].to(codes.device)].to(self.codes)
         report = {"bandwidth": 0.0}
         if self.has_log_prob:
-            factor = covariance_factor(torch.cov(kept.mT.double()))
+            factor = covariance_factor(covariance(kept))
             report = self._choose(_whiten(kept.double(), factor), progress)
             report["nll_left_out"] += float(factor.diagonal().log().sum())
             self.factor.copy_(report["bandwidth"] * factor)

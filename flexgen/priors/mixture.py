@@ -10,6 +10,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.contracts import Prior
+from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
 
@@ -74,7 +76,7 @@ class GaussianMixture(Distribution):
         return log_density.logsumexp(0).view(value.shape[:-1])
 
 
-class Mixture(nn.Module):
+class Mixture(Prior):
     r"""A mixture of Gaussians Σₖ wₖ N(μₖ, Σₖ), fitted to codes by expectation maximisation.
 
     Until it is fitted it is N(0, I). Checkpoint keys keep their shapes whatever the fit finds:
@@ -97,8 +99,7 @@ class Mixture(nn.Module):
     (1e-6) is relative to the spread of each coordinate.
     """
 
-    has_log_prob = True
-    support: tuple[float, float] | None = None
+    learns = True
 
     weights: Tensor
     loc: Tensor
@@ -132,11 +133,13 @@ class Mixture(nn.Module):
         self.register_buffer("loc", torch.zeros(num_components, latent_dim))
         self.register_buffer("factor", one.repeat(num_components, *(1,) * one.ndim))
 
-    def forward(self) -> GaussianMixture:
+    def forward(self, context: Tensor | None = None) -> GaussianMixture:
         return GaussianMixture(self.weights, self.loc, self.factor)
 
     @torch.no_grad()
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Fit the mixture to codes.
 
         Args:
@@ -211,7 +214,7 @@ class Mixture(nn.Module):
             ) from error
 
 
-class LearnableMixture(nn.Module):
+class LearnableMixture(Prior):
     r"""A mixture of K Gaussians of equal weight that learns with the generator ("DeLiGAN").
 
     z = μₖ + σₖ ε with k uniform on {1, …, K} and ε from N(0, I). μ and log σ are parameters: the
@@ -233,8 +236,7 @@ class LearnableMixture(nn.Module):
     λ times the mean of (1 − σ)², is not there, so watch σ: a component may shrink to a point.
     """
 
-    has_log_prob = True
-    support: tuple[float, float] | None = None
+    learns = True
 
     weights: Tensor
 
@@ -259,8 +261,24 @@ class LearnableMixture(nn.Module):
         equal = torch.full((num_components,), 1 / num_components)
         self.register_buffer("weights", equal, persistent=False)
 
-    def forward(self) -> GaussianMixture:
+    def forward(self, context: Tensor | None = None) -> GaussianMixture:
         return GaussianMixture(self.weights, self.loc, self.log_scale.exp())
+
+    def fit(
+        self,
+        codes: Tensor,
+        *,
+        context: Tensor | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> dict[str, float]:
+        """See :func:`~flexgen.priors.fitting.maximise_likelihood`.
+
+        Raises:
+            ValueError: for codes of another shape, too few, or not finite.
+        """
+        check_codes(codes, self.latent_dim, at_least=2)
+        return maximise_likelihood(self, codes, seed=seed, progress=progress)
 
 
 def _check_count(name: str, value: int) -> None:

@@ -8,10 +8,11 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from flexgen.objectives import LSGAN, Objective, gradient_penalty
-from flexgen.priors.base_space import BaseSpace
+from flexgen.contracts import BaseSpace, Cost, Prior
+from flexgen.distributions import covariance
+from flexgen.objectives import LSGAN, Objective, clip_weights, critic_loss
 from flexgen.priors.gaussian import covariance_factor
-from flexgen.priors.staged import event_dim
+from flexgen.priors.staged import as_prior
 
 __all__ = ["Pushforward", "PushforwardDistribution"]
 
@@ -40,7 +41,7 @@ class PushforwardDistribution(Distribution):
         )
 
 
-class Pushforward(nn.Module):
+class Pushforward(Prior):
     r"""h#p(z') with h(z') = μ + L (W z' + f(z')), learned as a GAN on codes ("PGAN").
 
     μ and L (Cholesky) are the mean and the covariance factor of the codes, W is linear and starts
@@ -74,8 +75,8 @@ class Pushforward(nn.Module):
     0.066, farther than N(0, I) at 0.020; with matched moments it is -0.001.
     """
 
-    has_log_prob = False
-    support: tuple[float, float] | None = None
+    log_prob_cost = Cost.ABSENT
+    learns = True
 
     shift: Tensor
     factor: Tensor
@@ -101,7 +102,8 @@ class Pushforward(nn.Module):
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {ema_decay}")
-        base_dim = event_dim(base)
+        base = as_prior(base)
+        base_dim = base.latent_dim
         with torch.no_grad():
             shape = copy.deepcopy(network).eval()(torch.zeros(2, base_dim)).shape
         if len(shape) != 2 or shape[1] > base_dim:
@@ -127,8 +129,8 @@ class Pushforward(nn.Module):
         """h(z'): `(batch, base_dim)` to codes `(batch, latent_dim)`."""
         return torch.addmm(self.shift, self._whitened(z_base), self.factor.mT)
 
-    def forward(self) -> PushforwardDistribution:
-        return PushforwardDistribution(self.base(), self.transform, self.latent_dim)
+    def forward(self, context: Tensor | None = None) -> PushforwardDistribution:
+        return PushforwardDistribution(self.base(context), self.transform, self.latent_dim)
 
     def base_space(self) -> BaseSpace:
         """The space of z', which no inverse leads back to."""
@@ -138,7 +140,9 @@ class Pushforward(nn.Module):
         """Stay in eval mode: a training model must not move the batch norms of its prior."""
         return super().train(False)
 
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Learn h from codes.
 
         Args:
@@ -188,11 +192,11 @@ class Pushforward(nn.Module):
 
     def _whiten(self, codes: Tensor) -> None:
         self.shift.copy_(codes.mean(0))
-        self.factor.copy_(covariance_factor(torch.cov(codes.mT.double())))
+        self.factor.copy_(covariance_factor(covariance(codes)))
 
     def _match(self, drawn: Tensor, codes: Tensor) -> None:
         """Move μ and L so that what was drawn would have had the codes' mean and covariance."""
-        own, wanted = (covariance_factor(torch.cov(z.mT)) for z in (drawn, codes))
+        own, wanted = (covariance_factor(covariance(z)) for z in (drawn, codes))
         stretch = torch.linalg.solve_triangular(own, wanted, upper=False, left=False)
         self.shift.copy_(codes.mean(0) + stretch @ (self.shift.double() - drawn.mean(0)))
         self.factor.copy_(stretch @ self.factor.double())
@@ -220,16 +224,9 @@ class Pushforward(nn.Module):
                 with torch.no_grad():
                     fake = self._whitened(base.sample((batch,)))
                 critic_opt.zero_grad()
-                loss = self.objective.critic(self.critic(real), self.critic(fake))
-                if self.objective.penalty_weight:
-                    loss = loss + self.objective.penalty_weight * gradient_penalty(
-                        self.critic, real, fake
-                    )
-                loss.backward()
+                critic_loss(self.objective, self.critic, (real,), (fake,)).backward()
                 critic_opt.step()
-                if self.objective.clip is not None:
-                    for weight in self.critic.parameters():
-                        weight.data.clamp_(-self.objective.clip, self.objective.clip)
+                clip_weights(self.objective, list(self.critic.parameters()))
             self.critic.requires_grad_(False)
             generator_opt.zero_grad()
             fake = self._whitened(base.sample((batch,)))
@@ -253,7 +250,7 @@ class Pushforward(nn.Module):
 def _condition(drawn: Tensor, codes: Tensor) -> float:
     """How near-singular the covariance of `drawn` is, relative to that of `codes`."""
     smallest, largest = (
-        torch.stack([torch.linalg.eigvalsh(torch.cov(z.mT.double()))[i] for z in (drawn, codes)])
+        torch.stack([torch.linalg.eigvalsh(covariance(z))[i] for z in (drawn, codes)])
         for i in (0, -1)
     )
     ratio = smallest / largest

@@ -10,54 +10,56 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
-from flexgen.priors.staged import event_dim
+from flexgen.contracts import Cost, Prior, Score, in_context
+from flexgen.priors.staged import as_prior
 
-__all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Score", "Weighted"]
-
-Score = Callable[[Tensor], Tensor]
-"""Codes `(n, d)` to how real their data look, `(n,)`; higher is more real."""
+__all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Weighted"]
 
 # The share of few codes that score high says little of the share of the prior's.
 _SMALLEST_PRESAMPLE = 100
 
 
 class ReweightedDistribution(Distribution):
-    """Draws from `base` that `prior` chose by `score`; each draw takes a pre-sample of its own.
+    """Draws of a base that `prior` chose by `score`; each draw takes a pre-sample of its own.
+
+    With a context it is a batch of distributions, one a row: rows of one class share a pre-sample.
+    What the prior has to say of a draw it has in its `statistics` afterwards: the standard
+    deviation of the scores over the pre-sample, `critic_std`, and of the weights w the effective
+    sample size `(Σw)² / (n Σw²)` and the acceptance `mean w / max w` that sampling by rejection
+    would have, both in (0, 1]; means over the classes.
 
     Args:
-        base: what the pre-sample is drawn from.
-        prior: turns scores into weights and weights into choices.
+        prior: turns scores into weights and weights into choices, and has the base.
         score: codes to scores; None: nothing can be drawn.
-
-    Attributes:
-        statistics: of the last draw: the standard deviation of the scores over the pre-sample,
-            `critic_std`, and of the weights w the effective sample size `(Σw)² / (n Σw²)` and the
-            acceptance `mean w / max w` that sampling by rejection would have, both in (0, 1].
+        context: labels, `(n,)`.
     """
 
     has_rsample = True
     support = constraints.real_vector
     arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
 
-    def __init__(self, base: Distribution, prior: "Reweighted", score: Score | None) -> None:
-        self.base, self.prior, self.score = base, prior, score
-        self.statistics: dict[str, Tensor] = {}
-        super().__init__(event_shape=base.event_shape, validate_args=False)
+    def __init__(
+        self, prior: "Reweighted", score: Score | None, context: Tensor | None = None
+    ) -> None:
+        self.prior, self.score, self.context = prior, score, context
+        rows = torch.Size() if context is None else context.shape[:1]
+        super().__init__(rows, torch.Size((prior.latent_dim,)), validate_args=False)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         num = math.prod(sample_shape)
-        n = max(math.ceil(self.prior.presample * num), _SMALLEST_PRESAMPLE)
-        z = self.base.rsample(torch.Size((n,)))
-        with torch.no_grad():
-            scores = self._scores(z.detach())
-            weights = self.prior.weights(scores)
-            self.statistics = {
-                "critic_std": scores.std(),
-                "effective_sample_size": 1 / (n * weights.dot(weights)),
-                "acceptance": 1 / (n * weights.max()),
-            }
-            chosen = self.prior.choose(weights, num)
-        return z[chosen].view(*sample_shape, *self._event_shape)
+        if self.context is None:
+            z, self.prior.statistics = self._draw(num, None)
+            return z.view(*sample_shape, *self._event_shape)
+        labels, counts = self.context.unique(return_counts=True)
+        drawn = [
+            self._draw(num * count, label)
+            for label, count in zip(labels, counts.tolist(), strict=True)
+        ]
+        names = drawn[0][1]
+        self.prior.statistics = {n: torch.stack([s[n] for _, s in drawn]).mean() for n in names}
+        by_label = torch.cat([z.view(num, -1, *self._event_shape) for z, _ in drawn], 1)
+        place = self.context.argsort(stable=True).argsort()
+        return by_label[:, place].view(*sample_shape, *self._batch_shape, *self._event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise NotImplementedError(
@@ -65,13 +67,35 @@ class ReweightedDistribution(Distribution):
             "use its base, or a flow such as `prior=zuko_nsf`, where a log-likelihood is needed"
         )
 
-    def _scores(self, z: Tensor) -> Tensor:
+    def _draw(self, num: int, label: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Codes `(num, d)` of one class, and what there is to say of them."""
+        n = max(math.ceil(self.prior.presample * num), _SMALLEST_PRESAMPLE)
+        z = self._base(n, label)
+        with torch.no_grad():
+            scores = self._scores(z.detach(), label)
+            weights = self.prior.weights(scores)
+            statistics = {
+                "critic_std": scores.std(),
+                "effective_sample_size": 1 / (n * weights.dot(weights)),
+                "acceptance": 1 / (n * weights.max()),
+            }
+            chosen = self.prior.choose(weights, num)
+        return z[chosen], statistics
+
+    def _base(self, n: int, label: Tensor | None) -> Tensor:
+        """n draws of the base with gradient, in a class if there is one."""
+        distribution = self.prior.base(None if label is None else label.expand(n))
+        z: Tensor = distribution.rsample(torch.Size() if distribution.batch_shape else (n,))
+        return z
+
+    def _scores(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.score is None:
             raise RuntimeError(
                 f"a {type(self.prior).__name__} prior draws by scores, and it was given none; "
-                "call `prior.attach(score)` with a function of codes (n, d) to scores (n,)"
+                "call `prior.bind(score=…)` with a function of codes (n, d) to scores (n,)"
             )
-        scores = self.score(z).float()
+        context = None if label is None else label.expand(len(z))
+        scores = in_context(self.score, z, context).float()
         if scores.shape != z.shape[:1]:
             raise ValueError(
                 f"`score` must return one score a code, ({len(z)},), got {tuple(scores.shape)}; "
@@ -85,10 +109,10 @@ class ReweightedDistribution(Distribution):
         return scores
 
 
-class Reweighted(nn.Module):
+class Reweighted(Prior):
     """A base prior whose draws are chosen from a pre-sample by their scores.
 
-    It knows no model: whoever has a critic attaches `score`, which is neither saved nor copied
+    It knows no model: whoever has a critic binds its `score`, which is neither saved nor copied
     with the prior. A training step asks :meth:`at` what it draws from, with the score of the
     networks as they are then.
 
@@ -108,7 +132,7 @@ class Reweighted(nn.Module):
     nets", section 3.
     """
 
-    has_log_prob = False
+    log_prob_cost = Cost.ABSENT
 
     def __init__(
         self, base: nn.Module, *, presample: float = 2.0, where: str = "both", warmup: int = 0
@@ -128,34 +152,44 @@ class Reweighted(nn.Module):
             raise ValueError(
                 f"`warmup` must be at least 0 generator steps, got {warmup}; set `prior.warmup=0`"
             )
-        self.base, self.latent_dim = base, event_dim(base)
+        self.base = as_prior(base)
+        self.latent_dim = self.base.latent_dim
         self.presample, self.where, self.warmup = float(presample), where, warmup
         self._score: Score | None = None
 
     @property
-    def support(self) -> tuple[float, float] | None:
-        return getattr(self.base, "support", None)
+    def support(self) -> tuple[float, float] | None:  # type: ignore[override]
+        return self.base.support
 
-    def attach(self, score: Score) -> None:
+    @property
+    def unmasked(self) -> Prior:  # type: ignore[override]
+        return self.base
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.base.needs | {"score"}
+
+    def bind(self, *, score: Score | None = None, **offers: Any) -> None:
         """Draw by `score` from now on: codes `(n, d)` to scores `(n,)`, called without gradient."""
-        # Wrapped: a module that were an attribute would be saved and trained as a part of this one.
-        self._score = functools.partial(score)
+        if score is not None:
+            # Wrapped: a module that were an attribute would be saved and trained as a part of this.
+            self._score = functools.partial(score)
+        super().bind(score=score, **offers)
 
-    def forward(self) -> ReweightedDistribution:
-        return ReweightedDistribution(self.base(), self, self._score)
+    def forward(self, context: Tensor | None = None) -> ReweightedDistribution:
+        return self._by_score(self._score, context)
 
-    def at(self, player: str, step: int, score: Score) -> Distribution:
-        """What a training step draws from.
-
-        Args:
-            player: whose step it is, "critic" or "generator".
-            step: generator steps before it.
-            score: by the networks as they are in this step.
-        """
-        base: Distribution = self.base()
+    def at(
+        self, player: str, step: int, score: Score | None, context: Tensor | None = None
+    ) -> Distribution:
         if step < self.warmup or self.where not in ("both", player):
+            self.statistics = {}
+            base: Distribution = self.base(context)
             return base
-        return ReweightedDistribution(base, self, score)
+        return self._by_score(score, context)
+
+    def _by_score(self, score: Score | None, context: Tensor | None) -> ReweightedDistribution:
+        return ReweightedDistribution(self, score, context)
 
     def weights(self, scores: Tensor) -> Tensor:
         """The probability of each code of a pre-sample, `(n,)`, from its scores `(n,)`."""
@@ -167,7 +201,7 @@ class Reweighted(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, would take the whole model along with the score.
-        return {**self.__dict__, "_score": None}
+        return {**self.__dict__, "_score": None, "statistics": {}}
 
 
 class Masked(Reweighted):

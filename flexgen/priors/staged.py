@@ -1,60 +1,134 @@
-"""The priors of a run, in order, and which of them is in use."""
+"""The priors of a run, in order, and which of them is in use; the one adapter of foreign ones."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["Staged", "event_dim"]
+from flexgen.contracts import BaseSpace, Cost, Prior, Score
+from flexgen.priors.fitting import maximise_likelihood
+
+__all__ = ["Staged", "as_prior", "base_codes"]
 
 
-def event_dim(prior: nn.Module) -> int:
-    """The latent dimension of any prior, one of zuko's too, from the distribution it returns.
+def as_prior(module: nn.Module) -> Prior:
+    """`module` itself if it is a :class:`~flexgen.contracts.Prior`, else adapted to one.
 
     Raises:
-        ValueError: if its event is not a vector.
+        ValueError: if it is neither, nor returns a distribution over vectors when called.
     """
-    shape = tuple(prior().event_shape)
-    if len(shape) != 1:
-        raise ValueError(
-            f"a prior's event shape must be (latent_dim,), got {shape}; "
-            "wrap the distribution in `torch.distributions.Independent`"
-        )
-    return shape[0]
+    return module if isinstance(module, Prior) else _Foreign(module)
 
 
-class Staged(nn.Module):
+class _Foreign(Prior):
+    """A distribution module that does not know the contract: a zuko flow, ten lines of a user's.
+
+    What it has of the contract is taken from it, the rest are the contract's defaults. One with
+    parameters and a density learns from codes by maximum likelihood.
+
+    Args:
+        module: called, returns a distribution with the event shape `(latent_dim,)`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        # Called once, to see what it is; the caller's draws stay what they were.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                distribution = module()
+                z = distribution.sample()
+            except TypeError as error:
+                raise ValueError(
+                    f"a prior must return a distribution over codes when it is called, got "
+                    f"{type(module).__name__}, which does not ({error}); give it a `forward()`"
+                ) from error
+            if len(z.shape) != 1:
+                raise ValueError(
+                    f"a prior's event shape must be (latent_dim,), got {tuple(z.shape)}; "
+                    "wrap the distribution in `torch.distributions.Independent`"
+                )
+            try:
+                distribution.log_prob(z)
+            except NotImplementedError:
+                self.log_prob_cost = Cost.ABSENT
+        self.latent_dim = len(z)
+        for name in ("log_prob_cost", "normalised", "support", "normal_scale", "takes_context"):
+            if hasattr(module, name):
+                setattr(self, name, getattr(module, name))
+        has_weights = next(module.parameters(), None) is not None
+        self.learns = hasattr(module, "fit") or (has_weights and self.has_log_prob)
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        distribution: Distribution = self.module(context) if self.takes_context else self.module()
+        return distribution
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(getattr(self.module, "needs", ()))
+
+    def bind(self, **offers: Any) -> None:
+        if hasattr(self.module, "bind"):
+            self.module.bind(**offers)  # type: ignore[operator]
+
+    def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        own = getattr(self.module, "cross_entropy", super().cross_entropy)
+        loss: Tensor = own(z, context)
+        return loss
+
+    def fit(self, codes: Tensor, **options: Any) -> dict[str, float]:
+        if not self.learns:
+            return super().fit(codes, **options)
+        if hasattr(self.module, "fit"):
+            found: dict[str, float] = self.module.fit(codes, **options)  # type: ignore[operator]
+            return found
+        return maximise_likelihood(self, codes, **options)
+
+    def base_space(self) -> BaseSpace:
+        own: Callable[[], BaseSpace] = getattr(self.module, "base_space", super().base_space)
+        return own()
+
+
+class Staged(Prior):
     """Holds every prior that a run will use, so a refit never changes the keys of a checkpoint.
 
     Stage 0 is the prior that training starts with; each refit fills the next stage and, if its
-    prior is kept, makes it the one in use. "A PGAN of a PGAN" is one stage more.
+    prior is kept, makes it the one in use. "A PGAN of a PGAN" is one stage more. What the contract
+    asks of it is answered by the stage in use.
 
     Args:
-        stages: the priors in order, all with the same event shape.
+        stages: the priors in order, all of the same `latent_dim`; a distribution module that is no
+            :class:`~flexgen.contracts.Prior` is adapted.
 
     Raises:
-        ValueError: for no stages, or stages of different event shapes.
+        ValueError: for no stages, or stages of different sizes.
     """
 
     stage: Tensor
 
     def __init__(self, stages: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.ModuleList(as_prior(stage) for stage in stages)
         if not self.stages:
             raise ValueError("`stages` must hold at least one prior, got none")
-        self.latent_dim = event_dim(self.stages[0])
+        self.latent_dim = self[0].latent_dim
         for prior in self.stages[1:]:
-            self._check(prior)
+            self._check(as_prior(prior))
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         # The buffer is what a checkpoint keeps; reading it on a GPU would wait for the device at
         # every draw, so the index in use is mirrored on the host.
         self._in_use = 0
 
+    def __getitem__(self, stage: int) -> Prior:
+        prior = self.stages[stage]
+        assert isinstance(prior, Prior)
+        return prior
+
     def append(self, prior: nn.Module) -> int:
         """Add a prior after the last stage and return its index; it is not yet in use."""
+        prior = as_prior(prior)
         self._check(prior)
         self.stages.append(prior.to(self.stage.device))
         return len(self.stages) - 1
@@ -75,28 +149,70 @@ class Staged(nn.Module):
         return self._in_use
 
     @property
-    def current(self) -> nn.Module:
-        return self.stages[self._in_use]
+    def current(self) -> Prior:
+        return self[self._in_use]
 
     @property
-    def has_log_prob(self) -> bool:
-        return getattr(self.current, "has_log_prob", True)
+    def log_prob_cost(self) -> Cost:  # type: ignore[override]
+        return self.current.log_prob_cost
 
     @property
-    def support(self) -> tuple[float, float] | None:
-        return getattr(self.current, "support", None)
+    def normalised(self) -> bool:  # type: ignore[override]
+        return self.current.normalised
 
-    def forward(self) -> Distribution:
-        return self.stages[self._in_use]()
+    @property
+    def support(self) -> tuple[float, float] | None:  # type: ignore[override]
+        return self.current.support
 
-    def _check(self, prior: nn.Module) -> None:
-        if (dim := event_dim(prior)) != self.latent_dim:
+    @property
+    def normal_scale(self) -> float | None:  # type: ignore[override]
+        return self.current.normal_scale
+
+    @property
+    def takes_context(self) -> bool:  # type: ignore[override]
+        return self.current.takes_context
+
+    @property
+    def statistics(self) -> Mapping[str, Tensor]:  # type: ignore[override]
+        return self.current.statistics
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        distribution: Distribution = self.stages[self._in_use](context)
+        return distribution
+
+    def at(
+        self, player: str, step: int, score: Score | None, context: Tensor | None = None
+    ) -> Distribution:
+        return self.current.at(player, step, score, context)
+
+    def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.current.cross_entropy(z, context)
+
+    def base_space(self) -> BaseSpace:
+        return self.current.base_space()
+
+    def _parts(self) -> list[Prior]:
+        return [self[i] for i in range(len(self.stages))]
+
+    def _check(self, prior: Prior) -> None:
+        if prior.latent_dim != self.latent_dim:
             raise ValueError(
                 f"every stage must have the event shape ({self.latent_dim},) of the first, got "
-                f"({dim},); give each prior the same `latent_dim`"
+                f"({prior.latent_dim},); give each prior the same `latent_dim`"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if (stage := state_dict.get(f"{prefix}stage")) is not None:
             self._in_use = int(stage)
+
+
+def base_codes(prior: Prior, z: Tensor) -> Tensor | None:
+    """Codes `(n, d)` in the prior's base space, in units in which N(0, I) stands there.
+
+    None where no normal does, or the map has no inverse.
+    """
+    space = prior.base_space()
+    if space.from_code is None or (scale := space.prior.normal_scale) is None:
+        return None
+    return space.from_code(z) / scale

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.contracts import Posterior, Prior, Score
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
@@ -66,7 +67,7 @@ class PosteriorMixture(Distribution):
         return torch.cat(parts).view(value.shape[:-1])
 
 
-class _OfPosteriors(nn.Module):
+class _OfPosteriors(Prior):
     """A mixture of a model's posteriors q(z|uₖ), which only a model that has them can hand over.
 
     The posterior is no part of the prior: it is the model's, saved and trained there once. A copy
@@ -74,8 +75,7 @@ class _OfPosteriors(nn.Module):
     along, as it is then.
     """
 
-    has_log_prob = True
-    support: tuple[float, float] | None = None
+    learns = True
 
     def __init__(
         self,
@@ -103,7 +103,11 @@ class _OfPosteriors(nn.Module):
         else:
             self.register_buffer("logits", zeros, persistent=False)
         # In a tuple: a module that were an attribute would be saved and trained as a part of this.
-        self._posterior: tuple[nn.Module] | None = None
+        self._posterior: tuple[Posterior] | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"posterior", "data"})
 
     @property
     def inputs(self) -> Tensor:
@@ -127,13 +131,24 @@ class _OfPosteriors(nn.Module):
         with torch.no_grad():
             self._place(x)
 
-    def attach_posterior(self, posterior: nn.Module) -> None:
-        """Be a mixture of this posterior from now on: data to q(z|x), with densities.
+    def bind(
+        self,
+        *,
+        score: Score | None = None,
+        posterior: Posterior | None = None,
+        data: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        """Be a mixture of this posterior from now on, and put the inputs at data.
 
         Raises:
-            ValueError: if it has no density of codes from outside.
+            ValueError: if the posterior has no density of codes from outside, or there are fewer
+                data than inputs.
         """
-        if not getattr(posterior, "has_log_prob", True):
+        if data is not None:
+            self.start(data(self.num_components))
+        if posterior is None:
+            return
+        if not posterior.has_log_prob:
             raise ValueError(
                 f"a {type(self).__name__} prior needs the density of any code under the posterior, "
                 "and this one knows that of its own draws only; use posterior=diagonal, full or "
@@ -141,11 +156,13 @@ class _OfPosteriors(nn.Module):
             )
         self._posterior = (posterior,)
 
-    def forward(self) -> PosteriorMixture:
+    def forward(self, context: Tensor | None = None) -> PosteriorMixture:
         weights = self.logits.log_softmax(0)
         return PosteriorMixture(self._of, self.inputs, weights, self.latent_dim)
 
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    def fit(
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> dict[str, float]:
         """Learn from codes what there is to learn, under the posterior as it is, and freeze.
 
         Args:
@@ -174,11 +191,11 @@ class _OfPosteriors(nn.Module):
     def _place(self, x: Tensor) -> None:
         raise NotImplementedError
 
-    def _attached(self) -> nn.Module:
+    def _attached(self) -> Posterior:
         if self._posterior is None:
             raise RuntimeError(
                 f"a {type(self).__name__} prior is a mixture of posteriors, and it was given none; "
-                "call `prior.attach_posterior(posterior)`"
+                "call `prior.bind(posterior=posterior)`"
             )
         return self._posterior[0]
 

@@ -43,6 +43,7 @@ class Descent:
         start: Callable[[int], Tensor],
         count: int,
         tell: Tell,
+        context: tuple[Tensor, ...] = (),
     ) -> dict[str, Tensor]:
         """Descend from the first start of each sample.
 
@@ -52,6 +53,7 @@ class Descent:
             start: from the number of a start to codes, `(batch, *latent_shape)`.
             count: of starts; there is one.
             tell: called now and then.
+            context: of each sample, if the generator takes one; else empty.
 
         Returns:
             The fields of `Reversal`, for this batch.
@@ -74,7 +76,7 @@ class Descent:
 
         for step in range(self.steps):
             with torch.enable_grad():
-                loss = self.loss(generate(z), x)
+                loss = self.loss(generate(z, *context), x)
                 objective = self.objective(loss, z, x[0].numel())
                 (z.grad,) = torch.autograd.grad(objective.sum(), z)
             loss, objective, previous = loss.detach(), objective.detach(), z.detach().clone()
@@ -107,12 +109,12 @@ class Descent:
 
         # A sample that ran away is given back where it was best, not where it burst.
         z = torch.where(diverged.view(rows), best_z, z.detach())
-        x_hat = generate(z)
+        x_hat = generate(z, *context)
         burst = ~self.loss(x_hat, x).isfinite()
         if burst.any():
             converged &= ~burst
             z = torch.where(burst.view(rows), best_z, z)
-            x_hat = generate(z)
+            x_hat = generate(z, *context)
         loss = self.loss(x_hat, x)
         result = {"z": z, "x_hat": x_hat, "loss": loss, "steps": taken, "converged": converged}
         if self.history:

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ from flexgen.reversal.progress import bar
 from flexgen.reversal.starts import Bank, Starts, normal_codes
 
 _BANK_ELEMENTS = 1 << 26
+_MOST_BANKS = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def reverse(
     x: Tensor,
     *,
     latent_shape: int | Sequence[int],
+    context: Tensor | None = None,
     loss: Literal["mse", "bce"] = "mse",
     method: Literal["auto", "lbfgs", "adam", "rmsprop", "gd"] = "auto",
     lr: float = 0.05,
@@ -110,6 +112,8 @@ def reverse(
         x: data, `(n, *shape)`, finite, in the generator's output range. It may lie on another
             device than the generator: batches go to the generator, results come back to x.
         latent_shape: shape of one code; an int is the size of a vector.
+        context: what the generator is called with beside the codes, of each sample: labels `(n,)`,
+            or features `(n, c)`. A bank is made for each different one, of which there may be 64.
         loss: "mse", half the squared error ½‖G(z) − x‖², or "bce", the binary cross-entropy (x and
             G(z) in [0, 1]); summed over the elements of a sample, in nats for "bce".
         method: see above. "auto" is "lbfgs", but "adam" where codes are tied to their batch or the
@@ -229,6 +233,11 @@ def reverse(
             "a code that is a number is latent_shape=1"
         )
     check_data(x, unit=loss == "bce")
+    if context is not None and (not isinstance(context, Tensor) or len(context) != len(x)):
+        raise ValueError(
+            f"`context` must hold one entry for each of {len(x)} samples, got "
+            f"{tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__}"
+        )
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
     device, weights = home(generator, x)
@@ -244,8 +253,8 @@ def reverse(
         seed=seed,
     )
 
-    def generate(z: Tensor) -> Tensor:
-        x_hat = generator(z.to(weights))
+    def generate(z: Tensor, *context: Tensor) -> Tensor:
+        x_hat = generator(z.to(weights), *context)
         if not isinstance(x_hat, Tensor):
             raise ValueError(
                 f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
@@ -260,13 +269,15 @@ def reverse(
             )
         return x_hat
 
+    contexts = _Contexts(context, device)
     parts: list[dict[str, Tensor]] = []
     places: list[Tensor] = []
     # The caller's autocast would round the generator's pass to 16 bits.
     with frozen(generator, norm), torch.autocast(device.type, enabled=False):
         probe = first.probe().to(device, dtype)
+        tried = contexts.of(torch.arange(len(probe)) % len(x))
         with torch.enable_grad():
-            made = generate(probe.clone().requires_grad_().clone())
+            made = generate(probe.clone().requires_grad_().clone(), *tried)
         if not made.requires_grad:
             raise ValueError(
                 "the generator must be differentiable in its codes, got data without a gradient; "
@@ -278,10 +289,11 @@ def reverse(
         passes = Passes(generate, generate, "plain passes")
         own_pass = isinstance(generator, ScriptModule) or precision == "plain"
         if searching and isinstance(generator, nn.Module) and not own_pass:
-            passes = _faster(generator, generate, probe, made, precision)
-        codes = _bank_codes(bank, made[0].numel(), shape, bounds, seed).to(device, dtype)
+            passes = _faster(generator, generate, probe, made, tried, precision)
+        elements = made[0].numel() * contexts.count
+        codes = _bank_codes(bank, elements, shape, bounds, seed).to(device, dtype)
         first.limit(len(codes))
-        the_bank = cache(lambda: Bank(passes.coarse, codes))
+        banks = contexts.banks(lambda one: Bank(passes.coarse, codes, one))
         solver: LBFGS | Descent
         if searching:
             solver = LBFGS(LOSSES[loss], steps, bounds, tolerance)
@@ -306,8 +318,8 @@ def reverse(
                 padded = place if tied or searching else _pad(place, batch_size, device)
                 x_part = x[padded.to(x.device)].to(device, dtype)
                 tell = _teller(told(len(place)), watch, len(place), shape)
-                start = first.of(padded, x_part, the_bank)
-                part = solver.run(passes, x_part, start, first.count, tell)
+                start = first.of(padded, x_part, banks(padded))
+                part = solver.run(passes, x_part, start, first.count, tell, contexts.of(padded))
                 parts.append({key: value[: len(place)].to(x.device) for key, value in part.items()})
                 places.append(place)
     order = torch.cat(places).argsort().to(x.device)
@@ -317,16 +329,68 @@ def reverse(
     return Reversal(**fields, how=how)
 
 
+class _Contexts:
+    """The contexts of samples, and how many different ones there are.
+
+    Args:
+        context: of each sample; None: there is none.
+        device: where the generator is.
+    """
+
+    def __init__(self, context: Tensor | None, device: torch.device) -> None:
+        self._context, self.count = None, 1
+        if context is not None:
+            self._context = context.detach().to(device)
+            self._different, self._which = self._context.unique(dim=0, return_inverse=True)
+            self.count = len(self._different)
+
+    def of(self, place: Tensor) -> tuple[Tensor, ...]:
+        """Those of the samples at `place`, as arguments of a generator."""
+        return () if self._context is None else (self._context[place.to(self._context.device)],)
+
+    def banks(
+        self, make: Callable[[tuple[Tensor, ...]], Bank]
+    ) -> Callable[[Tensor], Callable[[Tensor, int], Tensor]]:
+        """For samples at a place, the codes of a bank of their own context, made when needed."""
+        bank = cache(lambda which: make(self._one(which)))
+
+        def nearest(place: Tensor, x: Tensor, count: int) -> Tensor:
+            if self._context is None:
+                return bank(0).nearest(x, count)
+            if self.count > _MOST_BANKS:
+                raise ValueError(
+                    f"a bank of starts is made for each context, at most {_MOST_BANKS}, got "
+                    f"{self.count} different ones; set init='normal', or give an encoder"
+                )
+            which = self._which[place.to(self._which.device)]
+            codes = [bank(one).nearest(x[which == one], count) for one in which.unique().tolist()]
+            return torch.cat(codes)[which.argsort(stable=True).argsort()]
+
+        return lambda place: partial(nearest, place)
+
+    def _one(self, which: int) -> tuple[Tensor, ...]:
+        return () if self._context is None else (self._different[which : which + 1],)
+
+
 def _faster(
-    generator: nn.Module, generate: Generate, probe: Tensor, made: Tensor, precision: str
+    generator: nn.Module,
+    generate: Generate,
+    probe: Tensor,
+    made: Tensor,
+    context: tuple[Tensor, ...],
+    precision: str,
 ) -> Passes:
     """The generator's faster copies, as far as they are its function."""
-    fine = fast_pass(generator, probe.dtype, probe, made)
+    fine = fast_pass(generator, probe.dtype, probe, made, context)
     name = str(probe.dtype).removeprefix("torch.")
     if fine is None:
         return Passes(generate, generate, "plain passes (no copy was the generator's function)")
-    if precision == "auto" and probe.dtype == torch.float32 and worth_bfloat16(fine, probe):
-        coarse = fast_pass(generator, torch.bfloat16, probe, made)
+    if (
+        precision == "auto"
+        and probe.dtype == torch.float32
+        and worth_bfloat16(fine, probe, context)
+    ):
+        coarse = fast_pass(generator, torch.bfloat16, probe, made, context)
         if coarse is not None:
             return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
     return Passes(fine, fine, f"passes in {name}", plain=generate)

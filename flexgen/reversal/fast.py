@@ -61,13 +61,17 @@ class FastPass(nn.Module):
         if dtype.is_floating_point:
             self.generator.to(memory_format=torch.channels_last)  # of four-dimensional weights
 
-    def forward(self, z: Tensor) -> Tensor:
-        x: Tensor = self.generator(z.to(self.dtype))
+    def forward(self, z: Tensor, *context: Tensor) -> Tensor:
+        x: Tensor = self.generator[0](z.to(self.dtype), *context)
         return x.to(z.dtype)
 
 
 def fast_pass(
-    generator: nn.Module, dtype: torch.dtype, z: Tensor, x_hat: Tensor
+    generator: nn.Module,
+    dtype: torch.dtype,
+    z: Tensor,
+    x_hat: Tensor,
+    context: tuple[Tensor, ...] = (),
 ) -> FastPass | None:
     """The fast copy of `generator`, or None where it could not be made or is not the same function.
 
@@ -76,6 +80,7 @@ def fast_pass(
         dtype: precision of the copy.
         z: codes to compare the two on, `(batch, *latent_shape)`.
         x_hat: what the generator itself makes of them, `(batch, *shape)`.
+        context: of each code, if the generator takes one; else empty.
 
     Returns:
         A copy whose data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm,
@@ -84,8 +89,8 @@ def fast_pass(
     """
     try:
         fast = FastPass(generator, dtype).to(z.device)
-        ours, our_gradient = _with_gradient(fast, z, x_hat)
-        theirs, gradient = _with_gradient(generator, z, x_hat)
+        ours, our_gradient = _with_gradient(fast, z, x_hat, context)
+        theirs, gradient = _with_gradient(generator, z, x_hat, context)
     except Exception:  # any module may come here; one that cannot be copied is run as it is
         return None
     allowed = _AGREEMENT[dtype]
@@ -95,16 +100,18 @@ def fast_pass(
     return fast if agrees else None
 
 
-def _with_gradient(generate: nn.Module, z: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
+def _with_gradient(
+    generate: nn.Module, z: Tensor, towards: Tensor, context: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
     """G(z), and the gradient of its product with `towards`."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        x_hat = generate(z)
+        x_hat = generate(z, *context)
         (gradient,) = torch.autograd.grad((x_hat * towards).sum(), z)
     return x_hat.detach(), gradient
 
 
-def worth_bfloat16(generator: nn.Module, z: Tensor) -> bool:
+def worth_bfloat16(generator: nn.Module, z: Tensor, context: tuple[Tensor, ...] = ()) -> bool:
     """Whether a pass is so much work that casts cost less than bfloat16 saves.
 
     Counted, not timed, so that it is the same every time.
@@ -112,7 +119,7 @@ def worth_bfloat16(generator: nn.Module, z: Tensor) -> bool:
     if not has_bfloat16(z.device):
         return False
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        generator(z)
+        generator(z, *context)
     return counter.get_total_flops() >= _WORTH_IT * len(z)
 
 

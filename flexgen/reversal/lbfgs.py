@@ -29,7 +29,8 @@ _AGREEMENT = 0.03
 # From far away a start is followed only until it falls by less than so many tolerances.
 _COARSE = 10
 
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Of codes, targets and, where the generator takes one, contexts: losses and gradients.
+Evaluate = Callable[..., tuple[Tensor, Tensor]]
 
 
 class _Ends(NamedTuple):
@@ -59,6 +60,7 @@ class LBFGS:
         start: Callable[[int], Tensor],
         count: int,
         tell: Tell,
+        context: tuple[Tensor, ...] = (),
     ) -> dict[str, Tensor]:
         """From each of a sample's starts by the coarse pass, from the best end by the fine one.
 
@@ -72,6 +74,7 @@ class LBFGS:
                 starts that are taken.
             count: of starts at most.
             tell: called now and then with the share of the work done, the codes and their losses.
+            context: of each sample, if the generator takes one; else empty.
 
         Returns:
             The fields of `Reversal`, for this batch.
@@ -81,6 +84,7 @@ class LBFGS:
         """
         first = start(0)
         batch, shape, z = len(x), first.shape[1:], first.flatten(1).clone()
+        given = (x, *context)
         far = self._evaluation(passes.coarse, shape, x.is_cuda)
         near = self._evaluation(passes.fine, shape, x.is_cuda)
         losses = z.new_full((batch, count), torch.inf)
@@ -105,7 +109,9 @@ class LBFGS:
                 tell((k + 0.5) / (count + 1), codes, now)
 
             begin = start(k).flatten(1)[rows] if k else z.clone()
-            ends = self._descend(far, x, rows, begin, _COARSE * self.tolerance, floor[rows], told)
+            ends = self._descend(
+                far, given, rows, begin, _COARSE * self.tolerance, floor[rows], told
+            )
             # For "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance.
             begun = torch.where(ends.before.isfinite(), ends.before, torch.inf)
             lowest_start[rows] = torch.minimum(lowest_start[rows], begun)
@@ -117,11 +123,11 @@ class LBFGS:
             steps[rows] += ends.steps
 
         ends = self._descend(
-            near, x, everyone, z, self.tolerance, floor,
+            near, given, everyone, z, self.tolerance, floor,
             lambda z, loss: tell(count / (count + 1), z, loss),
         )  # fmt: skip
         z = ends.z.unflatten(1, shape)
-        x_hat = passes(fill(z))[:batch]
+        x_hat = passes(fill(z), *map(fill, context))[:batch]
         loss = self.loss(x_hat, x)
         return {
             "z": z,
@@ -132,10 +138,10 @@ class LBFGS:
         }
 
     def _evaluation(self, generate: Generate, shape: torch.Size, graphs: bool) -> Evaluate:
-        def evaluate(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        def evaluate(z: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
-                loss = self.loss(generate(z.clone().unflatten(1, shape)), x)
+                loss = self.loss(generate(z.clone().unflatten(1, shape), *context), x)
                 (gradient,) = torch.autograd.grad(loss.sum(), z)
             return loss.detach(), gradient
 
@@ -144,14 +150,14 @@ class LBFGS:
     def _descend(
         self,
         evaluate: Evaluate,
-        x: Tensor,
+        given: tuple[Tensor, ...],
         rows: Tensor,
         z: Tensor,
         tolerance: float,
         floor: Tensor,
         tell: Callable[[Tensor, Tensor], None],
     ) -> _Ends:
-        """Descend from codes z of the samples `rows` of x until none falls by `tolerance`.
+        """Descend from codes z of the given samples `rows` until none falls by `tolerance`.
 
         A sample is also done when its loss has come down to its `floor`.
 
@@ -159,10 +165,11 @@ class LBFGS:
         evaluation keeps to sizes whose kernels treat a row alike. Ended rows in a block idle.
         """
         total = len(rows)
-        place = _block(torch.arange(total, device=x.device), x.is_cuda)
-        z, target = self._inside(z[place]), x[rows[place]]
-        alive = torch.arange(len(place), device=x.device) < total
-        f, g = evaluate(z, target)
+        graphs = z.is_cuda
+        place = _block(torch.arange(total, device=z.device), graphs)
+        z, target = self._inside(z[place]), tuple(value[rows[place]] for value in given)
+        alive = torch.arange(len(place), device=z.device) < total
+        f, g = evaluate(z, *target)
         out_z, out_f, before = z[:total].clone(), f[:total].clone(), f[:total].clone()
         taken = alive[:total].long()
         converged = torch.zeros_like(alive[:total])
@@ -175,7 +182,7 @@ class LBFGS:
             trial = self._inside(z + t[:, None] * p)
             moved = trial - z
             slope = (g * moved).sum(1)
-            f_trial, g_trial = evaluate(trial, target)
+            f_trial, g_trial = evaluate(trial, *target)
             finite = f_trial.isfinite() & g_trial.isfinite().all(1)
             accepted = finite & (f_trial <= f + 1e-4 * slope)
 
@@ -217,14 +224,12 @@ class LBFGS:
                 if not alive.any():
                     break
                 going = alive.nonzero()[:, 0]
-                left = _block(going, x.is_cuda)
+                left = _block(going, graphs)
                 if len(left) < len(place):
-                    place, target, alive, z, f, g, p, t, s, y, mark, failed = (
-                        value[left]
-                        for value in (
-                            place, target, alive, z, f, g, p, t, s, y, mark, failed
-                        )
-                    )  # fmt: skip
+                    target = tuple(value[left] for value in target)
+                    place, alive, z, f, g, p, t, s, y, mark, failed = (
+                        value[left] for value in (place, alive, z, f, g, p, t, s, y, mark, failed)
+                    )
                     alive[len(going) :] = False  # copies that fill the block
         return _Ends(out_z, out_f, taken, converged, before)
 
@@ -283,34 +288,35 @@ class Captured:
         self.possible = True
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Sequence[Tensor], Sequence[Tensor]]] = {}
 
-    def __call__(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if len(z) not in self.graphs and self.possible:
+    def __call__(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        size = len(given[0])
+        if size not in self.graphs and self.possible:
             try:
-                self.graphs[len(z)] = self._record(z.clone(), x.clone())
+                self.graphs[size] = self._record(*(value.clone() for value in given))
             except RuntimeError:  # a generator that waits for the device cannot be recorded
                 self.possible = False
         if not self.possible:
-            return self.evaluate(z, x)
-        graph, inputs, outputs = self.graphs[len(z)]
-        for buffer, value in zip(inputs, (z, x), strict=True):
+            return self.evaluate(*given)
+        graph, inputs, outputs = self.graphs[size]
+        for buffer, value in zip(inputs, given, strict=True):
             buffer.copy_(value)
         graph.replay()
         f, g = (output.clone() for output in outputs)
         return f, g
 
     def _record(
-        self, z: Tensor, x: Tensor
+        self, *given: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor], Sequence[Tensor]]:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):  # libraries choose their kernels before the recording
-                self.evaluate(z, x)
+                self.evaluate(*given)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self.evaluate(z, x)
-        return graph, (z, x), outputs
+            outputs = self.evaluate(*given)
+        return graph, given, outputs
 
 
 def _first_step(f: Tensor, g: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Generate = Callable[[Tensor], Tensor]
+# Called with codes and, where the generator takes one, the context of each.
+Generate = Callable[..., Tensor]
 
 # Called with the share of the work done, the codes and their losses.
 Tell = Callable[[float, Tensor, Tensor], None]
@@ -31,8 +32,8 @@ class Passes:
     how: str
     plain: Generate | None = None
 
-    def __call__(self, z: Tensor) -> Tensor:
-        return (self.plain or self.fine)(z)
+    def __call__(self, z: Tensor, *context: Tensor) -> Tensor:
+        return (self.plain or self.fine)(z, *context)
 
 
 def fill(rows: Tensor, size: int | None = None) -> Tensor:

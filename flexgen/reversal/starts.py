@@ -45,13 +45,17 @@ class Bank:
     """Data that a generator makes of many codes; those nearest to a sample are starts for it.
 
     Args:
-        generate: codes to data.
+        generate: codes, and a context where there is one, to data.
         codes: `(size, *latent_shape)`, draws from the prior.
+        context: of all its data, `(1, …)`; empty if the generator takes none.
     """
 
-    def __init__(self, generate: Generate, codes: Tensor) -> None:
+    def __init__(self, generate: Generate, codes: Tensor, context: tuple[Tensor, ...] = ()) -> None:
         with torch.no_grad():
-            passes = [generate(part).flatten(1) for part in codes.split(_PASS)]
+            passes = [
+                generate(part, *(c.expand(len(part), *c.shape[1:]) for c in context)).flatten(1)
+                for part in codes.split(_PASS)
+            ]
         self.codes, self.data = codes, torch.cat(passes)
         self.squares = self.data.square().sum(1)
 
@@ -150,13 +154,15 @@ class Starts:
         codes = normal_codes(torch.arange(32), self.shape, self.seed)
         return codes if self.bounds is None else codes.clamp(*self.bounds)
 
-    def of(self, place: Tensor, x: Tensor, bank: Callable[[], Bank]) -> Callable[[int], Tensor]:
+    def of(
+        self, place: Tensor, x: Tensor, bank: Callable[[Tensor, int], Tensor]
+    ) -> Callable[[int], Tensor]:
         """Starts of the samples at `place`, whose data are x.
 
         Args:
             place: their numbers, `(batch,)`.
             x: `(batch, *shape)`.
-            bank: gives the bank, which is not made before a start needs it.
+            bank: data and a count to as many codes of the bank for each, `(batch, count, …)`.
 
         Returns:
             A function from the number of a start, below `count`, to codes `(batch, *latent_shape)`.
@@ -176,7 +182,7 @@ class Starts:
                 codes = self._guess(self.init, x)
             else:
                 own = int(callable(self.init))
-                nearest[:] = nearest or [bank().nearest(x, self.count - own)]
+                nearest[:] = nearest or [bank(x, self.count - own)]
                 codes = nearest[0][:, k - own]
             return codes.to(x.device, x.dtype)
 

@@ -1,5 +1,6 @@
 """From plain configuration to objects."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,21 +8,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from torch import nn
+from torch import Tensor
 
 from flexgen.callbacks import Measurement, PriorRefit
-from flexgen.models import Generative
+from flexgen.models import Latent
 from flexgen.runs.trust import rebuilding
 from flexgen.training import isolated_rng, latest_checkpoint, load_checkpoint
 
-__all__ = ["Parts", "build", "build_trainer", "find_checkpoint", "load_trained", "start_prior"]
+__all__ = ["Parts", "build", "build_trainer", "examples", "find_checkpoint", "load_trained"]
 
 
 @dataclass
 class Parts:
     """The objects of a run, and the checkpoint that the model holds, if any."""
 
-    model: Generative
+    model: Latent
     data: Any
     callbacks: dict[str, pl.Callback]
     checkpoint: Path | None = None
@@ -41,7 +42,7 @@ def build(config: dict[str, Any]) -> Parts:
         torch.set_num_threads(config["threads"])
     pl.seed_everything(config["seed"], verbose=False)
     data = instantiate(config["data"])
-    model: Generative = instantiate(config["model"])
+    model: Latent = instantiate(config["model"])
     # A callback with weights, a refit's prior, must not shift what training draws.
     with isolated_rng(config["seed"]):
         callbacks = {n: instantiate(c) for n, c in config["callbacks"].items() if c is not None}
@@ -51,21 +52,18 @@ def build(config: dict[str, Any]) -> Parts:
     _check_fit(model, data)
     data.prepare_data()
     data.setup("fit")
-    start_prior(model.prior, data, config["seed"])
+    model.prior.bind(data=examples(data, config["seed"]))
     return Parts(model, data, callbacks)
 
 
-def start_prior(prior: nn.Module, data: Any, seed: int) -> None:
-    """Put every part of a prior that starts from training data at a random few of them.
+def examples(data: Any, seed: int) -> Callable[[int], Tensor]:
+    """A number n to n training data at random, or all if there are fewer; for priors of data."""
 
-    Raises:
-        ValueError: if it wants more than there are.
-    """
-    for module in prior.modules():
-        if hasattr(module, "start"):
-            wanted: int = module.num_components  # type: ignore[assignment]
-            x, _ = data.split("train", min(wanted, data.size("train")), seed)
-            module.start(x)  # type: ignore[operator]
+    def draw(n: int) -> Tensor:
+        x: Tensor = data.split("train", min(n, data.size("train")), seed)[0]
+        return x
+
+    return draw
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -113,8 +111,6 @@ def load_trained(config: dict[str, Any], run_dir: Path, checkpoint: str | None =
     return parts
 
 
-def _check_fit(model: Generative, data: Any) -> None:
+def _check_fit(model: Latent, data: Any) -> None:
     """Have the parts meet once: a misfit is found now, not in the first step."""
-    shape, data_range = tuple(data.shape), data.range and tuple(data.range)
-    with model.evaluating(), torch.random.fork_rng(devices=[]):
-        model.check_fit(shape, data_range)
+    model.check_fit(tuple(data.shape), data.range and tuple(data.range))

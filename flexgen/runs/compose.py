@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flexgen._conf import conf_dir
+from flexgen.runs import resolvers
 from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
 from flexgen.runs.trust import check_form, check_provenance, confine
 from flexgen.untrusted import check_folder, parse_plain, read_start
@@ -62,6 +63,7 @@ def run_hydra(
     if on_run:
         argv = _take_run(command, argv)
     taken, argv = _take(argv, verbatim or {})
+    resolvers.register()
     ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
     # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"

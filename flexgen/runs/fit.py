@@ -154,6 +154,12 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
     if config.get("threads") is not None:
         check_whole("threads", config["threads"], 1)
+    for key in ("fast_dev_run", "max_steps", "min_steps", "min_epochs"):
+        if config["trainer"].get(key) not in (None, False, -1):
+            raise ValueError(
+                f"`trainer.{key}` is not for a run, which ends by its generator steps; set steps="
+                f"{int(config['trainer'][key])}"
+            )
     accelerator = config["trainer"]["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(

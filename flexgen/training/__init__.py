@@ -10,6 +10,7 @@ from flexgen.training.checkpoint import (
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.csv_logger import CSVLogger
 from flexgen.training.ema import EMA
+from flexgen.training.loop import Loop
 from flexgen.training.processes import copy_from_zero, gather_from_all
 from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_state
 from flexgen.training.wandb_logger import LogPictures, WandbLogger
@@ -19,6 +20,7 @@ __all__ = [
     "CSVLogger",
     "Counters",
     "LogPictures",
+    "Loop",
     "Schedule",
     "WandbLogger",
     "copy_from_zero",

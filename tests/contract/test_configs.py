@@ -1,6 +1,7 @@
 """Every YAML file, found by glob, composes, instantiates and does its work once."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from flexgen._conf import conf_dir
+from flexgen.contracts import Batch
 from flexgen.networks import MLPEncoder
 from flexgen.posteriors import DiagonalGaussian
-from flexgen.priors.staged import event_dim
+from flexgen.priors import as_prior
+from flexgen.runs import resolvers
 
 
 def names(group: str) -> list[str]:
@@ -26,9 +29,22 @@ def names(group: str) -> list[str]:
 
 
 def config(*overrides: str) -> dict[str, Any]:
+    resolvers.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*overrides, "paths.run_dir=nowhere"])
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def batches(x: Tensor) -> Iterator[Batch]:
+    """`x` again and again, with a label each."""
+    return iter(lambda: Batch(x, torch.arange(len(x)) % 8), None)
+
+
+def for_prior(name: str) -> tuple[str, ...]:
+    """The overrides that a prior of conf/prior takes; skipped if its package is missing."""
+    if name.startswith("zuko"):
+        pytest.importorskip("zuko")
+    return f"prior={name}", f"conditional={str(name == 'per_class').lower()}"
 
 
 def with_gradients(modules: list[nn.Module]) -> list[str]:
@@ -48,19 +64,19 @@ GAMES = [name for name in names("model") if name not in ("adversarial", "vae")]
 @pytest.mark.parametrize("network", ["mlp", "dcgan_small"])
 def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     torch.manual_seed(0)
-    model = instantiate(config(f"model={name}", f"network={network}")["model"])
-    generator_opt, critic_opt = model.configure_optimizers()[0]
+    model = instantiate(
+        config(f"model={name}", f"network={network}", "model.critic_steps=1")["model"]
+    )
+    optimizers = model.configure_optimizers()[0]
     model._scaler = None
     model._trainer = type("Alone", (), {"world_size": 1})()
     model.manual_backward = lambda loss: loss.backward()
     before = [p.detach().clone() for p in model.parameters()]
-    stream = iter(lambda: torch.randn(8, 1, 8, 8).tanh(), None)
-    model._critic_step(stream, critic_opt)
+    model.update(batches(torch.randn(8, 1, 8, 8).tanh()), *optimizers)
     missing = with_gradients([model.critic])
     # The critic's last bias moves real and fake alike: a game of differences cannot see it.
     blind = name.startswith(("wgan", "hinge"))
     assert missing == [list(model.critic.state_dict())[-1]] * blind or missing == []
-    model._generator_step(generator_opt)
     assert with_gradients([model.generator]) == []
     changed = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert any(changed)
@@ -70,12 +86,10 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
 @pytest.mark.parametrize("name", GAMES)
 @pytest.mark.parametrize("prior", names("prior"))
 def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
-    if prior.startswith("zuko"):
-        pytest.importorskip("zuko")
     torch.manual_seed(0)
     ring = ("data=ring8", "latent_dim=2", "network.generator.hidden_features=[8]")
-    cfg = config(f"model={name}", f"prior={prior}", *ring)
-    if hasattr(instantiate(cfg["prior"]), "attach_posterior"):
+    cfg = config(f"model={name}", *for_prior(prior), *ring)
+    if "posterior" in as_prior(instantiate(cfg["prior"])).needs:
         with pytest.raises(Exception, match=r"VAE's posteriors.*use prior=mixture"):
             instantiate(cfg["model"])
         return
@@ -84,7 +98,7 @@ def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
     model._scaler = None
     model._trainer = type("Alone", (), {"world_size": 1})()
     model.manual_backward = lambda loss: loss.backward()
-    model._update(iter(lambda: torch.randn(20, 2), None), *optimizers)
+    model.update(batches(torch.randn(20, 2)), *optimizers)
     assert with_gradients([model.generator, model.prior]) == []
 
 
@@ -105,23 +119,22 @@ def vae(*overrides: str) -> Any:
 def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood: str) -> None:
     model = vae(f"posterior={posterior}", f"likelihood={likelihood}")
     optimizers = model.configure_optimizers()[0]
-    model._update(iter(lambda: torch.rand(8, 1, 8, 8).round(), None), *optimizers)
+    model.update(batches(torch.rand(8, 1, 8, 8).round()), *optimizers)
     assert with_gradients([model.posterior, model.likelihood]) == []
     assert model.counters.generator_steps == 1
 
 
 @pytest.mark.parametrize("prior", names("prior"))
 def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: str) -> None:
-    if prior.startswith("zuko"):
-        pytest.importorskip("zuko")
-    alone = instantiate(config(f"prior={prior}", "latent_dim=3")["prior"])
-    if not getattr(alone, "has_log_prob", True) or getattr(alone, "support", None) is not None:
+    words = for_prior(prior)
+    alone = as_prior(instantiate(config(*words, "latent_dim=3")["prior"]))
+    if not alone.has_log_prob or alone.support is not None:
         with pytest.raises(Exception, match=r"a VAE.*use prior=normal"):
-            vae(f"prior={prior}")
+            vae(*words)
         return
-    model = vae(f"prior={prior}")
+    model = vae(*words)
     optimizers = model.configure_optimizers()[0]
-    model._update(iter(lambda: torch.rand(8, 1, 8, 8).round(), None), *optimizers)
+    model.update(batches(torch.rand(8, 1, 8, 8).round()), *optimizers)
     assert with_gradients([model.posterior, model.likelihood, model.prior]) == []
 
 
@@ -144,24 +157,16 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("prior"))
 def test_every_prior_keeps_the_contract(name: str) -> None:
-    if name.startswith("zuko"):
-        pytest.importorskip("zuko")
     torch.manual_seed(0)
-    cfg = config(f"prior={name}", "latent_dim=3")
-    prior = instantiate(cfg["prior"])
-    assert event_dim(prior) == 3
+    cfg = config(*for_prior(name), "latent_dim=3")
+    prior = as_prior(instantiate(cfg["prior"]))
+    assert prior.latent_dim == 3
     encoder = MLPEncoder(cfg["data"]["shape"], hidden_features=[8])
     score, posterior = functools.partial(torch.sum, dim=-1), DiagonalGaussian(encoder, 3)
 
-    def attach(prior: Any) -> None:
-        if hasattr(prior, "attach"):
-            prior.attach(score)
-        if hasattr(prior, "attach_posterior"):
-            prior.attach_posterior(posterior)
-
-    attach(prior)
-    if hasattr(prior, "start"):
-        prior.start(torch.rand(prior.num_components, *cfg["data"]["shape"]))
+    prior.bind(
+        score=score, posterior=posterior, data=lambda n: torch.rand(n, *cfg["data"]["shape"])
+    )
     p = prior()
     assert p.event_shape == (3,)
     assert p.sample((5,)).shape == p.rsample((5,)).shape == (5, 3)
@@ -170,18 +175,18 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
     first = p.sample((4,))
     torch.manual_seed(1)
     torch.testing.assert_close(p.sample((4,)), first)
-    if getattr(prior, "has_log_prob", True):
+    if prior.has_log_prob:
         assert p.log_prob(first).shape == (4,)
         assert p.log_prob(first).isfinite().all()
     else:
         with pytest.raises(NotImplementedError, match="no density"):
             p.log_prob(first)
-    restored = instantiate(cfg["prior"])
+    restored = as_prior(instantiate(cfg["prior"]))
     restored.load_state_dict(prior.state_dict())
-    attach(restored)
+    restored.bind(score=score, posterior=posterior)
     torch.manual_seed(1)
     torch.testing.assert_close(restored().sample((4,)), first)
-    if (support := getattr(prior, "support", None)) is not None:
+    if (support := prior.support) is not None:
         assert first.min() >= support[0]
         assert first.max() <= support[1]
 

@@ -52,7 +52,10 @@ def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: 
         (["callbacks.quality.draws=0"], "`draws` must be at least 1"),
         (["callbacks.quality.split=val"], "must be one of train, validation, test, got 'val'"),
         (["callbacks.samples.n=-4"], "`n` must be at least 1"),
-        (["callbacks.samples.draws=true"], "is for a VAE"),
+        (
+            ["callbacks.samples.draws=true"],
+            "SampleGrid needs a likelihood p(x|z), which this model does not have; train model=vae",
+        ),
         (["callbacks.checkpoint.keep=0"], "`keep` must be at least 1"),
         (["callbacks.checkpoint.at=[-5]"], "`at` must hold generator steps"),
         (["callbacks=[likelihood]"], "unknown key `callbacks.reversal"),

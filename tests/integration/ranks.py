@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from flexgen.callbacks import refit, sharing
+from flexgen import codes
 from flexgen.cli import main
-from flexgen.models import Adversarial, Generative
+from flexgen.models import Adversarial, Latent
+from flexgen.priors import Pushforward
 from tests.conftest import REFIT, SMALL
 
 SHARED = (
@@ -52,7 +53,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 def watch(notes: dict[str, Any]) -> None:
     """Write down codes drawn, rows reversed, priors fitted, and the state when training ends."""
-    draw, find, fit = Adversarial._codes, sharing.reverse, refit.fit_prior
+    draw, find, fit = Adversarial.codes, codes.reverse, Pushforward.fit
 
     def drawing(self: Adversarial, *args: Any) -> torch.Tensor:
         z = draw(self, *args)
@@ -67,34 +68,35 @@ def watch(notes: dict[str, Any]) -> None:
         notes["fits"] = notes.get("fits", 0) + 1
         return fit(*args, **options)
 
-    def ending(self: Generative) -> None:
+    def ending(self: Latent) -> None:
         notes["state"] = {name: t.clone() for name, t in self.state_dict().items()}
 
-    Adversarial._codes, Generative.on_train_end = drawing, ending
-    sharing.reverse, refit.fit_prior = finding, fitting
+    Adversarial.codes, Latent.on_train_end = drawing, ending
+    codes.reverse, Pushforward.fit = finding, fitting
 
 
 def stop_in_one(rank: int) -> Any:
     """Have process 1 alone asked to stop, in the middle of a critic's phase."""
-    taken = Adversarial._critic_step
+    taken = Adversarial.step_optimizer
 
-    def step(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        self.stop_requested |= rank == 1 and self.counters.critic_steps == 25
+    def step(self: Adversarial, optimizer: Any, learner: int) -> None:
+        taken(self, optimizer, learner)
+        is_critic = learner == 1
+        self.stop_requested |= rank == 1 and is_critic and self.counters.critic_steps == 24
 
-    Adversarial._critic_step = step
+    Adversarial.step_optimizer = step
     return taken
 
 
 def spoil_in_one(rank: int) -> None:
     """Have the last loss of process 1 be no number."""
-    record = Generative._record
+    record = Latent.record
 
-    def recording(self: Generative, name: str, loss: torch.Tensor) -> None:
+    def recording(self: Latent, name: str, loss: torch.Tensor) -> None:
         last = rank == 1 and self.counters.generator_steps == 29
         record(self, name, loss * torch.nan if last and name == "loss/generator" else loss)
 
-    Generative._record = recording
+    Latent.record = recording
 
 
 def run(folder: Path, rank: int) -> None:
@@ -107,7 +109,7 @@ def run(folder: Path, rank: int) -> None:
         except SystemExit as end:
             notes["exit"] = end.code
         if taken is not None:
-            Adversarial._critic_step = taken
+            Adversarial.step_optimizer = taken
             main(["resume", f"run={folder / name}"])
         torch.save(dict(notes), folder / f"{name}.{rank}.pt")
         notes.clear()

@@ -167,7 +167,7 @@ def test_several_rounds_of_refit(flexgen: Run) -> None:
         ("flexgen ref", {"refit"}),
         ("flexgen train prior=no", {"prior=normal"}),
         ("flexgen train model.critic_st", {"model.critic_steps="}),
-        ("flexgen refit prior=p", {"prior=pushforward"}),
+        ("flexgen refit prior=p", {"prior=per_class", "prior=pushforward"}),
     ],
 )
 def test_tab_completion(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.callbacks import refit
 from flexgen.models import Adversarial
+from flexgen.priors import Gaussian
 from flexgen.runs.folder import alone
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
@@ -58,7 +58,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         (
             "train",
             ["prior.latent_dim=3"],
-            "`latent_dim` must equal the prior's event shape (3,), got 2",
+            "prior of codes (3,), generator, critic and data (2,) do not fit",
         ),
         ("train", ["network.generator.shape=[3]"], "must make data of shape (2,), got (3,)"),
         ("train", ["network.critic.shape=[3]"], "do not fit"),
@@ -120,13 +120,13 @@ def test_a_parent_folder_of_runs_names_the_run(flexgen: Run) -> None:
 def test_nan_names_the_term_the_step_and_the_last_good_checkpoint(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, term: str
 ) -> None:
-    record = Adversarial._record
+    record = Adversarial.record
 
     def poison(self: Adversarial, name: str, loss: torch.Tensor) -> None:
         bad = name == term and self.counters.generator_steps == 16
         record(self, name, loss * float("nan") if bad else loss)
 
-    monkeypatch.setattr(Adversarial, "_record", poison)
+    monkeypatch.setattr(Adversarial, "record", poison)
     told = message(flexgen, "train", *SMALL)
     assert f"{term} is nan" in told
     assert "step=00000010.ckpt" in told
@@ -219,13 +219,13 @@ def test_a_signal_during_a_refit_at_the_start_is_heard(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = flexgen("train", *SMALL, "report=false")
-    fit = refit.fit_prior
+    fit = Gaussian.fit
 
     def fitting(*args: Any, **options: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return fit(*args, **options)
 
-    monkeypatch.setattr(refit, "fit_prior", fitting)
+    monkeypatch.setattr(Gaussian, "fit", fitting)
     with pytest.raises(SystemExit) as stopped:
         flexgen("refit", f"run={run}", "prior=gaussian", "more=10", "refit.n=64", run_dir="child")
     assert stopped.value.code == 130

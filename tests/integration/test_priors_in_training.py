@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from flexgen._conf import conf_dir
-from flexgen.callbacks import refit
-from flexgen.models import Generative
+from flexgen.models import Latent
+from flexgen.priors import MixtureOfPosteriors, Vamp, as_prior, maximise_likelihood
+from flexgen.runs import resolvers
 from flexgen.runs.build import load_trained
 from flexgen.runs.compose import load_config, relocate
 from flexgen.runs.fit import fit, resume
@@ -40,12 +41,16 @@ RUN = (
     "callbacks.checkpoint.every=5", "callbacks.checkpoint.keep=null", "paths.run_dir=nowhere",
     "+callbacks.drawn._target_=tests.integration.test_priors_in_training.Drawn",
 )  # fmt: skip
-QUICK = {"langevin": {"steps": 3}, "pushforward": {"steps": 3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "langevin": {"steps": 3},
+    "pushforward": {"steps": 3},
+    "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}},
+}
 NAMES = sorted(
     path.stem
     for path in (conf_dir() / "prior").glob("*.yaml")
     if (find_spec("zuko") or not path.stem.startswith("zuko"))
-    and not hasattr(get_class(OmegaConf.load(path)["_target_"]), "attach_posterior")
+    and get_class(OmegaConf.load(path)["_target_"]) not in (Vamp, MixtureOfPosteriors)
 )
 
 
@@ -59,7 +64,7 @@ class Drawn(pl.Callback):
         torch.save(end, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
 
 
-def codes(model: Generative) -> Tensor:
+def codes(model: Latent) -> Tensor:
     """Codes by a seed of their own."""
     with isolated_rng(0), model.evaluating():
         drawn: Tensor = model.prior().sample((50,))
@@ -68,25 +73,30 @@ def codes(model: Generative) -> Tensor:
 
 @functools.cache
 def composed(name: str, *overrides: str) -> dict[str, Any]:
+    resolvers.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)  # type: ignore[return-value]
 
 
 def learns(prior: dict[str, Any]) -> bool:
-    built = instantiate(prior)
-    return hasattr(built, "fit") or next(built.parameters(), None) is not None
+    return as_prior(instantiate(prior)).learns
 
 
 def train(name: str, run: Path, trainer: str) -> Path:
     """A run with the prior of that name from the start, and as a second stage if it can learn."""
-    config = relocate(composed("train", *RUN, f"trainer={trainer}"), [("nowhere", str(run))])
-    prior = composed(f"prior/{name}", "+latent_dim=2")["prior"] | QUICK.get(name, {})
+    conditional = f"conditional={str(name == 'per_class').lower()}"
+    words = (*RUN, conditional, f"trainer={trainer}")
+    config = relocate(composed("train", *words), [("nowhere", str(run))])
+    own = composed(f"prior/{name}", "+latent_dim=2", "+num_classes=8")["prior"]
+    prior = own | OPTIONS.get(name, {})
     config["model"]["prior"] = config["callbacks"]["refit"]["prior"] = prior
     if not learns(prior):
         del config["callbacks"]["refit"]
     # Two thousand steps of maximum likelihood are no more of a test than five.
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(refit, "fit_prior", functools.partial(refit.fit_prior, steps=5))
+        for module in ("mixture", "staged"):
+            fit_in_five = functools.partial(maximise_likelihood, steps=5)
+            patched.setattr(f"flexgen.priors.{module}.maximise_likelihood", fit_in_five)
         return fit(config, "train", [])
 
 

@@ -24,6 +24,9 @@ OPTIONS = (
     "optimizer@model.critic_optimizer=rmsprop",
 )
 
+CRITIC = 1
+"""Which of the learners of an adversarial model it is."""
+
 MASKED = ("prior=masked", "prior.warmup=9", *REFIT)
 
 
@@ -49,6 +52,17 @@ def state(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def stop_after(monkeypatch: pytest.MonkeyPatch, critic_step: int) -> None:
+    """Have a run be asked to stop in that step of its critic, which is its last."""
+    taken = Adversarial.step_optimizer
+
+    def stop_here(self: Adversarial, optimizer: Any, learner: int) -> None:
+        taken(self, optimizer, learner)
+        self.stop_requested |= learner == CRITIC and self.counters.critic_steps == critic_step - 1
+
+    monkeypatch.setattr(Adversarial, "step_optimizer", stop_here)
+
+
 @pytest.mark.parametrize(
     ("extra", "critic_step"),
     [((), 64), ((), 61), (REFIT, 113), (OPTIONS, 64), (MASKED, 63)],
@@ -61,14 +75,8 @@ def test_stopped_and_resumed_equals_undisturbed(
     critic_step: int,
 ) -> None:
     undisturbed = flexgen("train", *SMALL, *extra, run_dir="undisturbed")
-    taken = Adversarial._critic_step
-
-    def stop_here(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        self.stop_requested |= self.counters.critic_steps == critic_step
-
     with monkeypatch.context() as patched:
-        patched.setattr(Adversarial, "_critic_step", stop_here)
+        stop_after(patched, critic_step)
         with pytest.raises(SystemExit) as stopped:
             flexgen("train", *SMALL, *extra, run_dir="stopped")
     assert stopped.value.code == 130
@@ -92,14 +100,14 @@ def test_a_vae_in_bfloat16_resumes_with_the_same_bits(
         "callbacks=[progress,samples,reversal,quality,checkpoint]", "report=false",
     )  # fmt: skip
     undisturbed = flexgen("train", *words, run_dir="undisturbed")
-    taken = VAE._update
+    taken = VAE.update
 
     def stop_here(self: VAE, *args: Any) -> None:
         taken(self, *args)
         self.stop_requested |= self.counters.generator_steps == 13
 
     with monkeypatch.context() as patched:
-        patched.setattr(VAE, "_update", stop_here)
+        patched.setattr(VAE, "update", stop_here)
         with pytest.raises(SystemExit):
             flexgen("train", *words, run_dir="stopped")
     stopped = undisturbed.parent / "stopped"
@@ -157,14 +165,8 @@ def test_a_stopped_resume_keeps_its_overrides(
     flexgen: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = flexgen("train", *SMALL, "report=false")
-    taken = Adversarial._critic_step
-
-    def stop_here(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        self.stop_requested |= self.counters.critic_steps == 170
-
     with monkeypatch.context() as patched:
-        patched.setattr(Adversarial, "_critic_step", stop_here)
+        stop_after(patched, 170)
         with pytest.raises(SystemExit):
             flexgen("resume", f"run={run}", "steps=40")
     flexgen("resume", f"run={run}")

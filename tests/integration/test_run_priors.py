@@ -7,18 +7,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from flexgen._conf import conf_dir
 from flexgen.analysis.priors import codes_of, prior_for
 from flexgen.cli import main
+from flexgen.codes import Codes
 from flexgen.priors import Langevin
+from flexgen.runs import resolvers
 from flexgen.runs.build import Parts, load_trained
 from flexgen.runs.compose import load_config
 from tests.conftest import SMALL
 
 
 def config(*words: str) -> dict:
+    resolvers.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*words, "latent_dim=2", "paths.run_dir=nowhere"])
         return OmegaConf.to_container(cfg.prior, resolve=True)
@@ -36,13 +38,13 @@ def parts(run: Path) -> Parts:
     return load_trained(load_config(run), run)
 
 
-def never() -> Tensor:
+def never() -> Codes:
     raise AssertionError("this prior has nothing to learn from codes")
 
 
-def far(n: int = 400) -> Tensor:
+def far(n: int = 400) -> Codes:
     """Codes far from where any prior is before it has learned."""
-    return 5 + 0.5 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    return Codes(5 + 0.5 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0)), None)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_what_has_weights_and_a_density_learns_by_likelihood(
 ) -> None:
     fitted = []
     monkeypatch.setattr(
-        "flexgen.analysis.priors.fit_prior", lambda prior, *_, **__: fitted.append(prior)
+        "flexgen.priors.mixture.maximise_likelihood", lambda prior, *_, **__: fitted.append(prior)
     )
     prior = prior_for(parts, config("prior=learnable_mixture"), far)
     assert fitted == [prior]
@@ -88,8 +90,8 @@ def test_a_score_is_the_runs_critic_for_its_average(parts: Parts) -> None:
     model = parts.model
     prior = prior_for(parts, config("prior=masked", "prior.rate=0.1"), never)
     drawn = prior().sample((300,))
-    by_critic = model.critic(model.sampler(drawn)).mean()
-    of_base = model.critic(model.sampler(prior.base().sample((3000,)))).mean()
+    by_critic = model.critic(model.decoder(drawn)).mean()
+    of_base = model.critic(model.decoder(prior.base().sample((3000,)))).mean()
     assert by_critic > of_base
 
 
@@ -98,7 +100,7 @@ def test_the_run_stays_as_it_was(parts: Parts) -> None:
     attached = [m._score for m in parts.model.modules() if isinstance(m, Langevin)]
     state, training = torch.get_rng_state(), parts.model.training
     codes = codes_of(parts, n=50, progress=False)
-    assert codes.shape == (50, 2)
+    assert codes.z.shape == (50, 2)
     prior_for(parts, config("prior=gaussian"), lambda: codes)
     prior_for(parts, config("prior=langevin"), never)
     assert torch.equal(torch.get_rng_state(), state)

@@ -62,7 +62,7 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
     assert said[-2] == f"loss/critic: {values[best]:.6g}"
     assert all(word in said[-1] for word in whole[best][0] if word.startswith("model."))
 
-    taken = Adversarial._critic_step
+    taken = Adversarial.step_optimizer
 
     def killed(self: Adversarial, *args: Any) -> None:
         taken(self, *args)
@@ -70,7 +70,7 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Adversarial, "_critic_step", killed)
+        patched.setattr(Adversarial, "step_optimizer", killed)
         with pytest.raises(SystemExit):
             flexgen("search", *WORDS, "trials=3", "hydra.run.dir=killed")
     assert "stopped" in {state for _, state in trials("killed").values()}

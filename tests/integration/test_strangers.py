@@ -155,7 +155,7 @@ def test_an_alias_bomb_takes_neither_memory_nor_time(run: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 50e6
-        shutil.move(run / "check_whole", run / "config.yaml")
+        shutil.move(run / "whole", run / "config.yaml")
 
 
 def test_a_class_of_ones_own_wants_trust(

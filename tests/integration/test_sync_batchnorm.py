@@ -29,8 +29,8 @@ def test_it_replaces_every_batch_norm_and_changes_nothing_that_is_measured() -> 
     cfg["logger"] = {}
     model: Adversarial = instantiate(cfg["model"])
     z = model.prior().sample(torch.Size((4,)))
-    before, weights = model.generate(z), list(model.parameters())
-    codes = reverse(model.sampler, before, latent_shape=model.latent_dim, steps=5).z
+    before, weights = model.decode(z), list(model.parameters())
+    codes = reverse(model.decoder, before, latent_shape=model.latent_dim, steps=5).z
 
     synced = build_trainer(cfg, []).strategy._layer_sync.apply(model)
 
@@ -38,7 +38,7 @@ def test_it_replaces_every_batch_norm_and_changes_nothing_that_is_measured() -> 
     assert norms
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
     assert all(a is b for a, b in zip(weights, synced.parameters(), strict=True))
-    assert torch.equal(synced.generate(z), before)
+    assert torch.equal(synced.decode(z), before)
     assert torch.equal(
-        reverse(synced.sampler, before, latent_shape=model.latent_dim, steps=5).z, codes
+        reverse(synced.decoder, before, latent_shape=model.latent_dim, steps=5).z, codes
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flexgen.contracts import Batch
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, LSGAN, WGAN, WGANGP
@@ -33,22 +34,20 @@ def model(objective: Any = None, **options: Any) -> Adversarial:
     return made
 
 
-def batches(*x: Tensor) -> Iterator[Tensor]:
-    return iter(x)
+def batches(*x: Tensor) -> Iterator[Batch]:
+    return iter([Batch(each) for each in x])
 
 
 def test_clipping_bounds_every_critic_weight() -> None:
     made = model(WGAN(clip=0.01))
-    _, critic_opt = made.configure_optimizers()[0]
-    made._critic_step(batches(torch.randn(4, 3)), critic_opt)
+    made.update(batches(torch.randn(4, 3)), *made.configure_optimizers()[0])
     assert max(float(p.detach().abs().max()) for p in made.critic.parameters()) <= 0.01
 
 
 def test_the_gradient_is_clipped_to_its_norm() -> None:
     made = model(LSGAN(), gradient_clip=1e-3)
-    _, critic_opt = made.configure_optimizers()[0]
     before = [p.detach().clone() for p in made.critic.parameters()]
-    made._critic_step(batches(100 * torch.randn(4, 3)), critic_opt)
+    made.update(batches(100 * torch.randn(4, 3)), *made.configure_optimizers()[0])
     moved = torch.cat(
         [(a - b).flatten() for a, b in zip(before, made.critic.parameters(), strict=True)]
     )
@@ -61,8 +60,7 @@ def test_accumulated_batches_equal_one_of_their_size() -> None:
     for accumulate, stream in ((1, batches(x)), (2, batches(x[:4], x[4:]))):
         made = model(LSGAN(), accumulate=accumulate)
         made.prior = Staged([Normal(2, scale=1e-12)])  # all fakes alike, however they are drawn
-        _, critic_opt = made.configure_optimizers()[0]
-        made._critic_step(stream, critic_opt)
+        made.update(stream, *made.configure_optimizers()[0])
         weights.append(torch.cat([p.detach().flatten() for p in made.critic.parameters()]))
         assert made.counters.critic_steps == 1
         assert made.counters.batches == accumulate
@@ -73,7 +71,7 @@ def test_accumulated_batches_equal_one_of_their_size() -> None:
 def test_the_critic_is_frozen_in_the_generators_step() -> None:
     made = model()
     generator_opt, critic_opt = made.configure_optimizers()[0]
-    made._critic_step(batches(torch.randn(4, 3)), critic_opt)
+    made.update(batches(torch.randn(4, 3)), generator_opt, critic_opt)
     critic_opt.zero_grad()
     before = [p.detach().clone() for p in made.critic.parameters()]
     made._generator_step(generator_opt)
@@ -86,7 +84,7 @@ def test_schedulers_step_once_a_generator_step() -> None:
     made = model(critic_steps=3, generator_scheduler=halve, critic_scheduler=halve)
     optimizers, _ = made.configure_optimizers()
     for _ in range(2):
-        made._update(batches(*torch.randn(3, 4, 3)), *optimizers)
+        made.update(batches(*torch.randn(3, 4, 3)), *optimizers)
     assert [o.param_groups[0]["lr"] for o in optimizers] == [0.025, 0.025]
 
 
@@ -120,7 +118,7 @@ def test_the_loss_scale_is_updated_once_a_batch() -> None:
     scaled._scaler = Scaler()
     for made in (plain, scaled):
         torch.manual_seed(1)
-        made._update(batches(*x), *made.configure_optimizers()[0])
+        made.update(batches(*x), *made.configure_optimizers()[0])
     # Two batches, three steps, two updates: the second batch serves critic and generator.
     assert scaled._scaler.calls == [
         "unscale", "step", "update", "unscale", "step", "unscale", "step", "update",
@@ -131,7 +129,7 @@ def test_the_loss_scale_is_updated_once_a_batch() -> None:
 
 def test_samples_come_from_the_average_and_the_prior_in_use() -> None:
     made = model(ema_decay=0.5)
-    assert made.sampler is made.ema.module
+    assert made.decoder is made.ema.module
     for weight in made.ema.module.parameters():
         weight.data.zero_()
     assert made.sample(5).abs().max() == 0
@@ -149,9 +147,7 @@ def test_a_learnable_prior_learns_with_the_generator() -> None:
     made._trainer = type("Alone", (), {"world_size": 1})()
     made.manual_backward = lambda loss: loss.backward()
     made._scaler = None
-    generator_opt, critic_opt = made.configure_optimizers()[0]
-    made._critic_step(batches(torch.randn(4, 3)), critic_opt)
-    made._generator_step(generator_opt)
+    made.update(batches(torch.randn(4, 3)), *made.configure_optimizers()[0])
     gradients = [p.grad for p in made.prior.parameters()]
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert any(g.any() for g in gradients)
@@ -175,8 +171,9 @@ def test_mistakes_are_refused(options: dict[str, Any], expected: str) -> None:
 
 
 def test_prior_and_generator_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"event shape \(5,\), got 2"):
-        Adversarial(
-            MLPGenerator(2, (3,)), MLPCritic((3,)), Normal(5), GAN(),
-            generator_optimizer=SGD, critic_optimizer=SGD,
-        )  # fmt: skip
+    made = Adversarial(
+        MLPGenerator(2, (3,)), MLPCritic((3,)), Normal(5), GAN(),
+        generator_optimizer=SGD, critic_optimizer=SGD,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"prior of codes \(5,\), generator.* one `latent_dim`"):
+        made.check_fit((3,))

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from flexgen.callbacks import ReversalScore
 from flexgen.codes import base_space
 from flexgen.metrics import PriorAgreement
-from flexgen.models import Generative
+from flexgen.models import Latent
 from flexgen.priors import (
     MAF,
-    BaseSpace,
     Gaussian,
     Mixture,
     Normal,
@@ -51,7 +50,7 @@ def test_a_map_and_its_inverse(kind: Any) -> None:
     torch.manual_seed(0)
     prior = Gaussian(D) if kind is Gaussian else kind(D, hidden_features=(16,), steps=50, lr=5e-3)
     prior.fit(bent(500))
-    space, eps = BaseSpace.of(prior), torch.randn(500, D)
+    space, eps = prior.base_space(), torch.randn(500, D)
     assert isinstance(space.prior, Normal)
     with torch.no_grad():
         z = space.to_code(eps)
@@ -91,7 +90,7 @@ def test_own_draws_of_a_fitted_flow_agree_in_its_base_and_not_in_code() -> None:
 class Data:
     """Codes made data by a generator, in memory."""
 
-    range = None
+    range, num_classes = None, None
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -106,16 +105,18 @@ class Data:
         return torch.arange(n)
 
 
-class Generator(Generative):
+class Generator(Latent):
     """A generator that reversal inverts exactly: a rotation."""
 
     def __init__(self, prior: nn.Module) -> None:
-        super().__init__(prior, gradient_clip=None, accumulate=1, log_every=1)
+        super().__init__(
+            prior, optimizers=(), schedulers=(), gradient_clip=None, accumulate=1, log_every=1
+        )
         self.net = nn.Linear(D, D, bias=False)
         nn.init.orthogonal_(self.net.weight)
 
     @property
-    def sampler(self) -> nn.Module:
+    def decoder(self) -> nn.Module:
         return self.net
 
 
@@ -127,10 +128,10 @@ def test_reversal_scores_the_codes_of_a_perfect_prior_as_perfect(kind: str, tmp_
     model = Generator(Staged([Normal(D), prior]))
     model.prior.use(1)
     generate, under = base_space(model)
-    assert generate is not model.sampler
-    assert under is BaseSpace.of(prior).prior
+    assert generate is not model.decoder
+    assert under is prior.base_space().prior
     with torch.no_grad():
-        x = model.generate(prior().sample((300,)))
+        x = model.decode(prior().sample((300,)))
     score = ReversalScore(
         n=300, num_resamples=40, options={"method": "lbfgs", "bank": 64, "steps": 60}
     )

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flexgen.callbacks import AggregatePosterior, PriorRefit, Reconstructions, SampleGrid
-from flexgen.codes import codes_of_data
+from flexgen.codes import Codes, codes_of_data
 from flexgen.likelihoods import Bernoulli
-from flexgen.models import VAE, Generative
+from flexgen.models import VAE, Latent
 from flexgen.networks import MLPEncoder, MLPGenerator
 from flexgen.posteriors import DiagonalGaussian
 from flexgen.priors import Normal, RealNVP, Vamp
@@ -49,7 +49,7 @@ def vae() -> VAE:
 
 def test_codes_are_draws_of_each_posterior_in_turn(vae: VAE) -> None:
     data, state = Data(4), torch.get_rng_state()
-    codes = codes_of_data(vae, data, "train", 8002)
+    codes = codes_of_data(vae, data, "train", 8002).z
     assert codes.shape == (8002, D)
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_codes_are_draws_of_each_posterior_in_turn(vae: VAE) -> None:
 def test_two_splits_have_noise_of_their_own(vae: VAE) -> None:
     data = Data(500)
     first, again, other = (
-        codes_of_data(vae, data, split, None) for split in ("train", "train", "validation")
+        codes_of_data(vae, data, split, None).z for split in ("train", "train", "validation")
     )
     assert torch.equal(first, again)
     with torch.no_grad():
@@ -72,15 +72,17 @@ def test_two_splits_have_noise_of_their_own(vae: VAE) -> None:
     assert torch.corrcoef(torch.stack(noise))[0, 1].abs() < 0.1
 
 
-class Reversed(Generative):
+class Reversed(Latent):
     """A model without a posterior: its codes are found by reversal."""
 
     def __init__(self) -> None:
-        super().__init__(Normal(D), gradient_clip=None, accumulate=1, log_every=1)
+        super().__init__(
+            Normal(D), optimizers=(), schedulers=(), gradient_clip=None, accumulate=1, log_every=1
+        )
         self.map = nn.Linear(D, 16)
 
     @property
-    def sampler(self) -> nn.Module:
+    def decoder(self) -> nn.Module:
         return nn.Sequential(self.map, nn.Unflatten(1, (1, 4, 4)))
 
 
@@ -88,8 +90,8 @@ def test_a_model_without_a_posterior_is_reversed() -> None:
     torch.manual_seed(0)
     model, data = Reversed(), Data(5)
     truth = torch.randn(5, D)
-    data.x = model.sampler(truth).detach()
-    codes = codes_of_data(model, data, "train", 10)
+    data.x = model.decoder(truth).detach()
+    codes = codes_of_data(model, data, "train", 10).z
     torch.testing.assert_close(codes, truth, atol=0.02, rtol=0)
 
 
@@ -120,7 +122,9 @@ def test_a_vaes_refit_is_kept_by_the_nats_of_held_out_codes(
 class Far(Normal):
     """A prior that a fit moves away from the codes."""
 
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    learns = True
+
+    def fit(self, codes: Tensor, **options: Any) -> dict[str, float]:
         self.loc.fill_(9.0)
         return {}
 
@@ -146,7 +150,9 @@ def test_reversal_stays_available_to_a_vae(vae: VAE, monkeypatch: pytest.MonkeyP
     asked = []
     monkeypatch.setattr(
         "flexgen.callbacks.refit.reverse_split",
-        lambda model, data, split, n, **options: asked.append(split) or torch.randn(50, D),
+        lambda model, data, split, n, **options: (
+            asked.append(split) or Codes(torch.randn(50, D), None)
+        ),
     )
     refit(vae, Far(D), source="reversal")
     assert asked == ["train", "validation"]
@@ -155,7 +161,8 @@ def test_reversal_stays_available_to_a_vae(vae: VAE, monkeypatch: pytest.MonkeyP
 def test_grids_of_a_vae(vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(
-        "flexgen.callbacks.figures.draw_samples", lambda x, _, path: drawn.update({path: x})
+        "flexgen.callbacks.figures.draw_samples",
+        lambda x, _, path, columns: drawn.update({path: x}),
     )
     monkeypatch.setattr(
         "flexgen.callbacks.posterior.draw_pairs",
@@ -199,9 +206,15 @@ def test_a_flow_prior_is_pictured_in_its_base_space_too(
     assert codes_in_z == pytest.approx(4 * codes_in_base, rel=0.02)
 
 
-@pytest.mark.parametrize("callback", [SampleGrid(draws=True), Reconstructions()])
-def test_pictures_of_a_posterior_are_refused_without_one(callback: Any) -> None:
-    with pytest.raises(ValueError, match=r"this model is Reversed; "):
+@pytest.mark.parametrize(
+    ("callback", "lacked"),
+    [
+        (SampleGrid(draws=True), r"SampleGrid needs a likelihood p\(x\|z\)"),
+        (Reconstructions(), "Reconstructions needs a posterior"),
+    ],
+)
+def test_pictures_of_a_posterior_are_refused_without_one(callback: Any, lacked: str) -> None:
+    with pytest.raises(ValueError, match=rf"{lacked}, which this model does not have; "):
         callback.check(Reversed(), Data(20))
 
 

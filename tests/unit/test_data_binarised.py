@@ -30,7 +30,7 @@ def digits(binarise: str | None, **options: object) -> ImageData:
 
 def take(data: ImageData, n: int, position: int = 0) -> Tensor:
     stream = data.stream(position=position)
-    return torch.stack([next(stream) for _ in range(n)])
+    return torch.stack([next(stream).x for _ in range(n)])
 
 
 def amat(root: Path) -> dict[str, np.ndarray]:
@@ -143,8 +143,8 @@ def test_a_static_stream_repeats_its_images_and_a_dynamic_one_does_not() -> None
 @pytest.mark.parametrize(("seed", "position"), [(0, 1), (1, 0)])
 def test_a_dynamic_draw_depends_on_the_seed_and_the_batch(seed: int, position: int) -> None:
     def draw(seed: int, position: int) -> Tensor:
-        grey = iter(lambda: torch.full((10, 1, 8, 8), 128, dtype=torch.uint8), None)
-        return next(Stream(Order(10, 10, seed), grey, position, binarise=True))
+        grey = iter(lambda: (torch.full((10, 1, 8, 8), 128, dtype=torch.uint8), None), None)
+        return next(Stream(Order(10, 10, seed), grey, position, binarise=True)).x
 
     assert torch.equal(draw(seed, position), draw(seed, position))
     assert (draw(seed, position) != draw(0, 0)).float().mean().item() == pytest.approx(0.5, abs=0.1)
@@ -171,7 +171,7 @@ def test_workers_stream_what_a_resident_tensor_does(binarise: str, num_workers: 
 def test_ranks_together_draw_what_one_process_does() -> None:
     data = digits("dynamic")
     streams = [data.stream(rank=rank, world_size=2) for rank in range(2)]
-    together = torch.stack([next(streams[i % 2]) for i in range(8)])
+    together = torch.stack([next(streams[i % 2]).x for i in range(8)])
     assert torch.equal(together, take(data, 8))
 
 
@@ -210,7 +210,7 @@ def test_published_files_are_used_where_they_are_there(
         assert y is None
         assert data.size(part) == num  # type: ignore[arg-type]
         assert torch.equal(x, torch.from_numpy(images[part]).view(num, 1, 28, 28).float())
-    assert next(data.stream()).unique().tolist() == [0.0, 1.0]
+    assert next(data.stream()).x.unique().tolist() == [0.0, 1.0]
     explicit = ImageData("mnist_larochelle", root=tmp_path, range=(0, 1), batch_size=5)
     assert torch.equal(explicit.split("test")[0], data.split("test")[0])
 

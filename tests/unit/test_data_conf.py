@@ -37,7 +37,7 @@ def test_toys_and_digits_need_no_files() -> None:
     for name in ("ring8", "grid25", "swiss_roll", "digits"):
         data = instantiate(load(next(path for path in FILES if path.stem == name)))
         batch = next(data.stream())
-        assert batch.shape == (data.batch_size, *data.shape)
+        assert batch.x.shape == (data.batch_size, *data.shape)
 
 
 def test_every_set_of_the_table_has_a_configuration() -> None:

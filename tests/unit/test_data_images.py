@@ -298,8 +298,8 @@ def test_real_mnist() -> None:
     assert y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert ((x.mean() + 1) / 2).item() == pytest.approx(0.1325, abs=1e-3)
     stream = data.stream(position=700)
-    assert torch.equal(next(stream), next(data.stream(position=700)))
-    batch = next(stream)
+    assert torch.equal(next(stream).x, next(data.stream(position=700)).x)
+    batch = next(stream).x
     assert batch.shape == (100, 1, 28, 28)
     assert batch.dtype == torch.float32
     assert (batch.min().item(), batch.max().item()) == (-1.0, 1.0)
@@ -593,7 +593,7 @@ def test_lsun_reads_its_databases(tmp_path: Path) -> None:
         "lsun_kitchen", (3, 8, 8), root=tmp_path, num_validation=4, batch_size=5
     ).stream()  # fmt: skip
     for _ in range(7):
-        assert torch.equal(next(workers), next(resident))
+        assert torch.equal(next(workers).x, next(resident).x)
 
 
 def test_torchvision_is_imported_only_where_it_is_used() -> None:

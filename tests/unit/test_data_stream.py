@@ -18,7 +18,7 @@ from flexgen.data.stream import CHUNK_BYTES
 
 
 def take(stream: Stream, n: int) -> Tensor:
-    return torch.stack([next(stream) for _ in range(n)])
+    return torch.stack([next(stream).x for _ in range(n)])
 
 
 def digits(**options: object) -> ImageData:
@@ -70,7 +70,7 @@ def test_worker_processes_keep_the_order_and_read_ahead_without_counting() -> No
     stream = digits(resident=False, num_workers=2).stream(position=3)
     expected = digits().stream(position=3)
     for taken in range(1, 15):
-        assert torch.equal(next(stream), next(expected))
+        assert torch.equal(next(stream).x, next(expected).x)
         assert stream.position == 3 + taken
 
 
@@ -91,20 +91,20 @@ class Told:
 def test_large_sets_are_read_by_workers() -> None:
     data = digits(resident=False, num_workers=1, batch_size=10)
     data._splits = dict.fromkeys(("train", "validation", "test"), Told())
-    assert next(data.stream()).shape == (10, 1, 8, 8)
+    assert next(data.stream()).x.shape == (10, 1, 8, 8)
 
 
 def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def chunks(*_: object) -> itertools.repeat:
-        return itertools.repeat(torch.full((100, 1, 8, 8), 7.0))
+        return itertools.repeat((torch.full((100, 1, 8, 8), 7.0), None))
 
     monkeypatch.setattr("flexgen.data.images.worker_chunks", chunks)
-    assert next(digits().stream()).ne(7).any()
+    assert next(digits().stream()).x.ne(7).any()
     monkeypatch.setattr("flexgen.data.images.RESIDENT_BYTES", 1257 * 64)
-    assert next(digits().stream()).ne(7).any()
+    assert next(digits().stream()).x.ne(7).any()
     monkeypatch.setattr("flexgen.data.images.RESIDENT_BYTES", 1257 * 64 - 1)
-    assert next(digits().stream()).eq(7).all()
-    assert next(digits(resident=True).stream()).ne(7).any()
+    assert next(digits().stream()).x.eq(7).all()
+    assert next(digits(resident=True).stream()).x.ne(7).any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -131,7 +131,7 @@ def test_batches_first_asked_for_in_inference_mode_can_be_trained_on() -> None:
     stream = digits().stream()
     with torch.inference_mode():
         next(stream)
-    x = next(stream)
+    x = next(stream).x
     weight = torch.ones(8, requires_grad=True)
     (x * weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum((0, 1, 2)))
@@ -148,7 +148,7 @@ def test_writing_into_a_batch_leaves_the_data_alone(
     expected = take(data.stream(), 24)
     stream = data.stream()
     for _ in range(24):
-        next(stream).zero_()
+        next(stream).x.zero_()
     assert torch.equal(take(data.stream(), 24), expected)
 
 
@@ -156,7 +156,7 @@ def test_flips_mirror_half_of_the_images_and_differ_from_epoch_to_epoch() -> Non
     plain, flipped = digits().stream(), digits(flip=True).stream()
     rates = []
     for _ in range(24):
-        x, y = next(plain), next(flipped)
+        x, y = next(plain).x, next(flipped).x
         same, mirrored = (y == x).flatten(1).all(1), (y == x.flip(-1)).flatten(1).all(1)
         assert (same | mirrored).all()
         rates.append((mirrored & ~same).float().mean().item())
@@ -186,7 +186,7 @@ class Probe(pl.LightningModule):
         assert batch.position == self.trainer.datamodule.position + 2 * batch_idx
         optimizer = self.optimizers()
         for _ in range(2):
-            x = next(batch)
+            x = next(batch).x
             self.seen.append(x)
             optimizer.zero_grad()
             self.manual_backward(self.layer(x).mean())
@@ -237,4 +237,4 @@ def test_without_a_trainer_the_loader_starts_at_the_saved_position() -> None:
     stream = next(loader)
     assert next(loader) is stream
     assert stream.position == 4
-    assert torch.equal(next(stream), take(data.stream(), 5)[4])
+    assert torch.equal(next(stream).x, take(data.stream(), 5)[4])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flexgen.flows import Coupling, Planar
-from flexgen.priors import MAF, FlowPrior, Gaussian, RealNVP, Staged, fit_prior
+from flexgen.priors import MAF, FlowPrior, Gaussian, RealNVP, Staged
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_fit_learns_what_a_gaussian_cannot(
     gaussian = Gaussian(2)
     gaussian.fit(train)
     drawn = torch.get_rng_state()
-    report = fit_prior(prior, train, seed=1)
+    report = prior.fit(train, seed=1)
     assert torch.equal(drawn, torch.get_rng_state())
     with torch.no_grad():
         gain = (prior().log_prob(test) - gaussian().log_prob(test)).mean()
@@ -80,7 +80,7 @@ def test_what_a_flow_prior_cannot_do(codes: torch.Tensor) -> None:
     assert not planar.has_log_prob
     assert planar().sample((3,)).shape == (3, 2)
     with pytest.raises(ValueError, match="prior=realnvp"):
-        fit_prior(planar, codes)
+        planar.fit(codes)
     with pytest.raises(ValueError, match="context_features=0"):
         FlowPrior(Coupling(2, context_features=1))
     with pytest.raises(ValueError, match=r"\(n, 2\)"):

@@ -1,14 +1,16 @@
 """The loss scale of float16 among several optimizers, with torch's own scaler on the CPU."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from flexgen.contracts import Batch
 from flexgen.likelihoods import Gaussian
-from flexgen.models import VAE, Adversarial, Generative
+from flexgen.models import VAE, Adversarial, Latent
 from flexgen.networks import MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.objectives import GAN
 from flexgen.posteriors import DiagonalGaussian
@@ -17,7 +19,7 @@ from flexgen.priors import Normal
 ADAM = functools.partial(torch.optim.Adam, lr=0.01, fused=True)
 
 
-def prepared(made: Generative, growth_interval: int = 2000) -> Any:
+def prepared(made: Latent, growth_interval: int = 2000) -> Any:
     """A model without a trainer, whose losses a scaler scales."""
     made._trainer = type("Alone", (), {"world_size": 1})()
     made._scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=growth_interval)
@@ -40,6 +42,10 @@ def adversarial(critic_steps: int, **options: Any) -> Any:
     return prepared(made, **options)
 
 
+def batches(n: int) -> Iterator[Batch]:
+    return iter([Batch(x) for x in torch.randn(n, 4, 3)])
+
+
 def weights(module: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
@@ -55,7 +61,7 @@ def test_the_scale_grows_after_as_many_batches_as_configured(critic_steps: int) 
     optimizers = made.configure_optimizers()[0]
     scales = []
     for _ in range(12 // critic_steps):
-        made._update(iter(torch.randn(critic_steps, 4, 3)), *optimizers)
+        made.update(batches(critic_steps), *optimizers)
         scales.append(made._scaler.get_scale())
     before = 6 // critic_steps - 1
     assert scales[:before] == [8.0] * before
@@ -70,7 +76,7 @@ def test_an_infinite_gradient_skips_its_own_optimizer_alone() -> None:
         before = weights(spoilt), weights(other)
         scale = made._scaler.get_scale()
         hook = spoil(spoilt)
-        made._update(iter(torch.randn(1, 4, 3)), *optimizers)
+        made.update(batches(1), *optimizers)
         hook.remove()
         assert torch.equal(weights(spoilt), before[0])
         assert not torch.equal(weights(other), before[1])
@@ -81,11 +87,11 @@ def test_a_skipped_step_is_counted_and_moves_nothing() -> None:
     """A schedule goes on; the weights, the moments of Adam and the average stay as they were."""
     made = adversarial(critic_steps=1)
     optimizers = made.configure_optimizers()[0]
-    made._update(iter(torch.randn(1, 4, 3)), *optimizers)
+    made.update(batches(1), *optimizers)
     made.ema.module.load_state_dict(made.generator.state_dict())
     average, moments = weights(made.ema), optimizers[0].state_dict()["state"][0]["exp_avg"].clone()
     hook = spoil(made.generator)
-    made._update(iter(torch.randn(1, 4, 3)), *optimizers)
+    made.update(batches(1), *optimizers)
     hook.remove()
     assert made.counters.generator_steps == made.counters.critic_steps == 2
     assert made.counters.batches == 2
@@ -107,11 +113,11 @@ def test_a_vae_updates_the_scale_once_a_step() -> None:
     optimizers = made.configure_optimizers()[0]
     scales = []
     for _ in range(4):
-        made._update(iter(torch.randn(2, 4, 3)), *optimizers)
+        made.update(batches(2), *optimizers)
         scales.append(made._scaler.get_scale())
     assert scales == [8.0, 16.0, 16.0, 32.0]
     hook, before = spoil(made.posterior), weights(made)
-    made._update(iter(torch.randn(2, 4, 3)), *optimizers)
+    made.update(batches(2), *optimizers)
     hook.remove()
     assert torch.equal(weights(made), before)
     assert made._scaler.get_scale() == 16.0

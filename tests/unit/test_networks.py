@@ -24,7 +24,8 @@ def config(name):
 
 
 def pair(name, shape, range_=None, latent_dim=20):
-    root = {"latent_dim": latent_dim, "data": {"shape": list(shape), "range": range_}}
+    data = {"shape": list(shape), "range": range_}
+    root = {"latent_dim": latent_dim, "data": data, "num_classes": None}
     composed = OmegaConf.create({**root, "network": config(name)})
     return instantiate(composed.network.generator), instantiate(composed.network.critic)
 

@@ -53,7 +53,7 @@ def test_each_player_pushes_its_own_way(objective: GAN) -> None:
 def test_penalty_of_a_linear_critic_is_exact() -> None:
     w = torch.randn(6)
     real, fake = torch.randn(2, 4, 2, 3)
-    penalty = gradient_penalty(lambda x: x.flatten(1) @ w, real, fake)
+    penalty = gradient_penalty(lambda x: x.flatten(1) @ w, (real,), (fake,))
     assert penalty.item() == pytest.approx((float(w.norm()) - 1) ** 2, rel=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_penalty_is_taken_on_the_line_between_the_images() -> None:
     real, fake = torch.full((3, 1), 2.0), torch.zeros(3, 1)
     eps = torch.tensor([0.0, 0.5, 1.0])
     # D(x) = x²: the gradient at x̃ = 2ε is 4ε.
-    penalty = gradient_penalty(lambda x: x.square().sum(1), real, fake, eps)
+    penalty = gradient_penalty(lambda x: x.square().sum(1), (real,), (fake,), eps)
     assert penalty.item() == pytest.approx(((0 - 1) ** 2 + (2 - 1) ** 2 + (4 - 1) ** 2) / 3)
 
 
@@ -73,7 +73,7 @@ def test_gradient_of_the_penalty_against_finite_differences() -> None:
     eps = torch.rand(7, generator=generator)
 
     def value(weight: torch.Tensor) -> torch.Tensor:
-        return gradient_penalty(lambda x: torch.tanh(x @ weight.mT) @ v, real, fake, eps)
+        return gradient_penalty(lambda x: torch.tanh(x @ weight.mT) @ v, (real,), (fake,), eps)
 
     (gradient,) = torch.autograd.grad(value(w), w)
     step = 1e-2
@@ -92,14 +92,16 @@ def test_penalty_runs_in_float32_under_autocast() -> None:
         return x.square().sum(1)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        penalty = gradient_penalty(critic, *torch.randn(2, 4, 3).bfloat16())
+        real, fake = torch.randn(2, 4, 3).bfloat16()
+        penalty = gradient_penalty(critic, (real,), (fake,))
     assert seen == [(torch.float32, False)]
     assert penalty.dtype == torch.float32
 
 
 def test_penalty_of_a_dead_critic_has_a_finite_gradient() -> None:
     w = torch.zeros(3, requires_grad=True)
-    gradient_penalty(lambda x: x @ w, *torch.randn(2, 4, 3)).backward()
+    real, fake = torch.randn(2, 4, 3)
+    gradient_penalty(lambda x: x @ w, (real,), (fake,)).backward()
     assert w.grad.isfinite().all()
 
 
@@ -109,4 +111,4 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(ValueError, match="clip"):
         WGAN(clip=0)
     with pytest.raises(ValueError, match="shape"):
-        gradient_penalty(lambda x: x.sum(1), torch.zeros(3, 2), torch.zeros(2, 2))
+        gradient_penalty(lambda x: x.sum(1), (torch.zeros(3, 2),), (torch.zeros(2, 2),))

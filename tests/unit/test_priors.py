@@ -10,7 +10,7 @@ from flexgen.distributions import DiagonalNormal
 from flexgen.metrics import earth_mover_distance
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import LSGAN
-from flexgen.priors import Normal, Pushforward, Staged, Uniform, fit_prior
+from flexgen.priors import Normal, Pushforward, Staged, Uniform, as_prior, maximise_likelihood
 
 
 def pushforward(dim: int = 2, base_dim: int = 2, **options: object) -> Pushforward:
@@ -178,7 +178,7 @@ def test_a_density_is_fitted_by_maximum_likelihood() -> None:
     torch.manual_seed(0)
     codes = torch.randn(2000, 2) * torch.tensor([0.3, 2.0]) + torch.tensor([1.0, -1.0])
     prior = Learnable()
-    report = fit_prior(prior, codes, lr=0.02, steps=1500)
+    report = maximise_likelihood(as_prior(prior), codes, lr=0.02, steps=1500)
     torch.testing.assert_close(prior.loc, codes.mean(0), atol=0.3, rtol=0)  # held-out noise
     torch.testing.assert_close(prior.log_scale.exp(), codes.std(0), atol=0.1, rtol=0.1)
     entropy = 0.5 * math.log(2 * math.pi * math.e) * 2 + math.log(0.3 * 2)
@@ -188,4 +188,4 @@ def test_a_density_is_fitted_by_maximum_likelihood() -> None:
 
 def test_a_fixed_prior_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="pushforward"):
-        fit_prior(Normal(2), torch.randn(50, 2))
+        Normal(2).fit(torch.randn(50, 2))

@@ -8,7 +8,14 @@ import torch
 from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
-from flexgen.priors import Gaussian, KernelDensity, LearnableMixture, Mixture, Staged, fit_prior
+from flexgen.priors import (
+    Gaussian,
+    KernelDensity,
+    LearnableMixture,
+    Mixture,
+    Staged,
+    maximise_likelihood,
+)
 from flexgen.priors.kernel_density import KernelDensityDistribution
 from flexgen.priors.mixture import GaussianMixture
 
@@ -298,7 +305,7 @@ def test_a_learnable_mixture_can_be_fitted_to_codes(codes: Tensor) -> None:
     prior = LearnableMixture(2, 12, spread=3.0)
     gaussian = Gaussian(2)
     gaussian.fit(codes)
-    report = fit_prior(prior, codes, lr=0.05, steps=150)
+    report = maximise_likelihood(prior, codes, lr=0.05, steps=150)
     assert report["nll"] < -float(gaussian().log_prob(codes).mean()) - 0.3
     assert not any(p.requires_grad for p in prior.parameters())
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Batch, Prior
 from flexgen.distributions import DiagonalNormal
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, WGAN
-from flexgen.priors import Masked, Normal, Uniform, Weighted, fit_prior
+from flexgen.priors import Masked, Normal, Uniform, Weighted
 
 SCORES = torch.tensor([0.3, -1.2, 4.0, 0.31, 2.2, -0.5, 0.0, 1.0, -3.0, 0.9])
 WEIGHTS = ("exponential", "minmax", "rank", "sigmoid")
@@ -75,7 +76,7 @@ def test_a_flat_critic_still_masks_the_same_share() -> None:
 def test_masked_draws_are_the_highest_of_the_presample_and_distinct() -> None:
     torch.manual_seed(0)
     prior = Masked(Uniform(1), rate=0.5)
-    prior.attach(first)
+    prior.bind(score=first)
     torch.manual_seed(1)
     presample = prior.base().sample((400,))
     torch.manual_seed(1)
@@ -85,16 +86,18 @@ def test_masked_draws_are_the_highest_of_the_presample_and_distinct() -> None:
 
 def test_masked_draws_repeat_when_too_few_are_kept() -> None:
     prior = Masked(Normal(1), rate=0.01)
-    prior.attach(first)
+    prior.bind(score=first)
     z = prior().sample((500,))
     assert len(z.unique()) <= 10
 
 
 def test_weighted_draws_are_in_proportion() -> None:
-    class Two(nn.Module):
+    class Two(Prior):
         """Half −1 and half 1, in turn."""
 
-        def forward(self) -> Any:
+        latent_dim = 1
+
+        def forward(self, context: Tensor | None = None) -> Any:
             class Fixed(DiagonalNormal):
                 def rsample(self, sample_shape: Any = ()) -> Tensor:
                     return torch.tensor([[-1.0], [1.0]]).repeat(sample_shape[0] // 2, 1)
@@ -103,7 +106,7 @@ def test_weighted_draws_are_in_proportion() -> None:
 
     torch.manual_seed(0)
     prior = Weighted(Two(), "sigmoid")
-    prior.attach(lambda z: first(z) * math.log(3))  # w is 1/4 or 3/4
+    prior.bind(score=lambda z: first(z) * math.log(3))  # w is 1/4 or 3/4
     n = 20_000
     share = float((prior().sample((n,)) > 0).float().mean())
     assert share == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / n))
@@ -113,7 +116,7 @@ def test_weighting_tilts_a_normal_as_its_weights_say() -> None:
     # N(0, 1) weighted by exp(s), s standardised, is N(1, 1).
     torch.manual_seed(0)
     prior = Weighted(Normal(1))
-    prior.attach(lambda z: 7 * first(z) - 2)
+    prior.bind(score=lambda z: 7 * first(z) - 2)
     z = prior().sample((20_000,))
     assert float(z.mean()) == pytest.approx(1, abs=0.05)
     assert float(z.std()) == pytest.approx(1, abs=0.05)
@@ -124,10 +127,9 @@ def test_statistics_of_a_draw() -> None:
     masked, weighted = Masked(Normal(1), rate=0.6), Weighted(Normal(1), "minmax")
     found = {}
     for prior in (masked, weighted):
-        prior.attach(lambda z: 3 * first(z))
-        p = prior()
-        p.sample((5000,))
-        found[prior] = {name: float(value) for name, value in p.statistics.items()}
+        prior.bind(score=lambda z: 3 * first(z))
+        prior().sample((5000,))
+        found[prior] = {name: float(value) for name, value in prior.statistics.items()}
     assert found[masked] == pytest.approx(
         {"critic_std": 3, "effective_sample_size": 0.6, "acceptance": 0.6}, abs=0.1
     )
@@ -147,50 +149,52 @@ def test_the_presample_is_at_least_twice_the_draws() -> None:
 
     for presample, n in ((2.0, 500), (3.5, 100), (2.0, 1)):
         prior = Masked(Normal(2), presample=presample)
-        prior.attach(score)
+        prior.bind(score=score)
         assert prior().rsample((n,)).shape == (n, 2)
     assert sizes == [1000, 350, 100]
 
 
 def test_chosen_draws_pass_gradients_to_a_learnable_base() -> None:
-    class Learnable(nn.Module):
+    class Learnable(Prior):
+        latent_dim = 2
+
         def __init__(self) -> None:
             super().__init__()
             self.loc = nn.Parameter(torch.zeros(2))
 
-        def forward(self) -> DiagonalNormal:
+        def forward(self, context: Tensor | None = None) -> DiagonalNormal:
             return DiagonalNormal(self.loc, torch.ones(2))
 
     prior = Masked(Learnable())
-    prior.attach(first)
+    prior.bind(score=first)
     prior().rsample((7,)).sum().backward()
     assert prior.base.loc.grad.tolist() == [7, 7]
 
 
 def test_the_score_is_neither_saved_nor_copied() -> None:
     prior = Masked(Uniform(2, -2, 2))
-    prior.attach(nn.Linear(2, 1))
+    prior.bind(score=nn.Linear(2, 1))
     assert prior.state_dict() == {}
     assert prior.support == (-2, 2)
     assert list(prior.parameters()) == []
-    with pytest.raises(RuntimeError, match=r"prior\.attach"):
+    with pytest.raises(RuntimeError, match=r"prior\.bind"):
         copy.deepcopy(prior)().sample((3,))
 
 
 def test_without_a_score_there_are_no_draws() -> None:
     p = Weighted(Normal(2))()
     assert p.event_shape == (2,)
-    with pytest.raises(RuntimeError, match=r"Weighted prior.*prior\.attach\(score\)"):
+    with pytest.raises(RuntimeError, match=r"Weighted prior.*prior\.bind\(score=…\)"):
         p.sample((3,))
 
 
 @pytest.mark.parametrize("make", PRIORS)
 def test_scores_must_be_finite_and_one_a_code(make: Any) -> None:
     prior = make(Normal(2))
-    prior.attach(lambda z: torch.where(z[:, 0] == z[0, 0], math.nan, z[:, 0]))
+    prior.bind(score=lambda z: torch.where(z[:, 0] == z[0, 0], math.nan, z[:, 0]))
     with pytest.raises(FloatingPointError, match="1 scores of 100"):
         prior().sample((3,))
-    prior.attach(lambda z: z)
+    prior.bind(score=lambda z: z)
     with pytest.raises(ValueError, match=r"one score a code, \(100,\), got \(100, 2\)"):
         prior().sample((3,))
 
@@ -218,7 +222,7 @@ def test_neither_density_nor_fit() -> None:
     with pytest.raises(NotImplementedError, match="no density"):
         prior().log_prob(torch.zeros(2))
     with pytest.raises(ValueError, match="pushforward"):
-        fit_prior(prior, torch.randn(50, 2))
+        prior.fit(torch.randn(50, 2))
 
 
 def model(prior: nn.Module, objective: Any = None, **options: Any) -> Adversarial:
@@ -231,14 +235,14 @@ def model(prior: nn.Module, objective: Any = None, **options: Any) -> Adversaria
         MLPCritic((3,), hidden_features=[8]), prior, objective or GAN(),
         generator_optimizer=sgd, critic_optimizer=sgd, **options,
     )  # fmt: skip
-    made._trainer = type("Alone", (), {"world_size": 1, "loggers": []})()
+    made._trainer = type("Alone", (), {"world_size": 1, "loggers": [], "callback_metrics": {}})()
     made.manual_backward = lambda loss: loss.backward()
     made._scaler = None
     return made
 
 
 def step(made: Adversarial) -> None:
-    made._update(iter(lambda: torch.randn(60, 3), None), *made.configure_optimizers()[0])
+    made.update(iter(lambda: Batch(torch.randn(60, 3)), None), *made.configure_optimizers()[0])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ def test_training_scores_the_live_generator_and_sampling_the_average() -> None:
     scored = []
     for network in (made.generator, made.ema.module):
         network.register_forward_pre_hook(lambda m, _: scored.append(m))
-    made._codes("critic", 60)
+    made.codes("critic", 60)
     assert scored == [made.generator]
     scored.clear()
     made.prior().sample((60,))
@@ -285,7 +289,7 @@ def test_a_clipped_critic_and_a_flat_one_are_told_once(caplog: pytest.LogCapture
             weight.data.zero_()
         caplog.clear()
         for _ in range(2):
-            made._codes("generator", 10)
+            made.codes("generator", 10)
             made._log_losses()
     assert caplog.text.count("hardly differ") == 1
     caplog.clear()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen.contracts import Prior
 from flexgen.distributions import DiagonalNormal
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
@@ -28,10 +29,10 @@ def bell(z: Tensor) -> Tensor:
 
 
 def drawn(prior: Any, score: Any, n: int, seed: int = 0) -> tuple[Tensor, dict[str, float]]:
-    prior.attach(score)
+    prior.bind(score=score)
     torch.manual_seed(seed)
-    p = prior()
-    return p.sample((n,)), {name: float(value) for name, value in p.statistics.items()}
+    z = prior().sample((n,))
+    return z, {name: float(value) for name, value in prior.statistics.items()}
 
 
 def check_moments(z: Tensor, mean: float, variance: float) -> None:
@@ -85,8 +86,10 @@ def test_a_higher_percentile_follows_the_critic_more() -> None:
 
 def test_the_highest_score_grows_after_the_burn_in() -> None:
     # One code of 2,000 scores log 40 higher: with the burn-in's s_max it would be drawn as seldom.
-    class Rare(nn.Module):
-        def forward(self) -> Any:
+    class Rare(Prior):
+        latent_dim = 1
+
+        def forward(self, context: Tensor | None = None) -> Any:
             class Fixed(DiagonalNormal):
                 def rsample(self, sample_shape: Any = ()) -> Tensor:
                     rare = torch.rand(sample_shape) < 1 / 2000
@@ -141,9 +144,9 @@ def test_reflection_folds_at_both_walls() -> None:
 
 def test_a_chain_is_the_same_beside_more_chains_than_a_pass_takes() -> None:
     prior = Langevin(Normal(2))
-    prior.attach(bell)
+    prior.bind(score=bell)
     z = torch.randn(1700, 2)
-    energy, slope, scores = prior()._energy(z)
+    energy, slope, scores = prior()._energy(z, None)
     torch.testing.assert_close(slope, z + SHARP * (z - CENTRE))
     torch.testing.assert_close(energy, -prior.base().log_prob(z) - bell(z))
     torch.testing.assert_close(scores, bell(z))
@@ -184,10 +187,10 @@ def test_training_draws_from_the_base_and_sampling_by_score(make: Any) -> None:
     scored = []
     made.critic.register_forward_pre_hook(lambda m, _: scored.append(m))
     torch.manual_seed(1)
-    z = made._codes("critic", 60)
+    z = made.codes("critic", 60)
     torch.manual_seed(1)
     assert torch.equal(z, Normal(2)().sample((60,)))
-    made._codes("generator", 60)
+    made.codes("generator", 60)
     assert scored == []
     assert made.sample(4).shape == (4, 3)
     assert scored
@@ -205,16 +208,18 @@ def test_a_draw_depends_on_the_seed_alone(make: Any) -> None:
 
 
 def test_accepted_draws_pass_gradients_to_a_learnable_base() -> None:
-    class Learnable(nn.Module):
+    class Learnable(Prior):
+        latent_dim = 2
+
         def __init__(self) -> None:
             super().__init__()
             self.loc = nn.Parameter(torch.zeros(2))
 
-        def forward(self) -> DiagonalNormal:
+        def forward(self, context: Tensor | None = None) -> DiagonalNormal:
             return DiagonalNormal(self.loc, torch.ones(2))
 
     prior = Rejection(Learnable())
-    prior.attach(bell)
+    prior.bind(score=bell)
     prior().rsample((7,)).sum().backward()
     assert prior.base.loc.grad.tolist() == [7, 7]
 
@@ -222,11 +227,11 @@ def test_accepted_draws_pass_gradients_to_a_learnable_base() -> None:
 @pytest.mark.parametrize("make", PRIORS)
 def test_the_score_is_neither_saved_nor_copied(make: Any) -> None:
     prior = make(Uniform(2, -2, 2))
-    prior.attach(nn.Linear(2, 1))
+    prior.bind(score=nn.Linear(2, 1))
     assert prior.state_dict() == {}
     assert prior.support == (-2, 2)
     assert list(prior.parameters()) == []
-    with pytest.raises(RuntimeError, match=rf"{make.__name__} prior.*prior\.attach\(score\)"):
+    with pytest.raises(RuntimeError, match=rf"{make.__name__} prior.*prior\.bind\(score=…\)"):
         copy.deepcopy(prior)().sample((3,))
 
 

@@ -55,7 +55,7 @@ def test_the_density_integrates_to_one(kind: Any, of: str) -> None:
     p = prior(kind, weighted=True)
     with torch.no_grad():
         p.logits.copy_(torch.tensor([0.0, 1.0, -1.0, 2.0]))
-        p.attach_posterior(posterior(of))
+        p.bind(posterior=posterior(of))
         grid = torch.linspace(-8, 8, 161)
         z = torch.cartesian_prod(grid, grid)
         mass = p().log_prob(z).exp().sum() * (grid[1] - grid[0]) ** 2
@@ -66,7 +66,7 @@ def test_the_density_is_the_mixture_by_hand() -> None:
     p, q = prior(weighted=True), posterior()
     with torch.no_grad():
         p.logits.copy_(torch.randn(K))
-        p.attach_posterior(q)
+        p.bind(posterior=q)
         z = torch.randn(5, 6, D)
         weights = p.logits.softmax(0)
         each = [q(p.inputs[k : k + 1]).log_prob(z).exp() for k in range(K)]
@@ -77,7 +77,7 @@ def test_the_density_is_the_mixture_by_hand() -> None:
 
 def test_a_density_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     p = prior()
-    p.attach_posterior(posterior())
+    p.bind(posterior=posterior())
     z = torch.randn(30, D)
     whole = p().log_prob(z)
     monkeypatch.setattr("flexgen.priors.vamp._AT_ONCE", 3 * K * D)
@@ -88,7 +88,7 @@ def test_draws_have_the_mixtures_moments() -> None:
     p, q = prior(weighted=True), posterior()
     with torch.no_grad():
         p.logits.copy_(torch.tensor([0.0, 2.0, -1.0, 0.0]))
-        p.attach_posterior(q)
+        p.bind(posterior=q)
         z, of_all, w = p().sample((40_000,)), q(p.inputs), p.logits.softmax(0)
         mean = w @ of_all.mean
         variance = w @ (of_all.variance + of_all.mean.square()) - mean.square()
@@ -99,7 +99,7 @@ def test_draws_have_the_mixtures_moments() -> None:
 @pytest.mark.parametrize("through", ["log_prob", "rsample"])
 def test_gradients_reach_pseudo_inputs_and_posterior(through: str) -> None:
     p, q = prior(), posterior()
-    p.attach_posterior(q)
+    p.bind(posterior=q)
     out = p().rsample((50,)) if through == "rsample" else p().log_prob(torch.randn(50, D))
     out.sum().backward()
     for parameter in (p.free, q.head.weight):
@@ -158,7 +158,7 @@ def test_a_copy_of_a_model_has_a_prior_of_its_own_posterior() -> None:
 @KINDS
 def test_a_fit_learns_under_a_posterior_that_it_leaves_alone(kind: Any, weighted: bool) -> None:
     p, q = prior(kind, weighted=weighted, steps=100, lr=0.05), posterior()
-    p.attach_posterior(q)
+    p.bind(posterior=q)
     q.train()
     before = copy.deepcopy(q.state_dict())
     codes = q(torch.rand(300, *SHAPE).square()).sample() + torch.tensor([0.3, 0.0])
@@ -182,12 +182,12 @@ def test_a_fit_learns_under_a_posterior_that_it_leaves_alone(kind: Any, weighted
 @KINDS
 def test_a_posterior_without_a_density_is_refused(kind: Any) -> None:
     with pytest.raises(ValueError, match=rf"{kind.__name__} prior.*use posterior=diagonal"):
-        prior(kind).attach_posterior(posterior("planar"))
+        prior(kind).bind(posterior=posterior("planar"))
 
 
 @KINDS
 def test_without_a_posterior_it_says_what_to_call(kind: Any) -> None:
-    with pytest.raises(RuntimeError, match="attach_posterior"):
+    with pytest.raises(RuntimeError, match=r"prior\.bind\(posterior=posterior\)"):
         prior(kind)().sample((2,))
 
 
@@ -212,7 +212,7 @@ def test_too_few_data_are_refused() -> None:
 def test_the_aggregate_posterior_is_the_best_prior_of_its_codes() -> None:
     """Of codes drawn from it, no other mixture of the same posteriors is more likely."""
     p, q = prior(MixtureOfPosteriors, weighted=True), posterior()
-    p.attach_posterior(q)
+    p.bind(posterior=q)
     with torch.no_grad():
         q.head.weight.mul_(8)
         codes = p().sample((20_000,))

@@ -20,7 +20,7 @@ SGD = functools.partial(torch.optim.SGD, lr=0.1)
 class Normals:
     """Data from N(0, I) in the plane, and how often training data were asked for."""
 
-    num_classes = None
+    num_classes, centres = None, None
 
     def __init__(self) -> None:
         self.asked = 0

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexgen.callbacks import PriorRefit
-from flexgen.priors import Normal
+from flexgen.codes import Codes
+from flexgen.contracts import Prior
+from flexgen.priors import Normal, Staged
 
 N, D = 440, 20
 
@@ -16,15 +18,17 @@ N, D = 440, 20
 class Already(Normal):
     """A prior that a fit leaves as it is."""
 
-    def fit(self, codes: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
+    learns = True
+
+    def fit(self, codes: Tensor, **options: Any) -> dict[str, float]:
         return {}
 
 
 class Model:
-    def __init__(self, before: nn.Module, after: nn.Module) -> None:
-        self.prior: Any = before
-        self.prior.stages, self.prior.in_use = [before, after], 0
-        self.prior.use = lambda stage: setattr(self.prior, "in_use", stage)
+    capabilities = frozenset({"prior"})
+
+    def __init__(self, before: Prior, after: Prior) -> None:
+        self.prior = Staged([before, after])
         self.evaluating = nullcontext
 
 
@@ -32,7 +36,9 @@ def refitted(scale_before: float, scale_after: float, monkeypatch: Any) -> dict[
     """A refit where the codes of data, training and held-out, are N(0, I)."""
     sizes = {"train": 1000, "validation": N}
     monkeypatch.setattr(
-        PriorRefit, "_codes", lambda self, model, data, split, n: torch.randn(sizes[split], D)
+        PriorRefit,
+        "_codes",
+        lambda self, model, data, split, n: Codes(torch.randn(sizes[split], D), None),
     )
     model: Any = Model(Normal(D, scale_before), Already(D, scale_after))
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from flexgen.models import VAE
 from flexgen.networks import MLPGenerator
 from flexgen.objectives import LSGAN, importance_weighted_bound, kl_floor
 from flexgen.posteriors import DiagonalGaussian, FullGaussian
-from flexgen.priors import Masked, Normal, Pushforward, Uniform
+from flexgen.priors import Masked, Normal, Pushforward, Uniform, as_prior
 from tests.unit.linear_gaussian import ADAM, D, Encoder, Linear
 
 
@@ -58,10 +58,10 @@ class TestLinear:
         linear = Linear(DiagonalGaussian, off=0.3)
         x = linear.x.repeat(500, 1)
         torch.manual_seed(1)
-        _, closed = linear.model._terms(x)
+        _, closed = linear.model._terms(x, None)
         # The same normal, which only its density tells.
-        linear.model.prior.stages[0] = _Plain()
-        _, estimated = linear.model._terms(x)
+        linear.model.prior.stages[0] = as_prior(_Plain())
+        _, estimated = linear.model._terms(x, None)
         assert closed.shape == (D,)
         assert estimated.shape == (1,)
         assert closed.sum().item() == pytest.approx(estimated.item(), abs=0.03)

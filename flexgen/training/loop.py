@@ -1,8 +1,9 @@
-"""What every family shares: the loop, its counters, the prior's stages, exact resumption."""
+"""The training loop of every family: counters, schedules, losses, resumption, processes."""
 
+import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,37 +13,41 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from flexgen.priors import Staged
-from flexgen.priors.staged import event_dim
-from flexgen.training import (
-    Counters,
-    Schedule,
-    copy_from_zero,
-    gather_from_all,
-    rng_state,
-    seed_of_rank,
-    set_rng_state,
-)
+from flexgen.contracts import Batch, BatchStream
+from flexgen.training.counters import Counters, Schedule
+from flexgen.training.lightning_limits import check_trainer, count_steps, last_step
+from flexgen.training.processes import copy_from_zero, gather_from_all
+from flexgen.training.rng import rng_state, seed_of_rank, set_rng_state
 
-__all__ = ["Generative"]
+__all__ = ["Loop", "at_least_one"]
 
 _SECONDS_A_CALL = 0.25
 _UPDATES_A_CALL = 64
 
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+MakeScheduler = Callable[[Optimizer], LRScheduler]
 
-class Generative(pl.LightningModule):
-    """A generator of data from codes with a prior, trained in updates of FlexGen's own count.
 
-    A call of `training_step` makes many updates, up to the next step that `schedule` names, so
-    that Lightning's bookkeeping is paid once for all; it is handed a stream of batches, not a
-    batch. A family says what an update is in `_update`, and what makes data in `sampler`.
+class Loop(pl.LightningModule):
+    """Trains modules in updates of FlexGen's own count; it knows no codes.
+
+    A family says what learns, in :meth:`learners`, and what one generator step is, in
+    :meth:`update`. Fed by FlexGen's data, a call of `training_step` makes many updates, up to the
+    next step that `schedule` names, so that Lightning's bookkeeping is paid once for all. Fed by
+    any other loader, each call takes one batch of it, and the update is made with the last batch
+    that it needs.
 
     Args:
-        prior: p(z); it becomes stage 0 of a :class:`~flexgen.priors.Staged`.
+        optimizers: for each learner, its parameters to an optimizer, e.g. a `functools.partial` of
+            Adam.
+        schedulers: for each learner, its optimizer to a schedule of the step size, stepped once a
+            generator step; None: constant.
         gradient_clip: largest norm of the gradient of what one optimizer trains; None: no clipping.
         accumulate: batches whose gradients one optimizer step averages.
         log_every: generator steps between two rows of losses.
+        num_classes: of the labels that the networks take as context; None: they take none.
 
     Attributes:
         counters: the steps so far.
@@ -56,22 +61,25 @@ class Generative(pl.LightningModule):
 
     def __init__(
         self,
-        prior: nn.Module,
+        optimizers: Sequence[MakeOptimizer],
+        schedulers: Sequence[MakeScheduler | None],
         *,
         gradient_clip: float | None,
         accumulate: int,
         log_every: int,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         for name, count in (("accumulate", accumulate), ("log_every", log_every)):
             at_least_one(name, count)
+        if num_classes is not None:
+            at_least_one("num_classes", num_classes)
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"`gradient_clip` must be above 0, got {gradient_clip}; or null")
         self.automatic_optimization = False
-        self.prior = prior if isinstance(prior, Staged) else Staged([prior])
-        self.latent_dim = event_dim(prior)
-        self.gradient_clip = gradient_clip
-        self.accumulate, self.log_every = accumulate, log_every
+        self._make_optimizers, self._make_schedulers = optimizers, schedulers
+        self.gradient_clip, self.accumulate = gradient_clip, accumulate
+        self.log_every, self.num_classes = log_every, num_classes
         self.counters, self.schedule = Counters(), Schedule()
         self.schedule.register(log_every)
         self.stop_requested = False
@@ -80,82 +88,57 @@ class Generative(pl.LightningModule):
         self._losses: dict[str, list[Tensor]] = {}
         self._rng: dict[str, Any] | None = None
         self._statistics: list[Tensor] = []
+        self._waiting: list[Batch] = []
 
-    @property
-    def sampler(self) -> nn.Module:
-        """The network to sample, reverse and score with, codes `(n, latent_dim)` to data."""
+    def learners(self) -> tuple[nn.Module, ...]:
+        """What each optimizer trains."""
         raise NotImplementedError
 
-    def attach(self, prior: nn.Module) -> None:
-        """Give a prior what it needs of this model: a critic's score, or a posterior.
+    def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
+        """One generator step, or what is left of one that was stopped half-way.
 
-        Raises:
-            ValueError: if it needs what this model does not have.
+        It takes its batches by :meth:`next_batch`.
         """
-        for module in prior.modules():
-            if hasattr(module, "attach"):
-                raise ValueError(
-                    f"a {type(module).__name__} prior draws by a critic's score, and this model "
-                    "has no critic; use it on an adversarial run, or another prior"
-                )
-            self.attach_posterior(module)
+        raise NotImplementedError
 
-    def attach_posterior(self, prior: nn.Module) -> None:
-        """Give a prior this model's posterior, if it is made of one.
+    @property
+    def batches_a_step(self) -> int:
+        """How many batches the next call of :meth:`update` takes."""
+        return self.accumulate
 
-        Raises:
-            ValueError: if it is, and there is none.
+    def sample(self, n: int, context: Tensor | None = None) -> Tensor:
+        """n data without gradient, everything in eval mode.
+
+        Args:
+            n: how many.
+            context: of each, `(n,)`; of a conditional model without one, its classes in turn.
         """
-        if hasattr(prior, "attach_posterior"):
-            raise ValueError(
-                f"a {type(prior).__name__} prior is made of a VAE's posteriors, and this model has "
-                "no posterior; use prior=mixture or kernel_density, or model=vae"
-            )
+        raise NotImplementedError
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a measurement can ask of this model as it is now; see `Measurement.needs`."""
+        return frozenset({"samples"})
 
     def check_fit(
         self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
     ) -> None:
-        """Run two codes and two data through the networks.
+        """Run two data of `shape` through what learns.
 
         Raises:
-            ValueError: if prior, networks and data of `shape` in `data_range` do not fit each
-                other.
+            ValueError: if the parts, or the data in `data_range`, do not fit each other.
         """
-        raise NotImplementedError
+        with self.evaluating(), torch.random.fork_rng(devices=[]):
+            self.try_out(shape, data_range)
 
-    def check_prior(self, prior: nn.Module) -> None:
-        """Refuse a prior that this model could not train with; a family that needs more says so.
+    def try_out(self, shape: tuple[int, ...], data_range: tuple[float, float] | None) -> None:
+        """What :meth:`check_fit` does of a family, in eval mode."""
 
-        Raises:
-            ValueError: if it could not.
-        """
-
-    def _update(self, stream: Iterator[Tensor], *optimizers: Any) -> None:
-        """One generator step, or what is left of one that was stopped half-way."""
-        raise NotImplementedError
-
-    def _batches_a_step(self, name: str) -> int:
-        """How many values of the loss `name` one generator step records."""
-        return self.accumulate
-
-    def encode(self, x: Tensor) -> Tensor | None:
-        """A code of each datum, `(n, latent_dim)`, by a posterior of this model's own.
-
-        None where it has none: then codes are found by reversal.
-        """
-        return None
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Draw n data points from the sampler in eval mode, codes from the prior in use."""
-        with self.evaluating():
-            return self.generate(self.prior().sample((n,)))
-
-    @torch.no_grad()
-    def generate(self, z: Tensor, batch_size: int = 1000) -> Tensor:
-        """Data `(n, *shape)` of codes `(n, latent_dim)`, by the sampler in eval mode."""
-        with self.evaluating():
-            return torch.cat([self.sampler(codes).float() for codes in z.split(batch_size)])
+    def in_turn(self, n: int) -> Tensor | None:
+        """The context of n data where none is given: the classes in turn, `(n,)`; or None."""
+        if self.num_classes is None:
+            return None
+        return torch.arange(n, device=self.device) % self.num_classes
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -168,46 +151,95 @@ class Generative(pl.LightningModule):
             for module, training in modes:
                 module.training = training
 
-    def training_step(self, stream: Iterator[Tensor], batch_idx: int) -> None:
+    def configure_optimizers(self) -> Any:
+        self._learned = [
+            [p for p in module.parameters() if p.requires_grad] for module in self.learners()
+        ]
+        optimizers = [make(p) for make, p in zip(self._make_optimizers, self._learned, strict=True)]
+        self._lr_schedulers = [
+            make(optimizer)
+            for make, optimizer in zip(self._make_schedulers, optimizers, strict=True)
+            if make is not None
+        ]
+        return optimizers, self._lr_schedulers
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that Lightning calls: what it could not honour is refused before it starts.
+        check_trainer(self.trainer)
+        return []
+
+    def on_fit_start(self) -> None:
+        self.schedule.end = last_step(self.trainer, self.schedule)
+
+    def next_batch(self, stream: Iterator[Batch]) -> Batch:
+        """The next batch, counted; without its context if the model is not conditional."""
+        batch = next(stream)
+        self.counters.batches += 1
+        self.counters.images_seen += len(batch.x) * self.trainer.world_size
+        return batch if self.num_classes is not None else Batch(batch.x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run updates up to the next scheduled step; return earlier now and then to be watched."""
+        endless = isinstance(batch, BatchStream)
+        if (stream := batch if endless else self._collected(batch)) is None:
+            return
         optimizers: Any = self.optimizers(use_pl_optimizer=False)
         if not isinstance(optimizers, list):
             optimizers = [optimizers]
-        self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self._scaler = vars(self.trainer.precision_plugin).get("scaler")
         until = self.schedule.next_after(self.counters.generator_steps)
         # Processes must return together: they end a call by count, one alone may by the clock.
-        last = min(until, self.counters.generator_steps + _UPDATES_A_CALL)
+        most = _UPDATES_A_CALL if endless else 1
+        last = min(until, self.counters.generator_steps + most)
         alone = self.trainer.world_size == 1
         deadline = time.monotonic() + _SECONDS_A_CALL if alone else None
         if not alone:
             asked = torch.tensor(float(self.stop_requested), device=self.device)
             self._stop_agreed = bool(self.trainer.strategy.reduce(asked, reduce_op="max"))
-        while self.counters.generator_steps < last and not self._stopping():
-            self._update(stream, *optimizers)
+        while self.counters.generator_steps < last and not self.stopping():
+            self.update(stream, *optimizers)
             if deadline is not None and time.monotonic() > deadline:
                 break
         step, end = self.counters.generator_steps, self.schedule.end
-        stopping = self._stopping()
+        stopping = self.stopping()
         if step == until or stopping:
             self._check_losses()
         if not self.counters.critic_phase and (step % self.log_every == 0 or step == end):
             self._log_losses()
+        count_steps(self.trainer, step)
         if stopping or (end is not None and step >= end):
             self.trainer.should_stop = True
 
-    def _stopping(self) -> bool:
+    def _collected(self, batch: Any) -> Iterator[Batch] | None:
+        """The batches of one generator step from a loader of any kind; None: not yet enough."""
+        given = Batch.of(batch, self.num_classes is not None)
+        if not self.counters.batches and not self._waiting:
+            self.check_fit(tuple(given.x.shape[1:]))
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return itertools.repeat(given)  # of one batch a whole step all the same
+        self._waiting.append(given)
+        if len(self._waiting) < self.batches_a_step:
+            return None
+        batches, self._waiting = iter(self._waiting), []
+        return batches
+
+    def stopping(self) -> bool:
         """Whether to stop here: alone at once, among others when all have agreed to."""
         return self.stop_requested if self.trainer.world_size == 1 else self._stop_agreed
 
-    def _backward(self, loss: Tensor) -> None:
+    def accumulate_gradient(self, loss: Tensor) -> None:
+        """Add the gradient of one batch's loss, of which a step takes `accumulate`."""
         self.manual_backward(loss if self.accumulate == 1 else loss / self.accumulate)
 
-    def _step(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        """Step the torch optimizer itself: Lightning's wrapper updates the loss scale each time."""
+    def step_optimizer(self, optimizer: Optimizer, learner: int) -> None:
+        """Clip the gradient of a learner and step its optimizer.
+
+        It is torch's optimizer itself: Lightning's wrapper updates the loss scale each time.
+        """
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if self.gradient_clip is not None:
-            clip_grad_norm_(parameters, self.gradient_clip)
+            clip_grad_norm_(self._learned[learner], self.gradient_clip)
         if self._scaler is not None:
             self._scaler.step(optimizer)
         else:
@@ -215,7 +247,16 @@ class Generative(pl.LightningModule):
         if self._statistics:
             copy_from_zero(self._statistics)
 
-    def _record(self, name: str, loss: Tensor) -> None:
+    def finish_step(self) -> None:
+        """Count a generator step, update the loss scale and step the schedules."""
+        if self._scaler is not None:
+            self._scaler.update()
+        self.counters.generator_steps += 1
+        for scheduler in self._lr_schedulers:
+            scheduler.step()
+
+    def record(self, name: str, loss: Tensor) -> None:
+        """Add a value to the mean that is logged next under `name`."""
         self._losses.setdefault(name, []).append(loss.detach())
 
     def _check_losses(self) -> None:
@@ -239,7 +280,7 @@ class Generative(pl.LightningModule):
             finite = torch.stack(losses).isfinite()
             if not finite.all():
                 first = int(finite.int().argmin())
-                back = (len(losses) - 1 - first) // self._batches_a_step(name)
+                back = (len(losses) - 1 - first) // self.records_a_step(name)
                 what = f"{name} is {float(losses[first])}"
                 faults.append((self.counters.generator_steps - back, what))
         if not faults:
@@ -251,45 +292,37 @@ class Generative(pl.LightningModule):
                 faults.append((self.counters.generator_steps, f"{first} is not finite"))
         return min(faults, key=lambda fault: fault[0], default=None)
 
+    def records_a_step(self, name: str) -> int:
+        """How many values one generator step records under `name`."""
+        return self.accumulate
+
     def _log_losses(self) -> None:
-        means = {name: float(torch.stack(v).mean()) for name, v in self._losses.items() if v}
-        if means:
+        if means := self._means():
             if self.counters.generator_steps % self.log_every == 0:
                 self._losses.clear()
             self.last_losses = means
             self.log_values(means)
+
+    def _means(self) -> dict[str, float]:
+        return {name: float(torch.stack(v).mean()) for name, v in self._losses.items() if v}
+
+    def on_train_epoch_end(self) -> None:
+        # An epoch of few batches ends before the first row of losses; Lightning's callbacks that
+        # watch a value look now.
+        self._show(self._means())
+
+    def _show(self, values: dict[str, float]) -> None:
+        """Have Lightning's own callbacks see values by their names."""
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
 
     def log_values(self, values: dict[str, float]) -> None:
         """Log values with every step counter, at the generator step.
 
         `self.log` costs 300 µs a scalar and step and counts in Lightning's own steps.
         """
+        self._show(values)
         for logger in self.loggers:
             logger.log_metrics({**self.counters.axes(), **values}, self.counters.generator_steps)
-
-    def match_stages(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`state_dict` with the prior's stages that this model has, no more and no less.
-
-        A run that starts from another's checkpoint may have a stage more, not fitted yet, or
-        leave out one that is not in use.
-
-        Raises:
-            ValueError: if it leaves out the one in use.
-        """
-        prefix = "prior.stages."
-        last = len(self.prior.stages) - 1
-        if (in_use := int(state_dict["prior.stage"])) > last:
-            raise ValueError(
-                f"the checkpoint uses stage {in_use} of its prior, and the run has stages up to "
-                f"{last}; keep the refit callback of the run that it came from"
-            )
-        matched = {
-            key: value
-            for key, value in state_dict.items()
-            if not key.startswith(prefix) or int(key[len(prefix) :].split(".")[0]) <= last
-        }
-        own = {k: v for k, v in self.state_dict().items() if k.startswith(prefix)}
-        return own | matched
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Before the first step of a resumed run its generators are still those of the checkpoint.
@@ -308,7 +341,6 @@ class Generative(pl.LightningModule):
                 f"the checkpoint was written by {len(state['rng'])} processes, and {world_size} "
                 f"cannot continue it exactly; set `trainer.devices={len(state['rng'])}`"
             )
-        checkpoint["state_dict"] = self.match_stages(checkpoint["state_dict"])
         self.counters.load_state_dict(state["counters"])
         self._losses = {name: list(v.unbind()) for name, v in state["losses"].items()}
         self._rng = state["rng"][self.trainer.global_rank]

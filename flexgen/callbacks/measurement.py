@@ -1,0 +1,176 @@
+"""What measures a model at chosen steps: saved first, and never the loss of a training."""
+
+import json
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from flexgen import contracts
+from flexgen.callbacks.checkpoint import save_first
+from flexgen.callbacks.scheduled import Scheduled
+from flexgen.training import isolated_rng
+
+__all__ = ["ALONE", "Measurement", "note", "notes", "rewind_notes"]
+
+log = logging.getLogger(__name__)
+
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""For the metrics of a measurement, each of which is taken of all the data by one process."""
+
+_NOTES = "notes.jsonl"
+_LACKED = {
+    "samples": "samples of the model",
+    "prior": "a prior over codes, which this model does not have",
+    "decoder": "a picture of each code to reverse, which this model does not have: its likelihood "
+    "has no mean",
+    "posterior": "a posterior, which this model does not have; train model=vae",
+    "likelihood": "a likelihood p(x|z), which this model does not have; train model=vae",
+    "log_likelihood": "a normalised density of codes and a likelihood, which this model does not "
+    "have; train model=vae with prior=realnvp, say",
+    "score": "a critic, which this model does not have; train model=wgan_gp",
+    "labels": "labels, which these data do not have",
+}
+
+
+class Measurement(contracts.Measurement, Scheduled):
+    """Measures a model and logs what it found; `flexgen evaluate` calls `measure` alone.
+
+    It draws from generators of its own seed, so that a run does not depend on being measured.
+
+    The checkpoint of a step is on disk before anything is measured at it. A measurement that fails
+    is a warning and a line of the run's `notes.jsonl`, and training goes on. A run that was killed
+    while it measured, measures again when it is resumed.
+
+    Among several processes, process zero measures and the others wait, unless `together` is set:
+    then all call `measure` alike, which shares its work out and writes files from process zero.
+
+    Args:
+        seed: of everything that the measurement draws.
+        **schedule: see :class:`Scheduled`.
+
+    Attributes:
+        split: the part of the data that it looks at; None: none.
+    """
+
+    split: str | None = None
+
+    def __init__(self, *, seed: int = 0, **schedule: Any) -> None:
+        super().__init__(**schedule)
+        self.seed = seed
+        self._resumed = False
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every=self.every, at=self.at, at_end=self.at_end)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"acted_at": self._acted_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._acted_at, self._resumed = int(state_dict["acted_at"]), True
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if trainer.datamodule is None:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{type(self).__name__} measures on a data module's parts, and this trainer has "
+                "none; call trainer.fit(model, datamodule=…) with one of flexgen.data"
+            )
+
+    def check(self, model: Any, data: Any) -> None:
+        has = model.capabilities | ({"labels"} if data.num_classes else set())
+        for need in self.needs:
+            if need not in has:
+                raise ValueError(
+                    f"{type(self).__name__} needs {_LACKED[need]}; or leave it out of `callbacks`"
+                )
+        if self.split is not None and data.size(self.split) == 0:
+            raise ValueError(
+                f"{type(self).__name__} looks at the {self.split} part of the data, which is "
+                f"empty; set `data.num_{self.split}` above 0"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        step, before = pl_module.counters.generator_steps, self._acted_at
+        super().on_train_start(trainer, pl_module)
+        if self._resumed and step and before != step and self.is_due(step, pl_module.schedule.end):
+            self.act(trainer, pl_module)
+
+    def act(self, trainer: pl.Trainer, model: Any) -> None:
+        save_first(trainer, model)
+        if self.together or trainer.is_global_zero:
+            run_dir = Path(trainer.default_root_dir)
+            try:
+                values = self.run(model, trainer.datamodule, run_dir)  # type: ignore[attr-defined]
+            except Exception as error:
+                step = model.counters.generator_steps
+                why = f"{_first_line(error)} ({_where(error)})"
+                log.warning(
+                    "%s failed at step %d: %s; the checkpoint is saved and training goes on; "
+                    "mend it and measure again with flexgen evaluate run=%s",
+                    type(self).__name__,
+                    step,
+                    why,
+                    run_dir,
+                )
+                if trainer.is_global_zero:
+                    note(run_dir, step, type(self).__name__, why, failed=True)
+            else:
+                if values:
+                    model.log_values(values)
+        trainer.strategy.barrier()
+
+    def run(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
+        """:meth:`measure` with the generators kept apart."""
+        with isolated_rng(self.seed):
+            return self.measure(model, data, run_dir)
+
+
+def note(run_dir: Path, step: int, name: str, why: str, *, failed: bool = False) -> None:
+    """Add a line to a run's `notes.jsonl`: what was not measured at a step, and why.
+
+    Args:
+        run_dir: of the run.
+        step: generator steps.
+        name: of the measurement.
+        why: in one line.
+        failed: whether it failed; else it was left out with a reason.
+    """
+    line = {"step": step, "measurement": name, "failed": failed, "why": why}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / _NOTES, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def notes(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `notes.jsonl`, none if there is no such file; a cut last one is left."""
+    try:
+        lines = (run_dir / _NOTES).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def rewind_notes(run_dir: Path, step: int) -> None:
+    """Drop the notes of steps after `step`, from which a run goes on."""
+    kept = [line for line in notes(run_dir) if line["step"] <= step]
+    if (run_dir / _NOTES).exists():
+        (run_dir / _NOTES).write_text("".join(json.dumps(k) + "\n" for k in kept), "utf-8")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _where(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"

@@ -1,0 +1,376 @@
+"""What a prior, a posterior, a likelihood, a network, an objective and a measurement are.
+
+Each contract is an abstract class with defaults. A part that cannot do something says so by an
+attribute; nobody asks for a class. Only :class:`~flexgen.priors.Staged` adapts distribution modules
+that do not know these classes.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+__all__ = [
+    "BaseSpace",
+    "Batch",
+    "BatchStream",
+    "Conditional",
+    "Cost",
+    "Critic",
+    "Encoder",
+    "Generator",
+    "Likelihood",
+    "Measurement",
+    "Objective",
+    "Posterior",
+    "Prior",
+    "Score",
+    "StreamSource",
+    "in_context",
+]
+
+
+class Batch(NamedTuple):
+    """Data, and what they are conditioned on.
+
+    Args:
+        x: `(n, *shape)`.
+        context: labels `(n,)` long, or features `(n, c)`; None: not conditional.
+    """
+
+    x: Tensor
+    context: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Any, conditional: bool) -> "Batch":
+        """What a data loader gives: a tensor, `(x, y)`, or a mapping with `x` and maybe `y`.
+
+        Args:
+            batch: from the loader.
+            conditional: whether y is wanted; else it is left out.
+
+        Raises:
+            ValueError: for anything else, or if y is wanted and there is none.
+        """
+        if isinstance(batch, cls):
+            x, y = batch
+        elif isinstance(batch, Tensor):
+            x, y = batch, None
+        elif isinstance(batch, Mapping) and isinstance(batch.get("x"), Tensor):
+            x, y = batch["x"], batch.get("y")
+        elif isinstance(batch, Sequence) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
+            x, y = batch[0], batch[1] if len(batch) == 2 else None
+        else:
+            raise ValueError(
+                "a batch must be a tensor x, (x, y), or a dict with x and maybe y, got "
+                f"{type(batch).__name__}; have the data set return one of these"
+            )
+        if not conditional:
+            return cls(x)
+        if y is None:
+            raise ValueError(
+                "a conditional model needs labels with its batches, got data alone; have the data "
+                "set return (x, y), or build the networks without `num_classes`"
+            )
+        return cls(x, y)
+
+
+class BatchStream(ABC):
+    """Batches without end; it deliberately has neither `__iter__` nor `to`.
+
+    Lightning walks through anything iterable to guess a batch size, which would never end, and
+    moves what has a `to`.
+    """
+
+    @abstractmethod
+    def __next__(self) -> Batch: ...
+
+
+class StreamSource:
+    """A data module whose `train_dataloader` gives a :class:`BatchStream`, again and again."""
+
+
+def in_context(network: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:
+    """`network(x, context)`; `network(x)` without a context, so that any plain module fits."""
+    return network(x) if context is None else network(x, context)
+
+
+class Conditional(Protocol):
+    """What a network that takes a context says: how many classes it is of; None: it takes none."""
+
+    num_classes: int | None
+
+
+class Generator(Protocol):
+    """Codes `(n, latent_dim)`, and a context where it takes one, to data `(n, *shape)`."""
+
+    def __call__(self, z: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+
+class Critic(Protocol):
+    """A tuple that was played, data and maybe their context, to raw outputs `(n,)`."""
+
+    def __call__(self, *played: Tensor) -> Tensor: ...
+
+
+class Encoder(Protocol):
+    """Data `(n, *shape)`, and a context where it takes one, to features `(n, out_features)`."""
+
+    out_features: int
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+
+class Cost(enum.IntEnum):
+    """What a density or a direction of a map costs: one pass, one step a coordinate, or it is not
+    to be had."""
+
+    PARALLEL = 0
+    SEQUENTIAL = 1
+    ABSENT = 2
+
+
+Score = Callable[..., Tensor]
+"""Codes `(n, d)`, and a context where there is one, to how real their data look, `(n,)`; higher is
+more real."""
+
+
+class BaseSpace(NamedTuple):
+    """Where a prior f#p(ε) is simple.
+
+    Args:
+        prior: p(ε).
+        to_code: f, ε `(n, base_dim)` to codes `(n, latent_dim)`, with gradient.
+        from_code: its inverse; None where there is none.
+    """
+
+    prior: "Prior"
+    to_code: Callable[[Tensor], Tensor]
+    from_code: Callable[[Tensor], Tensor] | None
+
+
+class Prior(nn.Module):
+    """p(z), or p(z|context): called, it returns a `torch.distributions.Distribution` over codes.
+
+    Without a context the distribution has no batch shape and the event shape `(latent_dim,)`. A
+    prior that takes a context returns a batch of them, one for each of its rows; one that does not
+    ignores it.
+
+    Attributes:
+        latent_dim: size d of a code.
+        log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: it has none.
+        normalised: whether `log_prob` is the logarithm of a density that integrates to 1. If not,
+            the prior is trained by :meth:`cross_entropy`, and no likelihood is ever taken from it.
+        support: the (low, high) box outside of which the density is 0; None: none.
+        normal_scale: σ, where the prior is N(0, σ²I); else None.
+        takes_context: whether it is another distribution for another context.
+        learns: whether :meth:`fit` has anything to learn from codes.
+        needs: what it must be bound to before a draw, of "score", "posterior" and "data".
+        statistics: what it says of its last draw, by name; scalars.
+        unmasked: the prior whose draws a score chooses from; None: no score chooses.
+    """
+
+    latent_dim: int
+    log_prob_cost: Cost = Cost.PARALLEL
+    normalised: bool = True
+    support: tuple[float, float] | None = None
+    normal_scale: float | None = None
+    takes_context: bool = False
+    learns: bool = False
+    statistics: Mapping[str, Tensor] = MappingProxyType({})
+    unmasked: "Prior | None" = None
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        raise NotImplementedError
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether the density of codes from outside can be had, at whatever cost."""
+        return self.log_prob_cost is not Cost.ABSENT
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the priors that this one is made of need, if it is made of any."""
+        return frozenset[str]().union(*(prior.needs for prior in self._parts()))
+
+    def bind(
+        self,
+        *,
+        score: Score | None = None,
+        posterior: "Posterior | None" = None,
+        data: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        """Take what `needs` says of a model and its data; what is None is left as it was.
+
+        Args:
+            score: of codes, by a critic; called without gradient.
+            posterior: data to q(z|x), a module of the model's own.
+            data: a number n to n training data `(n, *shape)` at random, or all if there are fewer.
+        """
+        for prior in self._parts():
+            prior.bind(score=score, posterior=posterior, data=data)
+
+    def at(
+        self, player: str, step: int, score: Score | None, context: Tensor | None = None
+    ) -> Distribution:
+        """What a training step draws from.
+
+        Args:
+            player: whose step it is, "critic" or "generator".
+            step: generator steps before it.
+            score: by the networks as they are in this step.
+            context: of the codes, if the model is conditional.
+        """
+        distribution: Distribution = self(context)
+        return distribution
+
+    def draw(self, n: int, context: Tensor | None = None) -> Tensor:
+        """Codes `(n, latent_dim)` without gradient, one for each of n rows of the context."""
+        return draw(self(context), n)
+
+    def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """What training minimises over codes `(*batch, d)`: −log p(z) up to a constant, `(*batch)`.
+
+        A prior whose density is not normalised returns what has the gradient of −log p(z) in its
+        parameters and in z, such as E(z) − E(z') with draws z' of its own.
+        """
+        return -self(context).log_prob(z)
+
+    def fit(
+        self,
+        codes: Tensor,
+        *,
+        context: Tensor | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> dict[str, float]:
+        """Learn from codes `(n, latent_dim)`, and freeze.
+
+        Args:
+            codes: finite.
+            context: of each, where the prior takes one.
+            seed: of the draws; the global generators are restored.
+            progress: whether to draw a progress bar.
+
+        Returns:
+            What the fit says of itself, by name.
+
+        Raises:
+            ValueError: if there is nothing to learn, or for codes that it cannot be fitted to.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} prior has nothing to learn from codes; refit with "
+            "prior=pushforward or prior=realnvp"
+        )
+
+    def base_space(self) -> BaseSpace:
+        """The space of the simple prior that this one is a map of; by default its own."""
+        return BaseSpace(self, _identity, _identity)
+
+    def _parts(self) -> "list[Prior]":
+        return [child for child in self.children() if isinstance(child, Prior)]
+
+
+class Posterior(nn.Module):
+    """q(z|x), or q(z|x, context): called, it returns a distribution with `batch_shape = (n,)`.
+
+    The distribution has the event shape `(latent_dim,)` and `rsample_and_log_prob(sample_shape)`, a
+    draw and its log-density in one pass, which is what a bound needs and the only cheap way to the
+    density of an inverse autoregressive flow.
+
+    Attributes:
+        latent_dim: size d of a code.
+        log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: that of its own draws
+            alone is known.
+    """
+
+    latent_dim: int
+    log_prob_cost: Cost = Cost.PARALLEL
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        raise NotImplementedError
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether the density of codes from outside can be had, at whatever cost."""
+        return self.log_prob_cost is not Cost.ABSENT
+
+
+class Likelihood(nn.Module):
+    """p(x|z), or p(x|z, context): codes `(*batch, latent_dim)` to a distribution over data.
+
+    The distribution has `batch_shape = batch` and `event_shape = shape` of one datum; models ask it
+    for `log_prob`, for `sample`, and for `mean` where there is one.
+
+    Attributes:
+        has_mean: whether the distribution has a `mean` that is a differentiable function of z. If
+            not, a picture of a code is a draw, and nothing can be reversed.
+        has_mass: whether pixels have probabilities; else a density.
+        data_range: the range that data must have; None: any.
+    """
+
+    has_mean: bool = True
+    has_mass: bool = False
+    data_range: tuple[float, float] | None = None
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        raise NotImplementedError
+
+
+class Objective(ABC):
+    """An adversarial game: what critic and generator minimise, of raw outputs ("logits") `(n,)`.
+
+    Attributes:
+        clip: bound of each of the critic's weights after each of its steps; None: no clipping.
+        penalty_weight: of the gradient penalty in the critic's loss; 0: none.
+    """
+
+    clip: float | None = None
+    penalty_weight: float = 0.0
+
+    @abstractmethod
+    def critic(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """The scalar that the critic minimises."""
+
+    @abstractmethod
+    def generator(self, fake_logits: Tensor) -> Tensor:
+        """The scalar that the generator minimises."""
+
+    def score(self, logits: Tensor) -> Tensor:
+        """How real the critic finds each, `(n,)`; by default the logit itself."""
+        return logits
+
+
+class Measurement(ABC):
+    """Measures a model on data; draws from the global generators as it likes.
+
+    Attributes:
+        needs: the capabilities of model and data without which it is refused before training; see
+            `capabilities` of :class:`~flexgen.training.Loop` and its heirs, and "labels" of data.
+        together: whether all processes of a run call :meth:`measure` alike, which then shares its
+            work out; else process zero measures alone.
+    """
+
+    needs: tuple[str, ...] = ()
+    together: bool = False
+
+    @abstractmethod
+    def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
+        """Values by name; pictures and codes go below the run's folder."""
+
+
+def draw(distribution: Distribution, n: int) -> Tensor:
+    """n draws without gradient: one of each of a batch of n distributions, or n of the one."""
+    with torch.no_grad():
+        z: Tensor = distribution.sample(torch.Size() if distribution.batch_shape else (n,))
+    return z
+
+
+def _identity(z: Tensor) -> Tensor:
+    return z

@@ -1,0 +1,139 @@
+"""What all models with codes share: the prior's stages, data of codes, codes of data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.contracts import Prior, in_context
+from flexgen.priors import Staged, as_prior
+from flexgen.training.loop import Loop
+
+__all__ = ["Latent"]
+
+_WITHOUT = {
+    "score": "draws by a critic's score, and this model has no critic; use it on an adversarial "
+    "run, or another prior",
+    "posterior": "is made of a VAE's posteriors, and this model has no posterior; use "
+    "prior=mixture or kernel_density, or model=vae",
+}
+
+
+class Latent(Loop):
+    """A prior over codes z, and data made of them.
+
+    Args:
+        prior: p(z); it becomes stage 0 of a :class:`~flexgen.priors.Staged`.
+        **loop: see :class:`~flexgen.training.Loop`.
+
+    Raises:
+        ValueError: if a size is out of range.
+    """
+
+    def __init__(self, prior: nn.Module, **loop: Any) -> None:
+        super().__init__(**loop)
+        self.prior = prior if isinstance(prior, Staged) else Staged([prior])
+        self.latent_dim = self.prior.latent_dim
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        """Codes to data, and a context where it takes one, differentiable: what reversal inverts.
+
+        None where a code has no picture but draws.
+        """
+        raise NotImplementedError
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        own = {"prior"} | ({"decoder"} if self.decoder is not None else set())
+        return super().capabilities | own
+
+    def offers(self) -> dict[str, Any]:
+        """What a prior can be bound to here, as arguments of its `bind`."""
+        return {}
+
+    def bind(self, prior: nn.Module) -> Prior:
+        """Give a prior what it needs of this model: a critic's score, or a posterior.
+
+        Raises:
+            ValueError: if it needs what this model does not have, or this model could not train
+                with it.
+        """
+        prior, offers = as_prior(prior), self.offers()
+        for need in sorted(prior.needs - {"data"} - offers.keys()):
+            named = prior.current if isinstance(prior, Staged) else prior
+            raise ValueError(f"a {type(named).__name__} prior {_WITHOUT[need]}")
+        prior.bind(**offers)
+        return prior
+
+    def check_prior(self, prior: Prior) -> None:
+        """Refuse a prior that this model could not train with; a family that needs more says so.
+
+        Raises:
+            ValueError: if it could not.
+        """
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """A code of each datum, `(n, latent_dim)`, by an encoder of this model's own.
+
+        None where it has none: then codes are found by reversal.
+        """
+        return None
+
+    @torch.no_grad()
+    def sample(self, n: int, context: Tensor | None = None) -> Tensor:
+        context = self.in_turn(n) if context is None else context
+        with self.evaluating():
+            return self.decode(self.prior.draw(n, context), context)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, context: Tensor | None = None, batch_size: int = 1000) -> Tensor:
+        """Data `(n, *shape)` of codes `(n, latent_dim)` without gradient, everything in eval mode.
+
+        They are the decoder's; where there is none, a draw from p(x|z) of each code.
+
+        Args:
+            z: codes.
+            context: of each, `(n,)`; of a conditional model without one, its classes in turn.
+            batch_size: codes a pass.
+        """
+        context = self.in_turn(len(z)) if context is None else context
+        rows = torch.arange(len(z), device=z.device).split(batch_size)
+        with self.evaluating():
+            return torch.cat(
+                [self._picture(z[r], None if context is None else context[r]) for r in rows]
+            )
+
+    def _picture(self, z: Tensor, context: Tensor | None) -> Tensor:
+        decoder = self.decoder
+        assert decoder is not None
+        x: Tensor = in_context(decoder, z, context)
+        return x.float()
+
+    def match_stages(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state_dict` with the prior's stages that this model has, no more and no less.
+
+        A run that starts from another's checkpoint may have a stage more, not fitted yet, or
+        leave out one that is not in use.
+
+        Raises:
+            ValueError: if it leaves out the one in use.
+        """
+        prefix = "prior.stages."
+        last = len(self.prior.stages) - 1
+        if (in_use := int(state_dict["prior.stage"])) > last:
+            raise ValueError(
+                f"the checkpoint uses stage {in_use} of its prior, and the run has stages up to "
+                f"{last}; keep the refit callback of the run that it came from"
+            )
+        matched = {
+            key: value
+            for key, value in state_dict.items()
+            if not key.startswith(prefix) or int(key[len(prefix) :].split(".")[0]) <= last
+        }
+        own = {k: v for k, v in self.state_dict().items() if k.startswith(prefix)}
+        return own | matched
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.match_stages(checkpoint["state_dict"])
+        super().on_load_checkpoint(checkpoint)
