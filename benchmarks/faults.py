@@ -30,9 +30,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import flexgen.runs.fit
 import torch
 
-import flexgen.runs.fit
 from flexgen.callbacks import PriorRefit, ReversalScore
 from flexgen.callbacks import checkpoint as checkpoints
 from flexgen.cli import main
