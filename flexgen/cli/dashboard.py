@@ -9,7 +9,7 @@ from flexgen.runs.imports import importing
 
 
 def main(argv: list[str]) -> None:
-    run_hydra("dashboard", argv, _dashboard)
+    run_hydra("dashboard", argv, _dashboard, groups=False)
 
 
 def _dashboard(cfg: DictConfig) -> None:

@@ -30,6 +30,7 @@ def run_hydra(
     *,
     on_run: bool = False,
     on_folders: bool = False,
+    groups: bool = True,
     verbatim: dict[str, Any] | None = None,
 ) -> None:
     """Compose the configuration of `command` from `argv` and call `task` with it.
@@ -42,6 +43,8 @@ def run_hydra(
             configuration starts from the one which that run saved.
         on_folders: whether it works on the folders in `argv`, `PATH …` or `runs=[PATH,…]`, which
             become the list `runs`.
+        groups: whether it takes groups of the YAML, such as `prior=normal`; `--help` then lists
+            them.
         verbatim: keys that Hydra must not read, for they are paths or share a group's name, with
             their defaults; taken from `argv` as they were typed.
 
@@ -51,6 +54,8 @@ def run_hydra(
     """
     if {"--help", "-h"} & set(argv):
         print(explain(command))
+        if not groups:
+            return
     if on_run:
         argv = _take_run(command, argv)
     taken, argv = _take(argv, verbatim or {})
@@ -139,8 +144,8 @@ def _take_run(command: str, argv: list[str]) -> list[str]:
 def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     """Take `runs=` and what is no key out of `argv`: the folders, and the other words.
 
-    A word with `=` in it is a folder if it is there, or if what stands before the `=` is no name of
-    a key.
+    A word with `=` in it is a folder if it is there, or if what stands before the `=` could be no
+    key; a key of the command's is none unless there is a `/` in it.
     """
     keys = OmegaConf.load(conf_dir() / f"{command}.yaml").keys()
     folders: list[str] = []
@@ -151,13 +156,17 @@ def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
         if key == "runs" and equals:
             listed = value.startswith("[") and value.endswith("]")
             folders += [part.strip() for part in value[1:-1].split(",")] if listed else [value]
+        elif word in ("-m", "--multirun"):
+            raise ValueError(f"`flexgen {command}` makes no grid; leave out {word}")
+        elif "/" in word and Path(word).exists():
+            folders.append(word)
         elif word.startswith("-") or name in keys or name.startswith("hydra"):
             rest.append(word)
         elif not equals or Path(word).exists() or not name.replace(".", "_").isidentifier():
             folders.append(word)
         else:
             rest.append(word)
-    if not folders and not any(word.startswith("-") for word in rest):
+    if not folders and all(word.partition("=")[0] in keys for word in rest):
         raise ValueError(f"which runs? give a folder, as in `flexgen {command} multirun/…`")
     return folders, rest
 

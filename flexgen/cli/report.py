@@ -6,7 +6,7 @@ from flexgen.cli.hydra_app import run_hydra
 
 
 def main(argv: list[str]) -> None:
-    run_hydra("report", argv, _report, on_folders=True)
+    run_hydra("report", argv, _report, on_folders=True, groups=False)
 
 
 def _report(cfg: DictConfig) -> None:

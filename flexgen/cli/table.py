@@ -11,7 +11,8 @@ _FLAGS = {"--metrics", "--last", "--comparison", "--out"}  # as of version 0.1
 
 
 def main(argv: list[str]) -> None:
-    run_hydra("table", _from_flags(argv), _table, on_folders=True, verbatim={"out": None})
+    words = _from_flags(argv)
+    run_hydra("table", words, _table, on_folders=True, groups=False, verbatim={"out": None})
 
 
 def _table(cfg: DictConfig) -> None:

@@ -15,10 +15,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from flexgen._conf import conf_dir
+from flexgen.runs.errors import error_line
 
 __all__ = ["compose", "compose_prior", "grid", "is_sweep", "plain", "quoted", "task_overrides"]
 
@@ -45,7 +48,7 @@ def compose(
         experiment that is a grid comes without its grid, see :func:`grid`.
 
     Raises:
-        HydraException: if the words name what is not there.
+        ValueError: if the words name what is not there.
         FileNotFoundError: if there is no such folder.
     """
     words = list(overrides)
@@ -56,12 +59,13 @@ def compose(
         own = [f"hydra.searchpath=[{quoted(folder)}]"]
     with _hydra():
         cfg = hydra.compose("train", [*own, *words], return_hydra_config=True)
-    run_dir = OmegaConf.to_container(cfg.paths, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
-    if run_dir.startswith("${hydra:"):  # which is known while a command runs
-        cfg.paths.run_dir = str(Path(cfg.hydra.run.dir).absolute())
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return plain(cfg) | {"overrides": [w for w in words if not w.lstrip("+~").startswith("hydra")]}
+        run_dir = OmegaConf.to_container(cfg.paths, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
+        if run_dir.startswith("${hydra:"):  # which is known while a command runs
+            cfg.paths.run_dir = str(Path(cfg.hydra.run.dir).absolute())
+        with open_dict(cfg):
+            del cfg["hydra"]
+        config = plain(cfg)
+    return config | {"overrides": [w for w in words if not w.lstrip("+~").startswith("hydra")]}
 
 
 def compose_prior(config: dict[str, Any], name: str, options: Iterable[str] = ()) -> dict[str, Any]:
@@ -73,14 +77,14 @@ def compose_prior(config: dict[str, Any], name: str, options: Iterable[str] = ()
         options: overrides as they are typed after `prior=NAME`, without the `prior.` before a key.
 
     Raises:
-        HydraException: if there is no such prior or option.
+        ValueError: if there is no such prior or option.
     """
     overrides = [re.sub(r"^([~+]*)(?![^=]*@)", r"\1prior.", option) for option in options]
     store = ConfigStore.instance()
     store.store(name="composed_run", node=OmegaConf.create(config), package="_global_")
     with _hydra():
         cfg = hydra.compose("composed_run", [f"+prior={name}", *overrides])
-    values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
+        values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
     return values
 
 
@@ -125,17 +129,24 @@ def _hydra() -> Iterator[None]:
     """Hydra over FlexGen's YAML: that of the command at work, which may have more of the user's.
 
     There is one Hydra in a process. Whoever else uses it, a notebook say, has it back afterwards.
+
+    Raises:
+        ValueError: in place of Hydra's and OmegaConf's errors, in one line.
     """
     there = GlobalHydra.instance()
-    if there.is_initialized() and any(
+    ours = there.is_initialized() and any(
         source.path == str(conf_dir()) for source in there.config_loader().get_sources()
-    ):
-        yield
-        return
-    others, there.hydra = there.hydra, None
+    )
+    others = there.hydra
     try:
+        if ours:
+            yield
+            return
+        there.hydra = None
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(error_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = others
 

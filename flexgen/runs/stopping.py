@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 
 __all__ = ["StopOnSignal"]
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class StopOnSignal(pl.Callback):
     """The first signal stops before the next step and saves; the second stops at once.
@@ -22,7 +24,7 @@ class StopOnSignal(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._old: dict[int, Any] = {}
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         self.received = 0
         self.begun = False
 
@@ -38,10 +40,12 @@ class StopOnSignal(pl.Callback):
 
         # Outside the main thread, as under some launchers, the launcher handles signals.
         with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                self._old[number] = signal.signal(number, stop)
+            for number in _SIGNALS:
+                signal.signal(number, stop)
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        """Give the signals back to whoever handled them before the fit, Lightning's own gone."""
+        with contextlib.suppress(ValueError):
+            for number, handler in self._before.items():
+                if handler is not None:  # installed by no Python code, and not to be put back
+                    signal.signal(number, handler)
