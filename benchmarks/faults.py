@@ -32,11 +32,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-import flexgen.runs.fit
 from flexgen.callbacks import PriorRefit, ReversalScore
 from flexgen.callbacks import checkpoint as checkpoints
 from flexgen.cli import main
 from flexgen.models import Latent
+from flexgen.runs.run import Run
 from flexgen.training import latest_checkpoint, load_checkpoint
 
 STEPS = 60
@@ -58,7 +58,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "reversal": (ReversalScore, "measure"),
     "refit": (PriorRefit, "refit"),
     "checkpoint writing": (checkpoints, "save"),
-    "start": (flexgen.runs.fit, "build"),
+    "start": (Run, "build"),
 }
 """Of each phase the function that runs it."""
 

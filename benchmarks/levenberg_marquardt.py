@@ -20,8 +20,7 @@ from flexgen.reversal import reverse
 from flexgen.reversal.fast import FastPass
 from flexgen.reversal.losses import half_squared_error
 from flexgen.reversal.starts import Bank, normal_codes
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import open_run
 
 
 def jacobian(generate: FastPass, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,13 +65,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="of Levenberg-Marquardt")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = load_config(args.run)
-    config["trainer"]["accelerator"] = "cpu"
-    parts = load_trained(config, args.run)
-    generator = parts.model.decoder.eval().requires_grad_(False)
-    parts.data.setup("test")
-    x = parts.data.split("test", args.n, 0)[0]
-    d = int(parts.model.prior().event_shape[0])
+    run = open_run(args.run)
+    run.config["trainer"]["accelerator"] = "cpu"
+    generator = run.model.decoder.eval().requires_grad_(False)
+    run.data.setup("test")
+    x = run.data.split("test", args.n, 0)[0]
+    d = int(run.model.prior().event_shape[0])
     generate = FastPass(generator, torch.float32)
     start = Bank(generate, normal_codes(torch.arange(2048), (d,), 0)).nearest(x, 1)
 

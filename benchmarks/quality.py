@@ -25,15 +25,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from ot import dist, emd2
 
-from flexgen._conf import conf_dir
 from flexgen.callbacks import SampleQuality
 from flexgen.metrics import earth_mover_distance
-from flexgen.runs import resolvers
-from flexgen.runs.build import Parts, build, build_trainer
+from flexgen.runs.build import build_trainer
+from flexgen.runs.compose import compose
+from flexgen.runs.run import Run
 
 
 class Clock(pl.Callback):
@@ -46,16 +44,14 @@ class Clock(pl.Callback):
         self.seconds = time.process_time() - self.started
 
 
-def trained(words: list[str], steps: int, folder: str) -> tuple[Parts, float, int]:
-    """A default run's parts after `steps` steps, seconds a step, and how many it would make."""
+def trained(words: list[str], steps: int, folder: str) -> tuple[Run, float, int]:
+    """A default run after `steps` steps, seconds a step, and how many it would make."""
     overrides = [*words, "trainer=cpu", "threads=1", f"paths.run_dir={folder}"]
-    resolvers.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
-    parts, clock = build(config), Clock()
-    parts.model.schedule.end = steps
-    build_trainer(config, [clock]).fit(parts.model, datamodule=parts.data)
-    return parts, clock.seconds / steps, config["steps"]
+    config = compose(overrides)
+    run, clock = Run(config).build(), Clock()
+    run.model.schedule.end = steps
+    build_trainer(config, [clock]).fit(run.model, datamodule=run.data)
+    return run, clock.seconds / steps, config["steps"]
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -66,9 +62,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def compare(name: str, words: list[str], asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        parts, a_step, steps = trained(words, asked.steps, folder)
-        model, data = parts.model, parts.data
-        quality: Any = parts.callbacks["quality"]
+        run, a_step, steps = trained(words, asked.steps, folder)
+        model, data = run.model, run.data
+        quality: Any = run.callbacks["quality"]
         whole = statistics.median(
             seconds(lambda: _fresh(quality).run(model, data, Path(folder))) for _ in range(3)
         )

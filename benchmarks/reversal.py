@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from flexgen.reversal import reverse, train_encoder
 from flexgen.reversal.fast import FastPass
 from flexgen.reversal.losses import half_squared_error
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import open_run
 
 PASSES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -114,14 +113,14 @@ def inner_step(generator: nn.Module, x: Tensor, d: int, repeats: int) -> dict[st
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def measure(run: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
-    config = load_config(run)
+def measure(path: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
+    run = open_run(path)
+    config = run.config
     config["trainer"]["accelerator"] = args.device
-    parts = load_trained(config, run)
-    generator = parts.model.decoder.eval().requires_grad_(False).to(args.device)
-    parts.data.setup("test")
-    x = parts.data.split("test", min(args.n, parts.data.size("test")), 0)[0].to(args.device)
-    d = int(parts.model.prior().event_shape[0])
+    generator = run.model.decoder.eval().requires_grad_(False).to(args.device)
+    run.data.setup("test")
+    x = run.data.split("test", min(args.n, run.data.size("test")), 0)[0].to(args.device)
+    d = int(run.model.prior().event_shape[0])
     clock = Clock(x.device)
     encoder = train_encoder(generator, lambda n: torch.randn(n, d, device=x.device))
     trained = clock()
@@ -143,7 +142,7 @@ def measure(run: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
     inner = inner_step(generator, x, d, args.repeats)
     rows = [
         ("generator", f"{config['data']['name']}, {type(generator).__name__}, z {d}, "
-                      f"seed {config['seed']}, {parts.model.counters.generator_steps} steps"),
+                      f"seed {config['seed']}, {run.model.counters.generator_steps} steps"),
         ("images", f"{len(x)} held out"),
         ("loop, a step of all images", f"{1e3 * loop:.1f} ms"),
         ("loop, loss after 400 steps: mean, median", f"{at400.mean():.2f}, {at400.median():.2f}"),

@@ -2,7 +2,7 @@
 
     python benchmarks/wandb_overhead.py [--steps 200] [--rounds 5]
 
-A job is `flexgen train` on digits, as the command line runs it, with the CSV logger alone and with
+A job is a training on digits, as `flexgen train` does it, with the CSV logger alone and with
 W&B beside it: a row of losses every 10 generator steps, a sample grid every 50. Quoted are medians
 over the rounds, and of the rounds' differences; the first job of each side is left out, and with
 it W&B's import and the start of its service, which is printed apart.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
-from flexgen.cli import main as flexgen
+import flexgen
 
 
 def job(logger: str, steps: int) -> tuple[float, float]:
@@ -30,11 +30,11 @@ def job(logger: str, steps: int) -> tuple[float, float]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         wall, cpu = time.perf_counter(), time.process_time()
-        flexgen([
-            "train", f"logger={logger}", f"steps={steps}", "trainer=cpu", "threads=1",
+        flexgen.train(flexgen.compose([
+            f"logger={logger}", f"steps={steps}", "trainer=cpu", "threads=1",
             "callbacks=[progress,samples,checkpoint]", "callbacks.samples.every=50",
             "model.log_every=10", "report=false", f"paths.run_dir={Path(folder) / 'run'}",
-        ])  # fmt: skip
+        ]))  # fmt: skip
         return time.perf_counter() - wall, time.process_time() - cpu
 
 

@@ -1,3 +1,82 @@
 """FlexGen: flexible prior distributions in deep generative models."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flexgen._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from flexgen import (
+        analysis,
+        callbacks,
+        codes,
+        data,
+        distributions,
+        drawing,
+        flows,
+        likelihoods,
+        metrics,
+        models,
+        networks,
+        objectives,
+        posteriors,
+        priors,
+        report,
+        reversal,
+        runs,
+        training,
+    )
+    from flexgen.reversal import reverse
+    from flexgen.runs.compose import compose
+    from flexgen.runs.errors import TrainingStopped
+    from flexgen.runs.run import Run, open_run
+    from flexgen.runs.train import train
+
+__all__ = [
+    "Run",
+    "TrainingStopped",
+    "analysis",
+    "callbacks",
+    "codes",
+    "compose",
+    "data",
+    "distributions",
+    "drawing",
+    "flows",
+    "likelihoods",
+    "metrics",
+    "models",
+    "networks",
+    "objectives",
+    "open_run",
+    "posteriors",
+    "priors",
+    "report",
+    "reversal",
+    "reverse",
+    "runs",
+    "train",
+    "training",
+]
+
+_MODULES = {
+    "Run": "flexgen.runs.run",
+    "TrainingStopped": "flexgen.runs.errors",
+    "compose": "flexgen.runs.compose",
+    "open_run": "flexgen.runs.run",
+    "reverse": "flexgen.reversal",
+    "train": "flexgen.runs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch and Lightning take seconds, `flexgen --help` none of them."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    if name in __all__:
+        return import_module(f"flexgen.{name}")
+    raise AttributeError(f"module 'flexgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

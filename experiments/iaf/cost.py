@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
-from flexgen._conf import conf_dir
-from flexgen.runs import resolvers
+import flexgen
+from flexgen.runs.build import instantiate
 
 ROWS = ("diagonal", "iaf_2_320", "iaf_2_1920", "iaf_4_1920", "iaf_8_1920")
 
@@ -45,12 +43,10 @@ def main() -> None:
 
 def measure(row: str, seed: int, steps: int) -> dict[str, Any]:
     """Parameters, and the mean cost of a step."""
-    resolvers.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [f"experiment=iaf/{row}", "paths.run_dir=unused"])
+    config = flexgen.compose([f"experiment=iaf/{row}"])
     torch.manual_seed(seed)
-    model = instantiate(config.model)
-    x = torch.rand(config.data.batch_size, *config.data.shape).round()
+    model = instantiate(config["model"])
+    x = torch.rand(config["data"]["batch_size"], *config["data"]["shape"]).round()
     (optimizer,), _ = model.configure_optimizers()
     for step in range(-2, steps):
         if step == 0:
@@ -62,7 +58,7 @@ def measure(row: str, seed: int, steps: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "milliseconds": round(1000 * seconds, 1),
-        "days": round(config.steps * seconds / 86400, 1),
+        "days": round(config["steps"] * seconds / 86400, 1),
     }
 
 

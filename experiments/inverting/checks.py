@@ -21,8 +21,7 @@ from torch import Tensor
 
 from flexgen.drawing import draw_images
 from flexgen.reversal import calibrate_batch_norm, reverse
-from flexgen.runs.build import Parts, build
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import Run, open_run
 from flexgen.training import isolated_rng
 
 BATCH = 32
@@ -36,7 +35,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for path in asked.runs:
-        parts, about = load_run(path)
+        run, about = load_run(path)
 
         def add(check: str, seed: int, values: dict[str, Any], about: Any = about) -> None:
             rows.extend(
@@ -46,28 +45,28 @@ def main() -> None:
             print(about, check, seed, {k: f"{float(v):.4g}" for k, v in values.items()}, flush=True)
 
         for seed in asked.seeds:
-            x, _ = parts.data.split("test", asked.n, seed)
+            x, _ = run.data.split("test", asked.n, seed)
             for std in (None, 0.1) if "random" in asked.checks else ():
                 out = asked.out if std and seed == asked.seeds[0] else None
                 values = random_weights(path, std, x, seed, asked.steps, out)
                 add(f"random weights, weight_std={std or 'null'}", seed, values)
             for method in asked.methods if "own" in asked.checks else ():
-                add(f"own images, {method}", seed, own_images(parts, method, seed, asked))
-        if parts.data.num_classes == 10 and "classes" in asked.checks:
+                add(f"own images, {method}", seed, own_images(run, method, seed, asked))
+        if run.data.num_classes == 10 and "classes" in asked.checks:
             for norm in ("eval", "batch"):
-                for name, value in classes(parts, norm, asked.seeds[0], asked.steps).items():
+                for name, value in classes(run, norm, asked.seeds[0], asked.steps).items():
                     add(f"{name}, {norm}", asked.seeds[0], value)
     merge(asked.out / "checks.csv", rows, ("data", "prior", "training", "check", "seed", "value"))
 
 
 def random_weights(
-    run: Path, weight_std: float | None, x: Tensor, seed: int, steps: int, out: Path | None
+    path: Path, weight_std: float | None, x: Tensor, seed: int, steps: int, out: Path | None
 ) -> dict[str, float]:
     """Inversion under the run's network with random weights of a seed."""
-    config = load_config(run)
+    config = open_run(path).config
     config["model"]["generator"]["weight_std"] = weight_std
-    parts = build(config | {"seed": seed})
-    model = parts.model
+    run = Run(config | {"seed": seed}).build()
+    model = run.model
     with isolated_rng(seed):
         calibrate_batch_norm(model.decoder, model.prior().sample((4096,)), batch_size=512)
     options: dict[str, Any] = {"method": "rmsprop", "tolerance": 0, "batch_size": len(x)}
@@ -79,21 +78,21 @@ def random_weights(
         early = [reverse(model.decoder, x, steps=s, **options).x_hat for s in (5, 20)]
         rows = torch.cat([images[:PICTURED] for images in (x, *early, found.x_hat)])
         name = f"random_{config['data']['name']}.png"
-        draw_images(rows, parts.data.range, out / name, columns=PICTURED)
-    train, _ = parts.data.split("train", 2_000, seed)
+        draw_images(rows, run.data.range, out / name, columns=PICTURED)
+    train, _ = run.data.split("train", 2_000, seed)
     values = {f"loss after {s}": float(loss[s]) for s in (0, 5, 20, steps)}
     values["share of falling steps"] = float((loss.diff() < 0).float().mean())
     values["loss of the mean image"] = float((x - train.mean(0)).square().sum() / len(x) / 2)
     return values | {"mae": mae(found.x_hat, x)}
 
 
-def own_images(parts: Parts, method: str, seed: int, asked: Any) -> dict[str, float]:
+def own_images(run: Run, method: str, seed: int, asked: Any) -> dict[str, float]:
     """Inversion of the generator's own images, whose codes are known."""
     with isolated_rng(1000 + seed), torch.no_grad():
-        z = parts.model.prior.current().sample((asked.n,))
-    x = parts.model.decoder.eval()(z).detach()
+        z = run.model.prior.current().sample((asked.n,))
+    x = run.model.decoder.eval()(z).detach()
     how = {"constraint": "none", "norm": "eval", "method": method}
-    found = invert(parts, x, seed, **how, lr=0.05, steps=asked.steps)
+    found = invert(run, x, seed, **how, lr=0.05, steps=asked.steps)
     far = (found.z - z).norm(dim=1) / z.norm(dim=1)
     return {
         "mae": mae(found.x_hat, x),
@@ -103,9 +102,9 @@ def own_images(parts: Parts, method: str, seed: int, asked: Any) -> dict[str, fl
     }
 
 
-def classes(parts: Parts, norm: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
+def classes(run: Run, norm: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     """Inversion of mixed batches, of batches of one digit, and of one image over and over."""
-    images, label = parts.data.split("test", 4_000, seed)
+    images, label = run.data.split("test", 4_000, seed)
     assert label is not None
     found: dict[str, list[dict[str, Any]]] = {"mixed": [], "one class": [], "one image": []}
     for digit in range(10):
@@ -117,7 +116,7 @@ def classes(parts: Parts, norm: str, seed: int, steps: int) -> dict[str, dict[st
         }
         how = {"constraint": "none", "norm": norm, "method": "rmsprop", "lr": 0.05, "steps": steps}
         for name, x in batches.items():
-            found[name].append(errors(parts, x, invert(parts, x, seed, **how)))
+            found[name].append(errors(run, x, invert(run, x, seed, **how)))
     values = {}
     for name, measured in found.items():
         for key in ("mae", "mae_eval"):

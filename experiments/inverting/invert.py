@@ -22,8 +22,7 @@ from torch import Tensor
 
 from flexgen.drawing import draw_figure, draw_images
 from flexgen.reversal import Reversal, reverse
-from flexgen.runs.build import Parts, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import Run, open_run
 from flexgen.training import isolated_rng
 
 PUBLISHED = {
@@ -55,31 +54,31 @@ def main() -> None:
     if asked.method in ITS_OWN:
         descent, asked.no_curves = {"lr": "its own", "steps": "its own"}, True
     for path in asked.runs:
-        parts, about = load_run(path)
-        bound = "moments" if parts.model.prior.current.support is None else "clip"
+        run, about = load_run(path)
+        bound = "moments" if run.model.prior.current.support is None else "clip"
         rows, curves, shown = [], [], {}
         for constraint in ("none",) if asked.free else ("none", bound):
             for norm in asked.norms:
                 how = {"constraint": constraint, "norm": norm, "method": asked.method, **descent}
                 for seed in asked.seeds:
-                    x = parts.data.split(asked.split, asked.n, seed)[0].to(parts.model.device)
-                    run = {**about, **how, "split": asked.split, "seed": seed}
-                    found = invert(parts, x, seed, **how)
-                    rows.append(run | errors(parts, x, found))
+                    x = run.data.split(asked.split, asked.n, seed)[0].to(run.model.device)
+                    row = {**about, **how, "split": asked.split, "seed": seed}
+                    found = invert(run, x, seed, **how)
+                    rows.append(row | errors(run, x, found))
                     print(", ".join(str(value) for value in rows[-1].values()), flush=True)
                     if seed != asked.seeds[0] or asked.no_curves:
                         continue
                     shown["images"], shown[f"{constraint}/{norm}"] = x, found.x_hat
                     for steps in grid(asked.steps):
-                        early = invert(parts, x, seed, **{**how, "steps": steps})
-                        curves.append({**run, "after": steps, "mae": mae(early.x_hat, x)})
-                    curves.append({**run, "after": asked.steps, "mae": mae(found.x_hat, x)})
+                        early = invert(run, x, seed, **{**how, "steps": steps})
+                        curves.append({**row, "after": steps, "mae": mae(early.x_hat, x)})
+                    curves.append({**row, "after": asked.steps, "mae": mae(found.x_hat, x)})
         merge(asked.out / "inversions.csv", rows, KEY)
         if not asked.no_curves:
             merge(asked.out / "curves.csv", curves, (*KEY, "after"))
             columns = torch.cat([images[:PICTURED] for images in shown.values()])
             name = f"inverted_{about['data']}_{about['prior']}.png"
-            draw_images(columns, parts.data.range, asked.out / name, columns=PICTURED)
+            draw_images(columns, run.data.range, asked.out / name, columns=PICTURED)
     if (asked.out / "curves.csv").is_file():
         draw_curves(read(asked.out / "curves.csv"), asked.out / "curves.png")
     print_table(read(asked.out / "inversions.csv"))
@@ -97,23 +96,24 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def load_run(path: Path) -> tuple[Parts, dict[str, Any]]:
+def load_run(path: Path) -> tuple[Run, dict[str, Any]]:
     """A trained run, and what to call it in a table."""
-    config = load_config(path)
+    run = open_run(path)
+    config = run.config
     prior = config["model"]["prior"]["_target_"].rpartition(".")[2].lower()
     about = {"data": config["data"]["name"], "prior": prior, "training": config["seed"]}
-    return load_trained(config, path), about
+    return run, about
 
 
 def invert(
-    parts: Parts, x: Tensor, seed: int, *, constraint: str, method: str, **options: Any
+    run: Run, x: Tensor, seed: int, *, constraint: str, method: str, **options: Any
 ) -> Reversal:
     """Algorithm 1 of the paper: cross-entropy, codes that start as draws from the prior.
 
     All images share one batch, as `norm="batch"` and the moments need. L-BFGS takes its starts from
     a bank of 2,048 draws of the prior, and its own number of steps.
     """
-    prior = parts.model.prior.current
+    prior = run.model.prior.current
     with isolated_rng(seed):
         if method in ITS_OWN:
             options = {"norm": options["norm"], "bank": prior().sample((2048,))}
@@ -122,7 +122,7 @@ def invert(
     if constraint == "clip":
         options["bounds"] = prior.support
     return reverse(
-        parts.model.decoder, x, latent_shape=parts.model.latent_dim, loss="bce", method=method,
+        run.model.decoder, x, latent_shape=run.model.latent_dim, loss="bce", method=method,
         constraint=None if constraint == "none" else constraint, batch_size=len(x), seed=seed,
         **options,
     )  # fmt: skip
@@ -134,10 +134,10 @@ def mae(x_hat: Tensor, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def errors(parts: Parts, x: Tensor, found: Reversal) -> dict[str, Any]:
+def errors(run: Run, x: Tensor, found: Reversal) -> dict[str, Any]:
     """Of an inversion: errors, that of the codes decoded in eval mode, and the codes' moments."""
     each = (found.x_hat - x).abs().flatten(1).mean(1)
-    alone = parts.model.decoder.eval()(found.z)
+    alone = run.model.decoder.eval()(found.z)
     numbers = {
         "mae": each.mean(), "mae_median": each.median(), "mae_worst_tenth": each.quantile(0.9),
         "mae_eval": (alone - x).abs().mean(), "nats": found.loss.mean(),

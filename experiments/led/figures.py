@@ -24,8 +24,7 @@ from flexgen.drawing import draw_figure
 from flexgen.priors import Normal
 from flexgen.report import Run, find_runs
 from flexgen.report.catalogue import PALETTE
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import open_run
 from flexgen.training import isolated_rng
 
 POINTS = 10_000
@@ -70,9 +69,8 @@ def draw_mixture(runs: list[Path], out: Path) -> None:
 @torch.no_grad()
 def draw_spaces(panels: Any, run: Path) -> None:
     """The six panels of one run."""
-    config = load_config(run)
-    parts = load_trained(config, run)
-    model, x = parts.model, parts.data.split("test", POINTS)[0]
+    opened = open_run(run)
+    model, x = opened.model, opened.data.split("test", POINTS)[0]
     with model.evaluating(), isolated_rng(0):
         prior, base = model.prior(), Normal(2)()
         z = model.posterior(x).sample()
@@ -99,7 +97,7 @@ def draw_spaces(panels: Any, run: Path) -> None:
             for axes in (above, below):
                 axes.set_aspect("equal")
                 axes.tick_params(labelsize=6)
-        panels[0, 0].set_ylabel(f"seed {config['seed']}", fontsize=9)
+        panels[0, 0].set_ylabel(f"seed {opened.config['seed']}", fontsize=9)
 
 
 def mixture_density(components: Any, at: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ from torch import Tensor
 from flexgen.drawing import draw_figure
 from flexgen.metrics import ClassBalance, load_or_train_classifier
 from flexgen.priors import Masked, Staged, Weighted
-from flexgen.report import Run, find_runs, table
+from flexgen.report import Run as RunFiles
+from flexgen.report import find_runs, table
 from flexgen.report.catalogue import PALETTE
-from flexgen.runs.build import Parts, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import Run, open_run
 from flexgen.training import isolated_rng
 
 POINTS = 20_000
@@ -64,28 +64,27 @@ def main() -> None:
 
 def short_name(run: Path) -> str:
     """The run's name without the study's."""
-    return Run.load(run).name.removeprefix("multimodal_prior_")
+    return RunFiles.load(run).name.removeprefix("multimodal_prior_")
 
 
-def load(run: Path, checkpoint: str | None = None) -> tuple[Parts, str, int]:
+def load(run: Path, checkpoint: str | None = None) -> tuple[Run, str, int]:
     """A trained run, the name of its prior and its seed."""
-    config = load_config(run)
-    parts = load_trained(config, run, checkpoint)
-    name = type(parts.model.prior.current).__name__.lower()
-    return parts, "constant" if name == "uniform" else name, config["seed"]
+    opened = open_run(run, checkpoint=checkpoint)
+    name = type(opened.model.prior.current).__name__.lower()
+    return opened, "constant" if name == "uniform" else name, opened.config["seed"]
 
 
 def draw_maps(runs: list[Path], out: Path) -> None:
     """Heat maps of samples and of codes, a row a kind of prior and a column a seed."""
     maps: dict[str, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
     for run in runs:
-        parts, prior, seed = load(run)
-        model = parts.model
-        maps[prior][seed] = draws(parts, model.prior.current)
+        opened, prior, seed = load(run)
+        model = opened.model
+        maps[prior][seed] = draws(opened, model.prior.current)
         if prior == "constant":
             masked = Masked(model.prior.current)
             model.attach(masked)
-            maps["constant, masked\nat generation"][seed] = draws(parts, masked)
+            maps["constant, masked\nat generation"][seed] = draws(opened, masked)
     for part, name in enumerate(("codes", "samples")):
 
         def plot(figure: Any, part: int = part) -> None:
@@ -109,18 +108,18 @@ def draw_maps(runs: list[Path], out: Path) -> None:
         draw_figure(plot, out / f"{name}_{short_name(runs[0])}.png", size=size)
 
 
-def draws(parts: Parts, prior: Any) -> tuple[Tensor, Tensor]:
+def draws(run: Run, prior: Any) -> tuple[Tensor, Tensor]:
     """Codes of a prior and the generator's data for them, `(n, 2)` each."""
     with isolated_rng(0):
         z = prior().sample((POINTS,))
-    return z, parts.model.decode(z)
+    return z, run.decode(z)
 
 
 def draw_curves(runs: list[Path], out: Path) -> None:
     """Earth mover's distance against generator steps, a line a kind of prior."""
     curves: dict[str, list[Any]] = defaultdict(list)
     for path in runs:
-        run = Run.load(path)
+        run = RunFiles.load(path)
         curves[run.config["model"]["prior"]["_target_"].rpartition(".")[2].lower()].append(run)
 
     def plot(figure: Any) -> None:
@@ -142,21 +141,21 @@ def measure_generation(runs: list[Path], out: Path) -> None:
     """What masking and weighting make of runs that were trained with the constant prior."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        for checkpoint in Run.load(run).checkpoints.values():
-            parts, prior, seed = load(run, str(checkpoint))
+        for checkpoint in RunFiles.load(run).checkpoints.values():
+            opened, prior, seed = load(run, str(checkpoint))
             if prior != "constant":
                 break
-            base, quality = parts.model.prior.current, parts.measurements["quality"]
+            base, quality = opened.model.prior.current, opened.measurements["quality"]
             for kind, changed in (
                 ("masked 0.5", Masked(base, 0.5)),
                 ("masked 0.7", Masked(base, 0.7)),
                 ("weighted", Weighted(base)),
             ):
-                parts.model.attach(changed)
-                parts.model.prior = Staged([changed])
-                values = quality.run(parts.model, parts.data, run)
+                opened.model.attach(changed)
+                opened.model.prior = Staged([changed])
+                values = quality.run(opened.model, opened.data, run)
                 row = {"generation": kind, "seed": seed}
-                row["step"] = parts.model.counters.generator_steps
+                row["step"] = opened.model.counters.generator_steps
                 rows.append(row | {metric: round(values[metric], 4) for metric in MEASURED})
     with (out / f"generation_{short_name(runs[0])}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -201,8 +200,8 @@ def draw_classes(runs: list[Path], out: Path) -> None:
     """Shares of the classes among samples, a panel a kind of prior, and their total variation."""
     shares: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for run in runs:
-        parts, prior, seed = load(run)
-        data = parts.data
+        opened, prior, seed = load(run)
+        data = opened.data
         x, y = data.split("train", None, 0)
         classifier = load_or_train_classifier(
             data.name,
@@ -210,12 +209,12 @@ def draw_classes(runs: list[Path], out: Path) -> None:
             y,
             *data.split("validation", None, 0),
             data.num_classes,
-            parts.callbacks["quality"].cache_dir,
+            opened.callbacks["quality"].cache_dir,
         )
         wanted = y.bincount(minlength=data.num_classes) / len(y)
         balance = ClassBalance(classifier)
         with isolated_rng(0):
-            balance.update(parts.model.sample(CLASSIFIED))
+            balance.update(opened.model.sample(CLASSIFIED))
         shares[prior][seed] = balance.shares()
     rows: list[list[Any]] = []
     for prior, by_seed in shares.items():

@@ -22,9 +22,7 @@ from torchvision.utils import make_grid
 
 from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config
-from flexgen.training import isolated_rng
+from flexgen.runs.run import open_run
 
 ROWS = ("baseline", "mlp_generator", "constant_filters", "no_norm", "tanh")
 GAMES = {"GAN": "GAN", "LSGAN": "LSGAN", "WGAN": "WGAN", "WGANGP": "WGAN-GP"}
@@ -40,7 +38,7 @@ def main() -> None:
     runs: dict[tuple[str, str], list[Path]] = defaultdict(list)
     rows = []
     for run in (run for path in asked.paths for run in find_runs(path)):
-        config = load_config(run)
+        config = open_run(run).config
         row = config["name"].removeprefix("wgan_")
         game = config["model"]["objective"]["_target_"].rpartition(".")[2]
         values = json.loads((run / "metrics.json").read_text())["values"]
@@ -72,9 +70,7 @@ def main() -> None:
 
 def samples(run: Path) -> torch.Tensor:
     """Samples of a trained run as one picture, `(height, width)` in [0, 1]."""
-    parts = load_trained(load_config(run), run)
-    with isolated_rng(0):
-        x = parts.model.sample(PICTURED)
+    x = open_run(run).sample(PICTURED)
     return make_grid(x / 2 + 0.5, nrow=8, padding=1, pad_value=1.0)[0]
 
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
-from flexgen.runs.build import Parts, build, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import Run, open_run
 
 POINTS = 2000
 NEAR = 0.95
@@ -38,10 +37,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the CSV")
     asked = parser.parse_args()
     rows, norms, shown = [], defaultdict(list), {}
-    for run in sorted(run for path in asked.paths for run in find_runs(path)):
-        config = load_config(run)
-        for when, parts in ("initial", build(config)), ("trained", load_trained(config, run)):
-            game, values, each, weights = measure(parts)
+    for folder in sorted(run for path in asked.paths for run in find_runs(path)):
+        trained = open_run(folder)
+        config = trained.config
+        for when, run in ("initial", Run(config).build()), ("trained", trained):
+            game, values, each, weights = measure(run)
             rows.append(
                 {"critic": game, "seed": config["seed"], "when": when}
                 | {name: f"{value:.4g}" for name, value in values.items()}
@@ -59,15 +59,15 @@ def main() -> None:
     draw_weights(shown, asked.out / "weights.png")
 
 
-def measure(parts: Parts) -> tuple[str, dict[str, float], Tensor, Tensor]:
+def measure(run: Run) -> tuple[str, dict[str, float], Tensor, Tensor]:
     """The name of a critic's game, its numbers, its gradient norms by layer, all its weights."""
-    model, clip = parts.model, parts.model.objective.clip
+    model, clip = run.model, run.model.objective.clip
     if clip is not None:
         with torch.no_grad():
             for weight in model.critic.parameters():
                 weight.clamp_(-clip, clip)
-    x, _ = parts.data.split("validation", POINTS, 0)
-    norms = layer_gradients(model.critic, torch.cat([x, model.sample(POINTS)]))
+    x, _ = run.data.split("validation", POINTS, 0)
+    norms = layer_gradients(model.critic, torch.cat([x, run.sample(POINTS)]))
     weights = torch.cat(
         [m.weight.detach().flatten() for m in model.critic.modules() if isinstance(m, nn.Linear)]
     )

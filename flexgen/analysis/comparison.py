@@ -25,11 +25,11 @@ from flexgen.metrics import (
 from flexgen.models import Latent
 from flexgen.priors import Prior
 from flexgen.report import PriorRow, PriorTable
-from flexgen.runs.build import Parts
 from flexgen.runs.errors import error_line
+from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
 
-__all__ = ["Asked", "Comparison", "default_priors"]
+__all__ = ["Comparison", "NamedPrior", "default_priors"]
 
 _FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
 # What a normal is fitted to of a prior: of fewer, its own noise shows in the divergence.
@@ -37,18 +37,19 @@ _DRAWS = 10_000
 _BY_SCORE = ("masked", "weighted", "rejection", "langevin")
 
 
-class Asked(NamedTuple):
-    """A prior as it was typed.
+class NamedPrior(NamedTuple):
+    """A prior to compare, with what it is called in the table.
 
     Args:
-        label: the words.
+        label: its name.
         config: its plain configuration; None for `own` and `base`, which the run holds.
-        names_base: whether the words choose what it draws from.
+        names_base: whether the configuration chooses what a prior that draws by score draws from;
+            else that is the run's base.
     """
 
     label: str
-    config: dict[str, Any] | None
-    names_base: bool
+    config: dict[str, Any] | None = None
+    names_base: bool = False
 
 
 def default_priors(model: Latent) -> list[str]:
@@ -73,7 +74,7 @@ class Comparison:
     learns, the fit have seed i.
 
     Args:
-        parts: a trained run; nothing in it changes.
+        run: a trained run; nothing in it changes.
         n: samples in a set and held-out data, at most what the split holds.
         n_fit: training data whose codes priors are fitted to, at most what there are.
         seeds: sets of samples.
@@ -82,27 +83,27 @@ class Comparison:
     """
 
     def __init__(
-        self, parts: Parts, *, n: int, n_fit: int, seeds: int, split: str, cache_dir: Path
+        self, run: Run, *, n: int, n_fit: int, seeds: int, split: str, cache_dir: Path
     ) -> None:
-        self.parts, self.seeds, self.split = parts, seeds, split
-        data = parts.data
+        self.run, self.seeds, self.split = run, seeds, split
+        data = run.data
         self.n = min(n, data.size(split), data.size("train"))
         self.held_out, self.labels = data.split(split, self.n)
-        if self.n <= (dim := parts.model.latent_dim):
+        if self.n <= (dim := run.model.latent_dim):
             raise ValueError(
                 f"`n` must be above the {dim} dimensions of a code, got {self.n} (the {split} part "
                 f"holds {data.size(split)}); set n=1000"
             )
-        self.context = context_of(parts.model, self.labels)
-        self.codes = codes_of(parts, split, self.n).z.cpu()
-        self.fit_codes = codes_of(parts, "train", n_fit)
+        self.context = context_of(run.model, self.labels)
+        self.codes = codes_of(run, split, self.n).z.cpu()
+        self.fit_codes = codes_of(run, "train", n_fit)
         images = data.num_classes and self.held_out.ndim == 4
         self.classifier = classifier_of(data, "validation", cache_dir) if images else None
         self.rows = [self._floor()]
 
-    def add(self, asked: Asked) -> str:
+    def add(self, asked: NamedPrior) -> str:
         """Measure a prior; if it fails, its row says why. Returns what to tell of it."""
-        started, model = time.monotonic(), self.parts.model
+        started, model = time.monotonic(), self.run.model
         values: list[dict[str, float]] = []
         label, failed = asked.label, None
         try:
@@ -136,7 +137,7 @@ class Comparison:
             "training data to learn from. Data (floor): training data and their codes in the place "
             f"of samples and draws. Precision to coverage are in {space}; the KL is to "
             f"{_DRAWS} draws, once (floor: to the codes to learn from); PAG is for normal priors "
-            f"alone. {self.parts.checkpoint}"
+            f"alone. {self.run.checkpoint}"
         )
         return PriorTable.of(self.rows, about)
 
@@ -149,13 +150,13 @@ class Comparison:
         if failed := [f"{row.label}: {row.failed}" for row in self.rows if row.failed]:
             raise RuntimeError(f"{len(failed)} of the priors failed, the others stand; {failed[0]}")
 
-    def _prior(self, asked: Asked, seed: int) -> Prior:
-        model = self.parts.model
+    def _prior(self, asked: NamedPrior, seed: int) -> Prior:
+        model = self.run.model
         if asked.config is None:
             return model.prior.current if asked.label == "own" else base_of(model)
         base = None if asked.names_base else base_of(model)
         return prior_for(
-            self.parts, asked.config, lambda: self.fit_codes, base=base, seed=seed,
+            self.run, asked.config, lambda: self.fit_codes, base=base, seed=seed,
             progress=sys.stdout.isatty(),
         )  # fmt: skip
 
@@ -163,7 +164,7 @@ class Comparison:
         """Training data and their codes in the place of samples and draws."""
         values, codes = [], self.fit_codes.z.cpu()
         for seed in range(self.seeds):
-            x, _ = self.parts.data.split("train", self.n, seed)
+            x, _ = self.run.data.split("train", self.n, seed)
             with isolated_rng(seed):
                 z = codes[torch.randperm(len(codes))[: self.n]]
             values.append(self._scores(x, z))
@@ -183,8 +184,8 @@ class Comparison:
         spread.update(self.held_out, real=True)
         spread.update(x, real=False)
         values |= {name: float(value) for name, value in spread.compute().items()}
-        if (centres := self.parts.data.centres) is not None:
-            modes = ModeCoverage(centres, self.parts.data.std, **ALONE)
+        if (centres := self.run.data.centres) is not None:
+            modes = ModeCoverage(centres, self.run.data.std, **ALONE)
             modes.update(x)
             values |= {f"modes/{name}": float(value) for name, value in modes.compute().items()}
         if self.classifier is not None:

@@ -130,19 +130,16 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     if not (folder / "config.yaml").is_file():
         return load_generator(asked["generator"], trust=asked["trust"], device=device), None, None
     from flexgen.codes import base_space
-    from flexgen.runs.build import load_trained
-    from flexgen.runs.compose import load_config
+    from flexgen.runs.run import open_run
     from flexgen.training import file_sha256
 
-    run_dir = folder.resolve()
-    parts = load_trained(load_config(run_dir, asked["trust"]), run_dir)
-    model = parts.model.to(device).eval()
+    run = open_run(folder, asked["trust"])
+    model = run.model.to(device).eval()
     model.requires_grad_(False)
     generator, prior = base_space(model)
-    assert parts.checkpoint is not None
     shape = (prior.latent_dim,)
-    loaded = Loaded(generator, shape, "FlexGen run", file_sha256(parts.checkpoint))
-    return loaded, parts.data.range, prior
+    loaded = Loaded(generator, shape, "FlexGen run", file_sha256(run.checkpoint))
+    return loaded, run.data.range, prior
 
 
 def _encoder(

@@ -10,7 +10,7 @@ from flexgen.codes import base_space, context_of, reverse_data
 from flexgen.contracts import in_context
 from flexgen.priors.interpolation import linear, slerp
 from flexgen.reversal import Reversal
-from flexgen.runs.build import Parts
+from flexgen.runs.run import Run
 
 __all__ = ["PATHS", "LatentSpace"]
 
@@ -26,14 +26,14 @@ class LatentSpace:
     With a prior that is a map, a pushforward or a flow, it is the space of the prior under it.
 
     Args:
-        parts: a trained run; nothing in it changes.
+        run: a trained run; nothing in it changes.
         options: of the reversal, see :func:`flexgen.codes.reverse_data`.
         seed: which images, and of the reversal.
     """
 
-    def __init__(self, parts: Parts, options: dict[str, Any], seed: int) -> None:
-        self.model, self.data = parts.model, parts.data
-        self.generator, self.prior = base_space(parts.model)
+    def __init__(self, run: Run, options: dict[str, Any], seed: int) -> None:
+        self.model, self.data = run.model, run.data
+        self.generator, self.prior = base_space(run.model)
         self.options, self.seed = {**options, "seed": seed}, seed
 
     def interpolate(self, path: str, *, pairs: int, frames: int) -> dict[str, Tensor]:

@@ -4,19 +4,17 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from hydra.utils import instantiate
-
-from flexgen.callbacks import ReversalScore
 from flexgen.codes import Codes, codes_of_data
 from flexgen.priors import Prior, as_prior
-from flexgen.runs.build import Parts, examples
+from flexgen.runs.build import examples, instantiate
+from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
 
-__all__ = ["codes_of", "own_options", "prior_for"]
+__all__ = ["codes_of", "prior_for"]
 
 
 def codes_of(
-    parts: Parts,
+    run: Run,
     split: str = "train",
     n: int | None = 10_000,
     *,
@@ -26,24 +24,18 @@ def codes_of(
     """Codes of a run's data: of its posterior, else as the run reverses them.
 
     Args:
-        parts: a trained run; nothing in it changes.
+        run: a trained run; nothing in it changes.
         split: which part of the data.
         n: how many images, at most what the split holds; None: all.
         seed: which images, and where their codes start.
         progress: whether to draw a progress bar.
     """
-    options = {**own_options(parts), "seed": seed, "progress": progress}
-    return codes_of_data(parts.model, parts.data, split, n, **options)
-
-
-def own_options(parts: Parts) -> dict[str, Any]:
-    """What a run's own reversal is told, see :func:`flexgen.codes.reverse_data`."""
-    scores = (m for m in parts.measurements.values() if isinstance(m, ReversalScore))
-    return next((score.options for score in scores), {})
+    options = {**run.reversal_options, "seed": seed, "progress": progress}
+    return codes_of_data(run.model, run.data, split, n, **options)
 
 
 def prior_for(
-    parts: Parts,
+    run: Run,
     config: dict[str, Any],
     codes: Callable[[], Codes],
     *,
@@ -57,7 +49,7 @@ def prior_for(
     and its base is fitted if that can learn and was not given.
 
     Args:
-        parts: a trained run; nothing in it changes.
+        run: a trained run; nothing in it changes.
         config: of the prior, plain values with a `_target_`.
         codes: gives the codes to fit to; called only for a prior that can learn.
         base: what a prior that draws by score draws from; None: what its configuration says.
@@ -70,7 +62,7 @@ def prior_for(
     Raises:
         ValueError: if it is of another dimension than the run's codes, or cannot be fitted.
     """
-    model = parts.model
+    model = run.model
     with isolated_rng(seed):
         build = instantiate({**config, "_partial_": True})
         prior = as_prior(build())
@@ -83,7 +75,7 @@ def prior_for(
                 f"got ({prior.latent_dim},); leave `prior.latent_dim` out"
             )
         model.bind(prior)
-        prior.bind(data=examples(parts.data, seed))
+        prior.bind(data=examples(run.data, seed))
         learner = prior
         while learner.unmasked is not None:
             learner = learner.unmasked

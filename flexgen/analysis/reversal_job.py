@@ -1,25 +1,22 @@
-"""What `flexgen reverse generator=…` does: load, look through the data, reverse, sum up, show."""
+"""What a process of a reversal needs, and what it does: its own chunks."""
 
 import inspect
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexgen.analysis.foreign_generator import open_generator, pair, shape_text
+from flexgen.analysis.foreign_generator import open_generator, pair
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
-from flexgen.reversal.chunks import clear
 from flexgen.reversal.loading import Loaded, Probe
 from flexgen.reversal.stream import Streamed, reverse_stream
 from flexgen.runs.errors import check_whole
 
-__all__ = ["Job", "find_codes", "prepare", "work"]
+__all__ = ["Job", "prepare", "work"]
 
 
 @dataclass(frozen=True)
@@ -35,33 +32,6 @@ class Job:
     device: torch.device
     options: dict[str, Any]
     identity: dict[str, Any]
-
-
-def find_codes(asked: dict[str, Any]) -> None:
-    """Do what was asked, alone, with processes of one's own, or as a rank of torchrun.
-
-    Raises:
-        ValueError: for a mistake in what was asked; everything that can be told before the work is.
-        RuntimeError: if a process of one's own failed.
-    """
-    rank, world_size = _ranks(asked)
-    job = prepare(asked, rank)
-    if rank:
-        work(asked, job, rank, world_size)
-        return
-    from flexgen.analysis.pairs import show_pairs, sum_up
-    from flexgen.analysis.workers import Shards
-
-    _describe(asked, job)
-    if asked["restart"]:
-        clear(Path(asked["out"]))
-    started = time.perf_counter()
-    with Shards(asked, asked["processes"]) as shards:
-        done = work(asked, job, 0, max(world_size, asked["processes"]), shards.check)
-    facts = sum_up(done, time.perf_counter() - started, job)
-    print(f"codes: {done.codes}")
-    if asked["pairs"]:
-        show_pairs(done.codes, job, facts, asked)
 
 
 def prepare(asked: dict[str, Any], rank: int) -> Job:
@@ -126,32 +96,6 @@ def work(
     )
 
 
-def _describe(asked: dict[str, Any], job: Job) -> None:
-    """Say what was found, and what a person should know of it before waiting."""
-    loaded, tried = job.loaded, job.probe
-    print(
-        f"generator: {asked['generator']} ({loaded.kind}), codes {shape_text(job.latent_shape)} to "
-        f"{shape_text(tried.shape)}"
-    )
-    some = f"{len(job.index)} of " if len(job.index) < len(job.reader) else ""
-    print(f"data: {asked['path']} ({some}{len(job.reader)} samples)")
-    notes = [*loaded.notes, *tried.notes, *job.reader.check()]
-    low, high = job.range
-    span = high - low
-    if len(tried.shape) == 3 and (tried.low < low - 0.1 * span or tried.high > high + 0.1 * span):
-        notes.append(
-            f"what the generator makes lies in [{tried.low:.2g}, {tried.high:.2g}] for a few codes,"
-            f" not in range=[{low:g},{high:g}]; give its range"
-        )
-    elif len(tried.shape) == 3 and low < 0 <= tried.low and tried.high > 0:
-        notes.append(
-            f"the generator makes nothing below 0 for a few codes, though range=[{low:g},{high:g}];"
-            f" if black is 0, say range=[0,{high:g}]"
-        )
-    for note in notes:
-        print(f"note: {note}")
-
-
 def _reader(
     asked: dict[str, Any],
     shape: tuple[int, ...],
@@ -182,22 +126,6 @@ def _options(asked: dict[str, Any]) -> dict[str, Any]:
     for name in {"bounds", "moments"} & options.keys():
         options[name] = pair(f"reverse.{name}", options[name], rising=name == "bounds")
     return options
-
-
-def _ranks(asked: dict[str, Any]) -> tuple[int, int]:
-    """This process and how many there are, as torchrun says."""
-    rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if check_whole("processes", asked["processes"], 1) > 1 and world_size > 1:
-        raise ValueError(
-            f"`processes` must be 1 under torchrun, whose {world_size} processes share the work, "
-            f"got {asked['processes']}"
-        )
-    if world_size > 1 and asked["restart"]:
-        raise ValueError(
-            "`restart` must be false under torchrun: its processes would remove each other's "
-            f"parts; remove {asked['out']} by hand, then start them"
-        )
-    return rank, world_size
 
 
 def _device(name: str, rank: int) -> torch.device:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
-from flexgen.training import isolated_rng
+from flexgen.training import isolated_rng, rank
 
 __all__ = ["ALONE", "Measurement", "note", "notes", "rewind_notes"]
 
@@ -103,25 +103,29 @@ class Measurement(contracts.Measurement, Scheduled):
         save_first(trainer, model)
         if self.together or trainer.is_global_zero:
             run_dir = Path(trainer.default_root_dir)
-            try:
-                values = self.run(model, trainer.datamodule, run_dir)  # type: ignore[attr-defined]
-            except Exception as error:
-                step = model.counters.generator_steps
-                why = f"{_first_line(error)} ({_where(error)})"
-                log.warning(
-                    "%s failed at step %d: %s; the checkpoint is saved and training goes on; "
-                    "mend it and measure again with flexgen evaluate run=%s",
-                    type(self).__name__,
-                    step,
-                    why,
-                    run_dir,
-                )
-                if trainer.is_global_zero:
-                    note(run_dir, step, type(self).__name__, why, failed=True)
-            else:
-                if values:
-                    model.log_values(values)
+            values = self.attempt(model, trainer.datamodule, run_dir)  # type: ignore[attr-defined]
+            if values:
+                model.log_values(values)
         trainer.strategy.barrier()
+
+    def attempt(self, model: Any, data: Any, run_dir: Path) -> dict[str, float] | None:
+        """:meth:`run`; if it fails, a warning and a line of the run's notes, and None."""
+        try:
+            return self.run(model, data, run_dir)
+        except Exception as error:
+            name, step = type(self).__name__, model.counters.generator_steps
+            why = f"{_first_line(error)} ({_where(error)})"
+            log.warning(
+                "%s failed at step %d: %s; the checkpoint of the step is saved; measure again with "
+                "flexgen evaluate run=%s",
+                name,
+                step,
+                why,
+                run_dir,
+            )
+            if rank() == 0:
+                note(run_dir, step, name, why, failed=True)
+            return None
 
     def run(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         """:meth:`measure` with the generators kept apart."""

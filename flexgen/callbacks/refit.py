@@ -7,7 +7,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from flexgen.callbacks.checkpoint import save
@@ -18,7 +17,7 @@ from flexgen.contracts import Prior
 from flexgen.metrics import EnergyDistance
 from flexgen.models import Latent
 from flexgen.priors import as_prior
-from flexgen.training import isolated_rng
+from flexgen.training import isolated_rng, rank
 
 __all__ = ["PriorRefit"]
 
@@ -166,7 +165,7 @@ class PriorRefit(Scheduled):
         prior = model.prior[stage]
         codes = self._codes(model, data, "train", self.n)
         held_out = self._codes(model, data, "validation", self.n_held_out)
-        if getattr(rank_zero_only, "rank", 0) > 0:
+        if rank() > 0:
             return {}
         fitted = prior.fit(codes.z, context=codes.context, seed=self.seed, progress=self.progress)
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.

@@ -2,6 +2,9 @@
 
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 COMMANDS = {
@@ -36,17 +39,16 @@ def main(argv: list[str] | None = None) -> None:
         print(usage(), end="")
         return
     if command == "--version":
-        from flexgen import __version__
+        from flexgen._version import __version__
 
         print(f"flexgen {__version__}")
         return
-    from flexgen.runs.errors import one_line
     from flexgen.runs.trust import own_code
 
     if own_code(command, rest):
         sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
 
-    with one_line(command):
+    with _one_line(command):
         if command == "-sc":
             _complete(rest)
             return
@@ -58,6 +60,33 @@ def main(argv: list[str] | None = None) -> None:
         import_module(f"flexgen.cli.{command}").main(rest)
 
 
+@contextmanager
+def _one_line(command: str) -> Iterator[None]:
+    """Turn an exception into one line on standard error and exit status 1.
+
+    A run that is whole but for a measurement ends with status 3.
+    `FLEXGEN_DEBUG=1` shows the traceback too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(f"flexgen {command}: interrupted")
+    except BrokenPipeError:
+        # The reader of a pipe, `head` say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("FLEXGEN_DEBUG"):
+            traceback.print_exc()
+        from flexgen.runs.errors import MeasurementFailed, error_line
+
+        told = f"flexgen {command}: {error_line(error)}"
+        if isinstance(error, MeasurementFailed):
+            print(told, file=sys.stderr)
+            sys.exit(3)
+        sys.exit(told)
+
+
 def _complete(rest: list[str]) -> None:
     """Hydra's shell completion: it knows one command, so ours is taken out of the line first."""
     words = os.environ.get("COMP_LINE", "").split(" ")
@@ -67,7 +96,7 @@ def _complete(rest: list[str]) -> None:
         return
     if query:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-    from flexgen.runs.compose import run_hydra
+    from flexgen.cli.hydra_app import run_hydra
 
     command = words[1] if query else "train"
     on_run = command not in ("train", "table", "report", "dashboard")

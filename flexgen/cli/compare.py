@@ -3,16 +3,14 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from omegaconf import DictConfig
 
-from flexgen.runs.compose import compose_prior, plain, run_hydra
+from flexgen.cli.hydra_app import run_hydra
+from flexgen.runs.compose import compose_prior, plain
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
-
-if TYPE_CHECKING:
-    from flexgen.analysis.comparison import Asked
 
 _ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
 _COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
@@ -23,7 +21,7 @@ def main(argv: list[str]) -> None:
 
 
 def _compare(cfg: DictConfig) -> None:
-    n, n_fit, seeds, split, checkpoint = cfg.n, cfg.n_fit, cfg.seeds, cfg.split, cfg.checkpoint
+    n, n_fit, seeds, split = cfg.n, cfg.n_fit, cfg.seeds, cfg.split
     for name, value, least in (("n", n, 2), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
         check_whole(name, value, least)
     if split not in ("validation", "test"):
@@ -31,51 +29,50 @@ def _compare(cfg: DictConfig) -> None:
             f"`split` must be validation or test, got {split!r}; training data are the floor, and "
             "what priors learn from"
         )
-    asked, out = _read(cfg.priors), cfg.out
     config = plain(cfg)
+    asked = _read(cfg.priors, config)
     with importing():
-        from flexgen.analysis.comparison import Comparison, default_priors
+        from flexgen.analysis.comparison import Comparison, NamedPrior, default_priors
         from flexgen.report import print_priors
-        from flexgen.runs.build import load_trained
+        from flexgen.runs.run import Run
 
-    run_dir = Path(config["paths"]["run_dir"])
-    parts = load_trained(config, run_dir, checkpoint)
-    asked = asked or _read(",".join(default_priors(parts.model)))
+    run = Run(config, cfg.checkpoint)
+    asked = asked or _read(",".join(default_priors(run.model)), config)
     comparison = Comparison(
-        parts, n=n, n_fit=n_fit, seeds=seeds, split=split,
+        run, n=n, n_fit=n_fit, seeds=seeds, split=split,
         cache_dir=Path(config["paths"]["cache_dir"]) / "classifiers",
     )  # fmt: skip
     try:
         for i, prior in enumerate(asked, 1):
-            told = comparison.add(prior)
-            print(f"[{i}/{len(asked)}] {prior.label}: {told}", file=sys.stderr)
+            told = comparison.add(NamedPrior(**prior))
+            print(f"[{i}/{len(asked)}] {prior['label']}: {told}", file=sys.stderr)
     finally:
         # What was measured before a Ctrl-C is worth keeping.
-        print_priors(comparison.table(), Path(out) if out else run_dir / "comparison")
+        print_priors(comparison.table(), Path(cfg.out) if cfg.out else run.folder / "comparison")
     comparison.check()
 
 
-def _read(text: str) -> "list[Asked]":
+def _read(text: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The priors that a text names, each as the arguments of a `NamedPrior`."""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     words = _COMMA.findall(text)
     if ",".join(words) != text:
         raise _mistyped(text)
-    return [_entry(word.strip()) for word in words]
+    return [_entry(word.strip(), config) for word in words]
 
 
-def _entry(word: str) -> "Asked":
-    from flexgen.analysis.comparison import Asked
-
+def _entry(word: str, config: dict[str, Any]) -> dict[str, Any]:
     found = _ENTRY.fullmatch(word)
     if found is None:
         raise _mistyped(word)
     name, options = found[1], _COMMA.findall(found[2] or "")
     if name in ("own", "base") and not options:
-        return Asked(word, None, False)
+        return {"label": word}
     options = [option.strip() for option in options]
     names_base = any("base" in option.partition("=")[0] for option in options)
-    return Asked(word, compose_prior(name, options), names_base)
+    prior = compose_prior(config, name, options)
+    return {"label": word, "config": prior, "names_base": names_base}
 
 
 def _mistyped(text: str) -> ValueError:

@@ -1,17 +1,16 @@
 """`flexgen report runs/…`: one self-contained HTML page a run."""
 
-import argparse
+from omegaconf import DictConfig
+
+from flexgen.cli.hydra_app import run_hydra
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "flexgen report",
-        description="Write report.html into each run: curves, samples, codes, PAG with its "
-        "interval, configuration and provenance, in one file; for a folder of runs an index too.",
-    )
-    parser.add_argument("runs", nargs="+", help="run directories, or folders of them")
-    asked = parser.parse_args(argv)
+    run_hydra("report", argv, _report, on_folders=True, groups=False)
+
+
+def _report(cfg: DictConfig) -> None:
     from flexgen.report import write_reports
 
-    for page in write_reports(asked.runs):
+    for page in write_reports(list(cfg.runs)):
         print(f"report: {page}")

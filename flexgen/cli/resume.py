@@ -2,7 +2,9 @@
 
 from omegaconf import DictConfig
 
-from flexgen.runs.compose import plain, run_hydra
+from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.train import show
+from flexgen.runs.compose import plain
 from flexgen.runs.imports import importing
 
 
@@ -11,10 +13,11 @@ def main(argv: list[str]) -> None:
 
 
 def _resume(cfg: DictConfig) -> None:
-    checkpoint, config = cfg.checkpoint, plain(cfg)
+    config = plain(cfg)
     with importing():
-        from flexgen.runs.fit import resume
+        from flexgen.runs.train import resume
     from flexgen.runs.trust import rebuilding
 
     with rebuilding(config["paths"]["run_dir"]):
-        resume(config, checkpoint)
+        resume(config, cfg.checkpoint)
+    show(config)

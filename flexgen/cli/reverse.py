@@ -1,12 +1,12 @@
 """`flexgen reverse`: codes of a run's own data, scored; or of any images under any generator."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.runs.compose import explain, plain, reversal_options, run_hydra
+from flexgen.cli.hydra_app import explain, run_hydra
+from flexgen.runs.compose import plain
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
@@ -38,22 +38,19 @@ def main(argv: list[str]) -> None:
 def _reverse(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg.reverse, resolve=True)
     check_whole("n", asked["n"], 1)
-    checkpoint = cfg.checkpoint
     config = plain(cfg)
-    asked["options"] = reversal_options(config, asked["options"])
     with importing():
         from flexgen.callbacks import ReversalScore
         from flexgen.codes import codes_path
         from flexgen.report import print_values
-        from flexgen.runs.build import load_trained
+        from flexgen.runs.run import Run
 
-    run_dir = Path(config["paths"]["run_dir"])
-    parts = load_trained(config, run_dir, checkpoint)
-    score = ReversalScore(**asked)
-    score.check(parts.model, parts.data)
-    values = score.run(parts.model, parts.data, run_dir)
-    print_values(values, f"{parts.checkpoint}")
-    print(f"codes: {codes_path(run_dir, parts.model.counters.generator_steps)}")
+    run = Run(config, cfg.checkpoint)
+    typed = {name: value for name, value in asked["options"].items() if value is not None}
+    score = ReversalScore(**asked | {"options": run.reversal_options | typed})
+    score.check(run.model, run.data)
+    print_values(score.run(run.model, run.data, run.folder), f"{run.checkpoint}")
+    print(f"codes: {codes_path(run.folder, run.model.counters.generator_steps)}")
 
 
 def _find_codes(cfg: DictConfig) -> None:
@@ -62,7 +59,7 @@ def _find_codes(cfg: DictConfig) -> None:
         if not asked[name]:
             raise ValueError(f"`{name}` has no value; give {name}=… on the command line")
     with importing():
-        from flexgen.analysis.reversal_job import find_codes
+        from flexgen.analysis.reverse_files import find_codes
 
     try:
         find_codes(asked)

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.runs.compose import plain, run_hydra, task_overrides
+from flexgen.cli.hydra_app import run_hydra
+from flexgen.runs.compose import plain, task_overrides
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
@@ -32,32 +33,28 @@ def _sample(cfg: DictConfig) -> None:
     config = plain(cfg)
     with importing():
         from flexgen.analysis.latent_space import PATHS, LatentSpace
-        from flexgen.analysis.priors import own_options
-        from flexgen.runs.build import load_trained
+        from flexgen.runs.run import Run
 
     if asked["interpolate"] not in (None, *PATHS):
         raise ValueError(
             f"`interpolate` must be {' or '.join(PATHS)}, got {asked['interpolate']!r}"
         )
-    run_dir = Path(config["paths"]["run_dir"])
-    parts = load_trained(config, run_dir, asked["checkpoint"])
-    assert parts.checkpoint is not None
-    seed = asked["sample_seed"]
-    stem = str(run_dir / "samples" / f"{parts.checkpoint.stem}_seed={seed}")
+    run, seed = Run(config, asked["checkpoint"]), asked["sample_seed"]
+    stem = str(run.folder / "samples" / f"{run.checkpoint.stem}_seed={seed}")
     if asked["interpolate"] or asked["arithmetic"]:
-        space = LatentSpace(parts, own_options(parts), seed)
+        space = LatentSpace(run, run.reversal_options, seed)
         (_interpolate if asked["interpolate"] else _arithmetic)(space, asked, stem)
     else:
-        _draw(parts, asked, stem)
+        _draw(run, asked, stem)
 
 
-def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
+def _draw(run: Any, asked: dict[str, Any], stem: str) -> None:
     from flexgen.analysis.priors import codes_of, prior_for
     from flexgen.drawing import draw_samples
     from flexgen.training import isolated_rng
 
     stem += f"_n={asked['n']}"
-    prior = parts.model.prior
+    prior = run.model.prior
     if asked.get("prior"):
         # The words themselves: a prior's options are part of which prior it is.
         typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
@@ -65,12 +62,12 @@ def _draw(parts: Any, asked: dict[str, Any], stem: str) -> None:
         if len(words.encode()) > _LONGEST_NAME:
             words = f"prior={sha256(words.encode()).hexdigest()[:16]}"
         stem = f"{stem}_{words}"
-        prior = prior_for(parts, asked["prior"], lambda: codes_of(parts, n=asked["n_fit"]))
-    with isolated_rng(asked["sample_seed"]), parts.model.evaluating():
-        context = parts.model.in_turn(asked["n"])
-        x = parts.model.decode(prior.draw(asked["n"], context), context)
+        prior = prior_for(run, asked["prior"], lambda: codes_of(run, n=asked["n_fit"]))
+    with isolated_rng(asked["sample_seed"]), run.model.evaluating():
+        context = run.model.in_turn(asked["n"])
+        x = run.model.decode(prior.draw(asked["n"], context), context)
     _save({"x": x}, stem)
-    _picture(stem, lambda path: draw_samples(x, parts.data.range, path))
+    _picture(stem, lambda path: draw_samples(x, run.data.range, path))
 
 
 def _interpolate(space: Any, asked: dict[str, Any], stem: str) -> None:

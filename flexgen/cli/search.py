@@ -1,246 +1,43 @@
 """`flexgen search 'model.lr=tag(log,interval(1e-4,1e-2))' …`: the best settings, by Optuna."""
 
 import shlex
-import sys
-import uuid
-from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from flexgen.cli.train import train_cell
-from flexgen.files import in_turn
-from flexgen.runs.cells import Cell, quoted
-from flexgen.runs.compose import plain, run_hydra, task_overrides
-from flexgen.runs.errors import check_whole
+from flexgen.cli.hydra_app import run_hydra
+from flexgen.runs.compose import task_overrides
+from flexgen.runs.search import Search, parse_override
 
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
-
-
-class _NoMetricError(ValueError):
-    """The same command would find no metric again."""
 
 
 def main(argv: list[str]) -> None:
     if {"-m", "--multirun"} & set(argv):
         raise ValueError("a search is no sweep; leave out -m, and choices are searched")
-    space, rest = [], []
+    space, rest = {}, []
     for word in argv:
-        override = _parsed(word)
+        override = parse_override(word)
         if override is not None and override.is_sweep_override():
-            space.append(override)
+            space[override.get_key_element()] = override
         else:
             rest.append(word)
     # Last, for an experiment may be a grid by itself.
     run_hydra("search", [*rest, "hydra.mode=RUN"], partial(_search, space=space))
 
 
-def _search(cfg: DictConfig, space: list[Override]) -> None:
-    if not space:
-        raise ValueError(
-            "what is to be searched? give an interval or a choice, as in "
-            "'model.lr=tag(log,interval(1e-4,1e-2))' or prior=normal,uniform"
-        )
-    Search(cfg, {o.get_key_element(): o for o in space}).run()
-
-
-class Search:
-    """A study in a folder: Optuna's journal, and a numbered run for each trial.
-
-    What a trial draws depends on the seed, its number and the trials before it alone, so that a
-    search that was killed goes on as if it had not been. Several processes can share one folder.
-    Optuna's record of a trial whose process died while it drew lacks some keys: it is told as
-    failed, counts as no trial, and the next one draws what it would have drawn.
-
-    Args:
-        cfg: as composed; `trials`, `metric`, `last`, `direction` and `search_seed` of it are ours.
-        space: the overrides that are searched, by their keys.
-
-    Raises:
-        ValueError: if a key of ours is wrong, Optuna is missing, the space is none, or the folder
-            holds another search; the metric may change until a trial has a value.
-    """
-
-    def __init__(self, cfg: DictConfig, space: dict[str, Override]) -> None:
-        self.asked = {name: cfg[name] for name in _OWN}
-        for name, least in (("trials", 1), ("last", 1), ("search_seed", 0)):
-            check_whole(name, self.asked[name], least)
-        if self.asked["direction"] not in ("minimize", "maximize"):
-            raise ValueError(
-                f"`direction` must be minimize or maximize, got {self.asked['direction']!r}"
-            )
-        try:
-            import optuna
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.optuna = optuna
-        self.state = optuna.trial.TrialState
-        self.folder = Path(HydraConfig.get().runtime.output_dir)
-        self.fixed = [w for w in task_overrides() if w.partition("=")[0] not in _OWN]
-        self.space = {key: _distribution(override) for key, override in space.items()}
-        self.entry = uuid.uuid4().hex
-        journal = JournalFileBackend(str(self.folder / "search.journal"))
-        self.study = optuna.create_study(
-            study_name="search", storage=optuna.storages.JournalStorage(journal),
-            direction=self.asked["direction"], load_if_exists=True,
-        )  # fmt: skip
-        what = {
-            "fixed": sorted(self.fixed),
-            "space": {key: str(value) for key, value in self.space.items()},
-            **{name: self.asked[name] for name in _OWN if name != "trials"},
-        }
-        before = self.study.user_attrs.get("what", what)
-        if not self.study.get_trials(states=(self.state.COMPLETE,)):
-            before = before | {name: self.asked[name] for name in ("metric", "last")}
-        if before != what:
-            raise ValueError(
-                f"{self.folder} holds another search; give the same keys, but `trials`, or another "
-                "hydra.run.dir"
-            )
-        self.study.set_user_attr("what", what)
-
-    def run(self) -> None:
-        """Finish the trials of a killed search, then make new ones; print the best.
-
-        Raises:
-            RuntimeError: if no trial has a value.
-        """
-        try:
-            self._finish_running()
-            while (trial := self._next()) is not None:
-                self._trial(trial.number, trial.params)
-            # Those with the overrides of a trial that was at another process have no value yet.
-            self._finish_running()
-        except _NoMetricError:
-            raise
-        except BaseException:
-            print(f"the search goes on with the same command and {self._again()}", file=sys.stderr)
-            raise
-        with in_turn(self._lock):
-            trials = self._drawn()
-        states = Counter(trial.state for trial in trials)
-        if running := states[self.state.RUNNING]:
-            print(f"{running} trials are at other processes; the last of them tells the best")
-            return
-        failed = states[self.state.FAIL]
-        if not states[self.state.COMPLETE]:
-            raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
-        best = self.study.best_trial
-        print(f"best of {len(trials)} trials, {failed} of them failed: number {best.number}")
-        print(f"{self.asked['metric']}: {best.value:.6g}")
-        print(f"flexgen train {shlex.join(self._overrides(best.params))}")
-
-    @property
-    def _lock(self) -> Path:
-        return self.folder / "search.lock"
-
-    def _drawn(self) -> list[Any]:
-        """The trials with all keys. Whoever holds the lock knows that no process is drawing."""
-        drawn = []
-        for trial in self.study.get_trials():
-            if trial.params.keys() == self.space.keys():
-                drawn.append(trial)
-            elif trial.state == self.state.RUNNING:
-                self.study.tell(trial.number, state=self.state.FAIL)
-        return drawn
-
-    def _finish_running(self) -> None:
-        with in_turn(self._lock):
-            running = [trial for trial in self._drawn() if trial.state == self.state.RUNNING]
-        for trial in running:
-            self._trial(trial.number, trial.params)
-
-    def _next(self) -> Any:
-        """A new trial, or None if there are enough; one process asks at a time."""
-        with in_turn(self._lock):
-            if (number := len(self._drawn())) >= self.asked["trials"]:
-                return None
-            seed = _seed(self.asked["search_seed"], number)
-            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
-            return self.study.ask(self.space)
-
-    def _again(self) -> str:
-        return f"hydra.run.dir={shlex.quote(str(self.folder))}"
-
-    def _overrides(self, params: dict[str, Any]) -> list[str]:
-        return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]
-
-    def _trial(self, number: int, params: dict[str, Any]) -> None:
-        overrides = self._overrides(params)
-        cell = Cell.claim(self.folder, number, overrides, self.entry)
-
-        def train() -> None:
-            composed = compose("search", [*overrides, f"paths.run_dir={quoted(cell.folder)}"])
-            config = {k: v for k, v in plain(composed).items() if k not in _OWN}
-            train_cell(config, overrides, number)
-
-        cell.run(train)
-        with in_turn(self._lock):
-            if cell.state == "finished":
-                self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
-            elif cell.state == "failed":
-                self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
-
-    def _value(self, run_dir: Path) -> float:
-        from flexgen.training.csv_logger import read_metrics
-
-        columns, rows = read_metrics(run_dir / "metrics.csv")
-        metric, last = self.asked["metric"], self.asked["last"]
-        values = [row[metric] for row in rows if metric in row][-last:]
-        if not values:
-            raise _NoMetricError(
-                f"no metric {metric!r}; there are {', '.join(columns)}; the search goes on with "
-                f"another `metric` and {self._again()}"
-            )
-        return sum(values) / len(values)
-
-
-def _parsed(word: str) -> Override | None:
-    """A word as an override; None if it is a flag, or a mistake that Hydra will tell of."""
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        return None
-
-
-def _distribution(override: Override) -> Any:
-    """Optuna's distribution of Hydra's `a,b`, `choice`, `range` and `interval`, with a tag `log`.
-
-    Raises:
-        ValueError: if it is another sweep.
-    """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        low, high, log = value.start, value.end, "log" in value.tags
-        assert low is not None
-        assert high is not None
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log=log)
-        return FloatDistribution(float(low), float(high), log=log)
-    if isinstance(value, RangeSweep):
-        steps, step = list(value.range()), value.step
-        if all(isinstance(each, int) for each in (*steps, step)):
-            return IntDistribution(int(steps[0]), int(steps[-1]), step=int(step))
-        return FloatDistribution(float(steps[0]), float(steps[-1]), step=float(step))
-    if isinstance(value, ChoiceSweep):
-        return CategoricalDistribution(tuple(override.sweep_string_iterator()))
-    raise ValueError(
-        f"`{override.input_line}` cannot be searched; give interval(…), range(…) or a choice"
-    )
-
-
-def _seed(seed: int, number: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def _search(cfg: DictConfig, space: dict[str, Override]) -> None:
+    fixed = [word for word in task_overrides() if word.partition("=")[0] not in _OWN]
+    best = Search(
+        Path(HydraConfig.get().runtime.output_dir), fixed, space, trials=cfg.trials,
+        metric=cfg.metric, last=cfg.last, direction=cfg.direction, seed=cfg.search_seed,
+    ).run()  # fmt: skip
+    if best is None:
+        print("some trials are at other processes; the last of them tells the best")
+        return
+    print(f"best of {best.trials} trials, {best.failed} of them failed: number {best.number}")
+    print(f"{cfg.metric}: {best.value:.6g}")
+    print(f"flexgen train {shlex.join(best.overrides)}")

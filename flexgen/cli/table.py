@@ -1,30 +1,45 @@
 """`flexgen table multirun/…`: mean ± std over seeds, as text, CSV, LaTeX and a plot."""
 
-import argparse
+import sys
+
+from omegaconf import DictConfig
+
+from flexgen.cli.hydra_app import run_hydra
+from flexgen.runs.errors import check_whole
+
+_FLAGS = {"--metrics", "--last", "--comparison", "--out"}  # as of version 0.1
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "flexgen table",
-        description="Mean ± std over seeds of all runs below the given folders, grouped by the "
-        "overrides that they were started with.",
-    )
-    parser.add_argument("paths", nargs="+", help="runs, or folders of runs")
-    parser.add_argument("--metrics", nargs="+", help="which metrics, as in metrics.csv")
-    parser.add_argument(
-        "--last", type=int, default=1, metavar="K", help="mean of each run's last K values (1)"
-    )
-    parser.add_argument(
-        "--comparison", action="store_true", help="before, after and control of runs with a refit"
-    )
-    parser.add_argument("--out", help="folder for table.csv, table.tex and table.png (first path)")
-    asked = parser.parse_args(argv)
+    words = _from_flags(argv)
+    run_hydra("table", words, _table, on_folders=True, groups=False, verbatim={"out": None})
+
+
+def _table(cfg: DictConfig) -> None:
+    check_whole("last", cfg.last, 1)
+    if not isinstance(cfg.comparison, bool):
+        raise ValueError(f"`comparison` must be true or false, got {cfg.comparison!r}")
     from flexgen.report import write_table
 
+    metrics = [cfg.metrics] if isinstance(cfg.metrics, str) else cfg.metrics and list(cfg.metrics)
     write_table(
-        asked.paths,
-        metrics=asked.metrics,
-        last=asked.last,
-        comparison=asked.comparison,
-        out=asked.out,
+        list(cfg.runs), metrics=metrics, last=cfg.last, comparison=cfg.comparison, out=cfg.out
     )
+
+
+def _from_flags(argv: list[str]) -> list[str]:
+    """The same words with `last=5` for `--last 5`, which goes in the next version."""
+    words, rest = [], list(argv)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag not in _FLAGS:
+            words.append(flag + equals + value)
+            continue
+        key, values = flag.removeprefix("--"), [value] if equals else []
+        most = {"metrics": len(rest), "comparison": 0}.get(key, 1)
+        while not equals and len(values) < most and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        text = {"metrics": f"[{','.join(values)}]", "comparison": "true"}.get(key, "".join(values))
+        words.append(f"{key}={text}")
+        print(f"flexgen table: {flag} is deprecated, say {words[-1]}", file=sys.stderr)
+    return words

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flexgen import __version__
+from flexgen._version import __version__
 from flexgen.reversal.chunks import Parts
 from flexgen.reversal.engine import reverse
 from flexgen.reversal.freezing import Generator

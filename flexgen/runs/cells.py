@@ -12,30 +12,29 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from flexgen.files import try_lock
-from flexgen.runs.errors import error_line
+from flexgen.runs.compose import quoted
+from flexgen.runs.devices import keep_to_one_device, wants_several
+from flexgen.runs.errors import TrainingStopped, error_line
+from flexgen.runs.imports import importing
 
 __all__ = [
     "Cell",
     "SweepFolder",
-    "claim_device",
-    "keep_to_one_device",
-    "quoted",
     "raise_failures",
     "run_apart",
     "run_cell",
     "sweep_stopped",
-    "wants_several",
+    "train_cell",
 ]
 
 _STATE = "cell.json"
-_devices: list[IO[str]] = []  # the lock on this process's device, held for its life
 
 
 @dataclass
@@ -149,6 +148,28 @@ def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> 
         raise
 
 
+def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> bool:
+    """Train a cell of a sweep or a trial of a search.
+
+    Args:
+        config: plain; with the folder of the cell.
+        overrides: that it came from.
+        number: of the cell.
+
+    Returns:
+        Whether it was trained by this process; else by a `flexgen` of its own.
+    """
+    trainer = config["trainer"]
+    if wants_several(trainer):
+        run_apart(Path(config["paths"]["run_dir"]), overrides)
+        return False
+    keep_to_one_device(trainer, number)
+    with importing():
+        from flexgen.runs.train import train
+    train(config, overrides=overrides)
+    return True
+
+
 def raise_failures(sweep: Path, entry: str) -> None:
     """Tell of the cells that failed under the command `entry`, each with what is its own.
 
@@ -200,9 +221,10 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
 
     Raises:
         RuntimeError: if it fails, with the last line that it said.
-        SystemExit: if it was stopped.
+        TrainingStopped: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
+    words += [f"--config-dir={source.path}" for source in _sources("command-line")]
     with (run_dir / "log.txt").open("a+") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False
@@ -216,68 +238,18 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
             signal.signal(signal.SIGTERM, old)
         log.seek(0)
         said = [line for line in log if line.strip()]
+    last = said[-1].strip() if said else f"ended with status {status}"
     if status == 130:
-        sys.exit(130)
+        raise TrainingStopped(last)
     if status:
-        raise RuntimeError(said[-1].strip() if said else f"ended with status {status}")
+        raise RuntimeError(last)
 
 
-def wants_several(trainer: dict[str, Any]) -> bool:
-    """Whether Lightning starts processes for the trainer: by its strategy, or for several devices.
-
-    Args:
-        trainer: the configuration of the trainer; `devices` is a number, a list, either as text,
-            or -1 or auto, which is all there are: one, of CPUs.
-    """
-    if str(trainer["strategy"]).startswith("ddp"):
-        return True
-    devices = trainer["devices"]
-    if str(devices) in ("-1", "auto"):
-        if trainer["accelerator"] == "cpu":
-            return False
-        import torch
-
-        return torch.cuda.device_count() > 1
-    if isinstance(devices, str) and "," in devices:
-        devices = [name for name in devices.split(",") if name.strip()]
-    if isinstance(devices, list):
-        return len(devices) > 1
-    return str(devices).isdigit() and int(devices) > 1
-
-
-def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
-    """Of several GPUs, show this process one that no other cell on this machine has.
-
-    Args:
-        trainer: the configuration of the trainer; one that wants no GPU, or several, is left alone.
-        number: of the cell.
-    """
-    if trainer["accelerator"] == "cpu" or str(trainer["devices"]) != "1":
-        return
-    import torch
-
-    if torch.cuda.device_count() > 1:
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
-        folder = Path(tempfile.gettempdir()) / f"flexgen-devices-{getattr(os, 'getuid', int)()}"
-        os.environ["CUDA_VISIBLE_DEVICES"] = claim_device(names, folder, number)
-
-
-def claim_device(names: list[str], folder: Path, number: int) -> str:
-    """The first of `names` that no living process has claimed; ours until this process ends.
-
-    If all are, cells share: number modulo their count. A launcher's worker outlives a cell, and its
-    CUDA cannot change devices, so the number alone would put two cells on one device while another
-    is free.
-    """
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        lock = (folder / name).open("a")
-        if try_lock(lock):
-            _devices.append(lock)
-            return name
-        lock.close()
-    return names[number % len(names)]
+def _sources(provider: str) -> list[Any]:
+    """Where Hydra finds YAML, as far as `provider` says so."""
+    if not HydraConfig.initialized():
+        return []
+    return [s for s in HydraConfig.get().runtime.config_sources if s.provider == provider]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -298,11 +270,6 @@ def _cells(sweep: Path) -> dict[str, dict[str, Any]]:
 
 def _same(path: Path, overrides: list[str]) -> bool:
     return sorted(_read(path)["overrides"]) == sorted(overrides)
-
-
-def quoted(path: Path) -> str:
-    """A path as a value that Hydra reads as it is."""
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def _say(cell: Cell, what: str) -> None:

@@ -1,171 +1,106 @@
-"""Hydra: compose a command's configuration, from the YAML or from a saved run."""
+"""Configurations that Hydra composes from the YAML and overrides, as plain values."""
 
+import itertools
 import os
 import re
-import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flexgen._conf import conf_dir
-from flexgen.runs import resolvers
-from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
-from flexgen.runs.trust import check_form, check_provenance, confine
-from flexgen.untrusted import check_folder, parse_plain, read_start
+from flexgen.runs.errors import error_line
+from flexgen.runs.resolvers import register
 
-__all__ = [
-    "compose_prior",
-    "explain",
-    "is_sweep",
-    "load_config",
-    "plain",
-    "relocate",
-    "reversal_options",
-    "run_hydra",
-    "task_overrides",
-]
+__all__ = ["compose", "compose_prior", "grid", "is_sweep", "plain", "quoted", "task_overrides"]
+
+# Groups that only feed the model, and the keys of a command that are no part of a run.
+_NOT_SAVED = {
+    "network", "prior", "posterior", "likelihood", "run", "checkpoint", "more", "refit", "reverse",
+    "n", "n_fit", "seeds", "split", "priors", "out", "sample_seed",
+}  # fmt: skip
 
 
-def run_hydra(
-    command: str,
-    argv: list[str],
-    task: Callable[[DictConfig], Any],
-    *,
-    on_run: bool = False,
-    verbatim: dict[str, Any] | None = None,
-) -> None:
-    """Compose the configuration of `command` from `argv` and call `task` with it.
+register()
+
+
+def compose(
+    overrides: Iterable[str] = (), *, config_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """The configuration of a new run, as `flexgen train` composes it from the same words.
 
     Args:
-        command: the name of its root YAML.
-        argv: Hydra's overrides and flags.
-        task: what to do with the configuration; with `-m` it is called for each cell.
-        on_run: whether the command works on a run: then `run=PATH` is taken from `argv` and the
-            configuration starts from the one which that run saved.
-        verbatim: keys that Hydra must not read, for they are paths or share a group's name, with
-            their defaults; taken from `argv` as they were typed.
+        overrides: as they are typed, such as `["data=ring8", "model.critic_steps=3"]`.
+        config_dir: a folder with YAML of your own, say `experiment/mine.yaml`, beside FlexGen's.
+
+    Returns:
+        Plain values, for :func:`flexgen.runs.train.train`. The run's folder, `paths.run_dir`, is
+        one that no other run has, below `runs/`, unless it was given. `overrides` are the words
+        again, by which tables tell runs apart: change a value by a word, not in here. An
+        experiment that is a grid comes without its grid, see :func:`grid`.
 
     Raises:
-        Exception: whatever `task` raises; with `-m`, after the other cells have run.
+        ValueError: if the words name what is not there.
+        FileNotFoundError: if there is no such folder.
     """
-    if {"--help", "-h"} & set(argv):
-        print(explain(command))
-    if on_run:
-        argv = _take_run(command, argv)
-    taken, argv = _take(argv, verbatim or {})
-    resolvers.register()
-    ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
-    # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    typed = sys.argv
-    # Completion is installed for the program, not for one of its commands.
-    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *argv]
-
-    failed: list[Exception] = []
-    entry = uuid.uuid4().hex
-
-    # A launcher may call it in another process: what becomes of a cell is kept in files.
-    def cell(cfg: DictConfig) -> None:
-        sys.argv = typed  # what further processes of the trainer are started by
-        if is_sweep():
-            run_cell(task, cfg, entry)
-            return
-        try:
-            task(cfg)
-        except Exception as error:
-            failed.append(error)  # Hydra would print more
-
-    # hydra.main names the job after the module of its function.
-    cell.__module__ = "__main__"
-    SweepFolder.known = None
-    try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(cell)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if "sweep type : INTERVAL" in str(error):
-            raise ValueError(
-                "an interval has no grid; `flexgen search` draws from it, a sweep takes a=1,2 or "
-                "range(…)"
-            ) from error
-        raise
-    except Exception as error:
-        if SweepFolder.known is None:
-            raise
-        raise sweep_stopped(SweepFolder.known, entry, error) from error
-    if failed:
-        raise failed[0]
-    if SweepFolder.known:
-        raise_failures(SweepFolder.known, entry)
+    words = list(overrides)
+    own = []
+    if config_dir is not None:
+        if not (folder := Path(config_dir).absolute()).is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}; `config_dir` holds YAML groups")
+        own = [f"hydra.searchpath=[{quoted(folder)}]"]
+    with _hydra():
+        cfg = hydra.compose("train", [*own, *words], return_hydra_config=True)
+        run_dir = OmegaConf.to_container(cfg.paths, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
+        if run_dir.startswith("${hydra:"):  # which is known while a command runs
+            cfg.paths.run_dir = str(Path(cfg.hydra.run.dir).absolute())
+        with open_dict(cfg):
+            del cfg["hydra"]
+        config = plain(cfg)
+    return config | {"overrides": [w for w in words if not w.lstrip("+~").startswith("hydra")]}
 
 
-def compose_prior(name: str, options: Iterable[str] = ()) -> dict[str, Any]:
-    """The plain configuration of a prior for the run that a command works on.
+def compose_prior(config: dict[str, Any], name: str, options: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain configuration of a prior for a run.
 
     Args:
+        config: the run's.
         name: of a YAML file in `conf/prior`.
         options: overrides as they are typed after `prior=NAME`, without the `prior.` before a key.
 
     Raises:
-        HydraException: if there is no such prior or option.
+        ValueError: if there is no such prior or option.
     """
     overrides = [re.sub(r"^([~+]*)(?![^=]*@)", r"\1prior.", option) for option in options]
-    cfg = compose("saved", [f"+prior={name}", *overrides])
-    values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
+    store = ConfigStore.instance()
+    store.store(name="composed_run", node=OmegaConf.create(config), package="_global_")
+    with _hydra():
+        cfg = hydra.compose("composed_run", [f"+prior={name}", *overrides])
+        values: dict[str, Any] = OmegaConf.to_container(cfg.prior, resolve=True)  # type: ignore[assignment]
     return values
 
 
-def explain(command: str) -> str:
-    """What a command does and its own keys, as the comments of its root YAML say."""
-    first, _, rest = (conf_dir() / f"{command}.yaml").read_text().partition("\n")
-    keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
-    return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
-
-
-def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
-    """The configuration that a run saved, with its paths as they are today.
-
-    A run directory may have been moved since, and `FLEXGEN_DATA` may name another place for data.
-
-    Args:
-        run_dir: the run.
-        trust: whether it may build and write whatever it says; see :mod:`flexgen.runs.trust`.
-
-    Raises:
-        FileNotFoundError: if `run_dir` is not a run directory.
-        ValueError: if its configuration is damaged, or may not do what it says.
-    """
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        below = (
-            sorted(p.parent for p in run_dir.glob("**/config.yaml"))[:1] if run_dir.is_dir() else []
-        )
-        hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
-        raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
-    if not trust:
-        check_folder(run_dir)
-    try:
-        saved = parse_plain(read_start(path))
-        check_form(saved)
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
-    check_provenance(run_dir)
-    moved = [(saved["paths"]["run_dir"], str(run_dir))]
-    if data_dir := os.environ.get("FLEXGEN_DATA"):
-        moved.append((saved["paths"]["data_dir"], data_dir))
-    saved = relocate(saved, moved)
-    if not trust:
-        confine(saved, run_dir)
-    return saved
+def grid(overrides: Iterable[str]) -> list[list[str]]:
+    """All combinations of overrides such as `seed=0,1`, in the order of a sweep."""
+    choices = [
+        [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+        if word.is_sweep_override()
+        else [word.input_line or ""]
+        for word in OverridesParser.create().parse_overrides(list(overrides))
+    ]
+    return [list(words) for words in itertools.product(*choices)]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -175,29 +110,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     nothing, and so is an unknown key.
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return {
-        key: value
-        for key, value in values.items()
-        if key
-        not in (
-            "network",
-            "prior",
-            "posterior",
-            "likelihood",
-            "run",
-            "checkpoint",
-            "more",
-            "refit",
-            "reverse",
-            "n",
-            "n_fit",
-            "seeds",
-            "split",
-            "priors",
-            "out",
-            "sample_seed",
-        )
-    }
+    return {key: value for key, value in values.items() if key not in _NOT_SAVED}
 
 
 def is_sweep() -> bool:
@@ -205,54 +118,53 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def reversal_options(config: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """What the command asks for, on top of what the run's own reversal callback has."""
-    own = (config["callbacks"].get("reversal") or {}).get("options", {})
-    return own | {name: value for name, value in asked.items() if value is not None}
-
-
 def task_overrides() -> list[str]:
     """The overrides that the user typed."""
     return list(HydraConfig.get().overrides.task)
 
 
-def _take_run(command: str, argv: list[str]) -> list[str]:
-    """Take `run=`, `checkpoint=` and `trust=` out of `argv`: in a path Hydra takes `=` amiss."""
-    paths, rest = _take(argv, {"run": "", "checkpoint": "", "trust": "false"})
-    if paths["trust"] not in ("true", "false"):
-        raise ValueError(f"`trust` must be true or false, got {paths['trust']!r}")
-    saved: dict[str, Any] = {}
-    if paths["run"]:
-        run_dir = Path(paths["run"]).resolve()
-        # Tab completion builds nothing, and waits for no import.
-        trust = paths["trust"] == "true" or "-sc" in argv
-        saved = load_config(run_dir, trust) | {"run": str(run_dir)}
-    elif not any(word.startswith("-") for word in argv):
-        raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
-    saved["checkpoint"] = paths["checkpoint"] or None
-    ConfigStore.instance().store(name="saved", node=OmegaConf.create(saved), package="_global_")
-    return rest
+def quoted(path: Path) -> str:
+    """A path as a value that Hydra reads as it is."""
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def _take(argv: list[str], names: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Values of some keys as typed, else their defaults; and what else was typed."""
-    found, rest = dict(names), []
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if key in found and equals:
-            found[key] = value
-        else:
-            rest.append(word)
-    return found, rest
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra over FlexGen's YAML: that of the command at work, which may have more of the user's.
+
+    There is one Hydra in a process. Whoever else uses it, a notebook say, has it back afterwards.
+
+    Raises:
+        ValueError: in place of Hydra's and OmegaConf's errors, in one line.
+    """
+    there = GlobalHydra.instance()
+    ours = there.is_initialized() and any(
+        source.path == str(conf_dir()) for source in there.config_loader().get_sources()
+    )
+    others = there.hydra
+    try:
+        if ours:
+            yield
+            return
+        there.hydra = None
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(error_line(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = others
 
 
-def relocate(value: Any, moved: list[tuple[str, str]]) -> Any:
-    if isinstance(value, dict):
-        return {k: relocate(v, moved) for k, v in value.items()}
-    if isinstance(value, list):
-        return [relocate(v, moved) for v in value]
-    if isinstance(value, str):
-        for old, new in moved:
-            if value == old or value.startswith(f"{old}/"):
-                return new + value[len(old) :]
-    return value
+def _unique() -> str:
+    """Eight digits that no other command has, for its folder; all processes of a job have the same.
+
+    Those that torchrun or srun starts compose their configurations apart.
+    """
+    env = os.environ
+    if max(int(env.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) == 1:
+        return uuid.uuid4().hex[:8]
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return sha256(" ".join(env.get(name, "") for name in names).encode()).hexdigest()[:8]
+
+
+OmegaConf.register_new_resolver("flexgen.unique", _unique, replace=True, use_cache=True)

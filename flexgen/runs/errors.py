@@ -1,38 +1,40 @@
-"""Mistakes told in one line, with the remedy and a non-zero exit."""
+"""Mistakes told in one line, with the remedy; and a training that was asked to stop."""
 
 import os
 import re
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from flexgen._conf import conf_dir
 
-__all__ = ["check_whole", "error_line", "error_reason", "one_line"]
+__all__ = ["MeasurementFailed", "TrainingStopped", "check_whole", "error_line", "error_reason"]
 
 
-@contextmanager
-def one_line(command: str) -> Iterator[None]:
-    """Turn an exception into one line on standard error and exit status 1.
+class TrainingStopped(KeyboardInterrupt):
+    """A training has saved itself and stopped before its end, for a signal asked it to.
 
-    `FLEXGEN_DEBUG=1` shows the traceback too.
+    Attributes:
+        signal: its number; 0 if it was no signal that asked.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(f"flexgen {command}: interrupted")
-    except BrokenPipeError:
-        # The reader of a pipe, `head` say, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        if os.environ.get("FLEXGEN_DEBUG"):
-            traceback.print_exc()
-        sys.exit(f"flexgen {command}: {error_line(error)}")
+
+    signal: int = 0
+
+
+class MeasurementFailed(RuntimeError):
+    """A run is whole, but something of it could not be measured; its `notes.jsonl` says what.
+
+    Attributes:
+        values: what could.
+    """
+
+    def __init__(self, failed: list[dict[str, Any]], values: dict[str, float]) -> None:
+        first = failed[0]
+        super().__init__(
+            f"{len(failed)} measurements failed, the first was {first['measurement']} at step "
+            f"{first['step']}: {first['why']}; the run itself is whole"
+        )
+        self.values = values
 
 
 def error_line(error: BaseException) -> str:

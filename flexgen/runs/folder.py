@@ -15,10 +15,18 @@ import torch
 import yaml
 
 from flexgen.files import locked, write_atomically
-from flexgen.training import file_sha256
+from flexgen.training import file_sha256, latest_checkpoint
 from flexgen.training.csv_logger import read_metrics
 
-__all__ = ["alone", "check_parent", "write_config", "write_final", "write_json", "write_provenance"]
+__all__ = [
+    "alone",
+    "check_parent",
+    "find_checkpoint",
+    "write_config",
+    "write_final",
+    "write_json",
+    "write_provenance",
+]
 
 _PACKAGES = ("flexgen", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
              "numpy", "scikit-learn", "POT")  # fmt: skip
@@ -37,6 +45,18 @@ def alone(run_dir: Path) -> Iterator[None]:
         for half in (*run_dir.rglob(".*.part"), *run_dir.rglob(".tmp??????")):
             half.unlink(missing_ok=True)
         yield
+
+
+def find_checkpoint(run_dir: Path, name: str | None) -> Path:
+    """A run's last checkpoint, or the one called `name` in its checkpoints/, or at that path.
+
+    Raises:
+        FileNotFoundError: if it has none, and no name is given.
+    """
+    if name is None:
+        return latest_checkpoint(run_dir)
+    inside = run_dir / "checkpoints" / name
+    return inside if inside.is_file() else Path(name)
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.report import Run, RunError, compare
 from flexgen.report.catalogue import METRICS, describe, ordered
-from flexgen.training import WandbLogger
+from flexgen.runs.errors import TrainingStopped
+from flexgen.training import WandbLogger, rank
 
 __all__ = ["name_wandb", "wandb_run"]
 
@@ -49,11 +49,11 @@ def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | Non
 def wandb_run(trainer: pl.Trainer, config: dict[str, Any]) -> Iterator[None]:
     """Start the W&B run of this job, if it has one, and finish it however the job ends.
 
-    An exception gives the exit code 1, `sys.exit` its own. The next cell of a sweep, in the same
-    process, has a run of its own.
+    An exception gives the exit code 1, a training that was asked to stop 130. The next cell of a
+    sweep, in the same process, has a run of its own.
     """
     logger = next((one for one in trainer.loggers if isinstance(one, WandbLogger)), None)
-    if logger is None or getattr(rank_zero_only, "rank", 0) > 0:
+    if logger is None or rank() > 0:
         yield
         return
     code = 1
@@ -62,8 +62,8 @@ def wandb_run(trainer: pl.Trainer, config: dict[str, Any]) -> Iterator[None]:
         logger.start(_shown(config), summaries)
         yield
         code = 0
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else 1
+    except TrainingStopped:
+        code = 130
         raise
     finally:
         import wandb

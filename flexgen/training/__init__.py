@@ -11,7 +11,7 @@ from flexgen.training.counters import Counters, Schedule
 from flexgen.training.csv_logger import CSVLogger
 from flexgen.training.ema import EMA
 from flexgen.training.loop import Loop
-from flexgen.training.processes import copy_from_zero, gather_from_all
+from flexgen.training.processes import copy_from_zero, gather_from_all, rank
 from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_state
 from flexgen.training.wandb_logger import LogPictures, WandbLogger
 
@@ -30,6 +30,7 @@ __all__ = [
     "isolated_rng",
     "latest_checkpoint",
     "load_checkpoint",
+    "rank",
     "rng_state",
     "save_checkpoint",
     "seed_of_rank",

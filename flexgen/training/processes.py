@@ -4,9 +4,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-__all__ = ["copy_from_zero", "gather_from_all"]
+__all__ = ["copy_from_zero", "gather_from_all", "rank"]
+
+
+def rank() -> int:
+    """Which process of a run this is: the others train, and leave files to process zero."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 def gather_from_all(mine: Any) -> list[Any]:

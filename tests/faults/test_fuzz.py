@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 
 from flexgen.codes import load_codes
 from flexgen.report import write_report
-from flexgen.runs.build import build_trainer, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.build import build_trainer
 from flexgen.runs.errors import error_line
-from flexgen.runs.fit import resume
+from flexgen.runs.run import Run
+from flexgen.runs.saved_config import load_config
+from flexgen.runs.train import resume
 from flexgen.runs.trust import rebuilding
 from flexgen.training import latest_checkpoint
 from tests.conftest import SMALL
@@ -89,7 +90,7 @@ def survives(work: Callable[[], Any]) -> None:
 def use(run: Path) -> None:
     """What the commands on a run do with its files, training left out."""
     config = load_config(run)
-    load_trained(config, run)
+    _ = Run(config).model
     with rebuilding(run):
         build_trainer(config, [])
 
@@ -166,7 +167,7 @@ def test_checkpoints_with_damaged_bytes(run: Path, data: st.DataObject) -> None:
     config = load_config(run)
     with changed(latest_checkpoint(run)) as path:
         path.write_bytes(damage(path.read_bytes(), data))
-        survives(lambda: load_trained(config, run))
+        survives(lambda: Run(config).model)
 
 
 @fuzz
@@ -180,7 +181,7 @@ def test_checkpoints_with_other_values(run: Path, data: st.DataObject) -> None:
         part = data.draw(st.sampled_from(["flexgen", "state_dict", "callbacks"]))
         checkpoint[part] = mutate(checkpoint[part], data) if checkpoint[part] else 3
         torch.save(checkpoint, path)
-        survives(lambda: load_trained(config, run))
+        survives(lambda: Run(config).model)
 
 
 @fuzz

@@ -75,7 +75,7 @@ def test_a_sweep_and_its_table(flexgen: Run, capsys: pytest.CaptureFixture[str])
         "report=false", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     capsys.readouterr()
-    flexgen("table", "sweep", "--metrics", "emd/samples")
+    flexgen("table", "sweep", "metrics=[emd/samples]")
     out = capsys.readouterr().out
     for model in ("gan", "lsgan", "wgan", "wgan_gp"):
         assert sum(line.split()[:1] == [model] for line in out.splitlines()) == 1

@@ -8,8 +8,7 @@ import torch
 
 from flexgen.metrics import EnergyDistance
 from flexgen.priors import Pushforward
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import open_run
 from flexgen.training.csv_logger import read_metrics
 from tests.conftest import SMALL
 
@@ -29,7 +28,7 @@ def test_a_masked_prior_is_distilled(flexgen: Callable[..., Path], masked: Path)
     child = flexgen(
         "refit", f"run={masked}", *DISTIL, "refit.keep=always", "report=false", run_dir="child"
     )
-    model = load_trained(load_config(child), child).model
+    model = open_run(child).model
     assert isinstance(model.prior.current, Pushforward)
     assert model.counters.generator_steps == 33
     model.critic = torch.nn.Identity()  # not asked any more
@@ -39,7 +38,7 @@ def test_a_masked_prior_is_distilled(flexgen: Callable[..., Path], masked: Path)
     logged = {name: value for row in rows for name, value in row.items()}
     assert logged["prior/effective_sample_size"] == pytest.approx(0.2, abs=0.01)
     base = model.prior.stages[0].base().sample((500,))
-    held_out = load_trained(load_config(masked), masked).model.prior().sample((500,))
+    held_out = open_run(masked).model.prior().sample((500,))
     from_base = EnergyDistance()
     from_base.update(held_out, real=True)
     from_base.update(base, real=False)

@@ -23,12 +23,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from flexgen._conf import conf_dir
+from flexgen.callbacks import refit
 from flexgen.models import Latent
-from flexgen.priors import MixtureOfPosteriors, Vamp, as_prior, maximise_likelihood
+from flexgen.priors import MixtureOfPosteriors, Vamp, as_prior
 from flexgen.runs import resolvers
-from flexgen.runs.build import load_trained
-from flexgen.runs.compose import load_config, relocate
-from flexgen.runs.fit import fit, resume
+from flexgen.runs.run import open_run
+from flexgen.runs.saved_config import load_config, relocate
+from flexgen.runs.train import resume, train
 from flexgen.training import find_checkpoints, isolated_rng, load_checkpoint
 
 RUN = (
@@ -39,6 +40,7 @@ RUN = (
     "callbacks.refit.n_held_out=40", "callbacks.refit.keep=always",
     "callbacks.refit.options={method: adam, steps: 3}", "callbacks.refit.progress=false",
     "callbacks.checkpoint.every=5", "callbacks.checkpoint.keep=null", "paths.run_dir=nowhere",
+    "report=false",
     "+callbacks.drawn._target_=tests.integration.test_priors_in_training.Drawn",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ def learns(prior: dict[str, Any]) -> bool:
     return as_prior(instantiate(prior)).learns
 
 
-def train(name: str, run: Path, trainer: str) -> Path:
+def trained(name: str, run: Path, trainer: str) -> Path:
     """A run with the prior of that name from the start, and as a second stage if it can learn."""
     conditional = f"conditional={str(name == 'per_class').lower()}"
     words = (*RUN, conditional, f"trainer={trainer}")
@@ -94,10 +96,8 @@ def train(name: str, run: Path, trainer: str) -> Path:
         del config["callbacks"]["refit"]
     # Two thousand steps of maximum likelihood are no more of a test than five.
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("mixture", "staged"):
-            fit_in_five = functools.partial(maximise_likelihood, steps=5)
-            patched.setattr(f"flexgen.priors.{module}.maximise_likelihood", fit_in_five)
-        return fit(config, "train", [])
+        patched.setattr(refit, "fit_prior", functools.partial(refit.fit_prior, steps=5))
+        return train(config).folder
 
 
 def end(run: Path, rank: int = 0) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prior_is_saved_loaded_and_resumed(name: str, tmp_path: Path) -> None:
-    run = train(name, tmp_path / "run", "cpu")
+    run = trained(name, tmp_path / "run", "cpu")
     undisturbed = end(run)
-    model = load_trained(load_config(run, trust=True), run).model
+    model = open_run(run, trust=True).model
     assert differing(model.state_dict(), undisturbed["state"]) == []
     assert torch.equal(codes(model), undisturbed["codes"])
 
@@ -150,4 +150,4 @@ def test_two_processes_share_every_prior_and_draw_apart(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     for name in NAMES:
-        train(name, Path(sys.argv[1]) / name, "ddp_cpu")
+        trained(name, Path(sys.argv[1]) / name, "ddp_cpu")

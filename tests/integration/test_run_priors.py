@@ -14,8 +14,7 @@ from flexgen.cli import main
 from flexgen.codes import Codes
 from flexgen.priors import Langevin
 from flexgen.runs import resolvers
-from flexgen.runs.build import Parts, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import Run, open_run
 from tests.conftest import SMALL
 
 
@@ -27,15 +26,15 @@ def config(*words: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("run") / "run"
     main(["train", *SMALL, "report=false", f"paths.run_dir={where}"])
     return where
 
 
 @pytest.fixture
-def parts(run: Path) -> Parts:
-    return load_trained(load_config(run), run)
+def run(folder: Path) -> Run:
+    return open_run(folder)
 
 
 def never() -> Codes:
@@ -60,63 +59,63 @@ def far(n: int = 400) -> Codes:
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_what_can_learn_is_fitted_to_the_codes(parts: Parts, words: list[str]) -> None:
-    prior = prior_for(parts, config(*words), far, progress=False)
+def test_what_can_learn_is_fitted_to_the_codes(run: Run, words: list[str]) -> None:
+    prior = prior_for(run, config(*words), far, progress=False)
     drawn = prior().sample((500,))
     assert (drawn.mean(0) - 5).abs().max() < 0.3
     assert not any(p.requires_grad for p in prior.parameters())
 
 
 def test_what_has_weights_and_a_density_learns_by_likelihood(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = []
     monkeypatch.setattr(
         "flexgen.priors.mixture.maximise_likelihood", lambda prior, *_, **__: fitted.append(prior)
     )
-    prior = prior_for(parts, config("prior=learnable_mixture"), far)
+    prior = prior_for(run, config("prior=learnable_mixture"), far)
     assert fitted == [prior]
 
 
 @pytest.mark.parametrize(
     "name", ["normal", "uniform", "masked", "weighted", "rejection", "langevin"]
 )
-def test_what_cannot_learn_asks_for_no_codes(parts: Parts, name: str) -> None:
-    prior = prior_for(parts, config(f"prior={name}"), never)
+def test_what_cannot_learn_asks_for_no_codes(run: Run, name: str) -> None:
+    prior = prior_for(run, config(f"prior={name}"), never)
     assert prior().sample((7,)).shape == (7, 2)
 
 
-def test_a_score_is_the_runs_critic_for_its_average(parts: Parts) -> None:
-    model = parts.model
-    prior = prior_for(parts, config("prior=masked", "prior.rate=0.1"), never)
+def test_a_score_is_the_runs_critic_for_its_average(run: Run) -> None:
+    model = run.model
+    prior = prior_for(run, config("prior=masked", "prior.rate=0.1"), never)
     drawn = prior().sample((300,))
     by_critic = model.critic(model.decoder(drawn)).mean()
     of_base = model.critic(model.decoder(prior.base().sample((3000,)))).mean()
     assert by_critic > of_base
 
 
-def test_the_run_stays_as_it_was(parts: Parts) -> None:
-    before = copy.deepcopy(parts.model.state_dict())
-    attached = [m._score for m in parts.model.modules() if isinstance(m, Langevin)]
-    state, training = torch.get_rng_state(), parts.model.training
-    codes = codes_of(parts, n=50, progress=False)
+def test_the_run_stays_as_it_was(run: Run) -> None:
+    before = copy.deepcopy(run.model.state_dict())
+    attached = [m._score for m in run.model.modules() if isinstance(m, Langevin)]
+    state, training = torch.get_rng_state(), run.model.training
+    codes = codes_of(run, n=50, progress=False)
     assert codes.z.shape == (50, 2)
-    prior_for(parts, config("prior=gaussian"), lambda: codes)
-    prior_for(parts, config("prior=langevin"), never)
+    prior_for(run, config("prior=gaussian"), lambda: codes)
+    prior_for(run, config("prior=langevin"), never)
     assert torch.equal(torch.get_rng_state(), state)
-    assert parts.model.training is training
-    assert attached == [m._score for m in parts.model.modules() if isinstance(m, Langevin)]
-    after = parts.model.state_dict()
+    assert run.model.training is training
+    assert attached == [m._score for m in run.model.modules() if isinstance(m, Langevin)]
+    after = run.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
-def test_another_dimension_is_refused(parts: Parts) -> None:
+def test_another_dimension_is_refused(run: Run) -> None:
     with pytest.raises(ValueError, match=r"event shape must be \(2,\).*got \(3,\)"):
-        prior_for(parts, {"_target_": "flexgen.priors.Normal", "latent_dim": 3}, never)
+        prior_for(run, {"_target_": "flexgen.priors.Normal", "latent_dim": 3}, never)
 
 
-def test_a_prior_of_ones_own(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prior_of_ones_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_priors.py").write_text(
         "import torch\n"
         "class StudentT(torch.nn.Module):\n"
@@ -129,4 +128,4 @@ def test_a_prior_of_ones_own(parts: Parts, tmp_path: Path, monkeypatch: pytest.M
     )
     monkeypatch.syspath_prepend(tmp_path)
     asked = {"_target_": "my_priors.StudentT", "latent_dim": 2, "df": 3}
-    assert prior_for(parts, asked, never)().sample((4,)).shape == (4, 2)
+    assert prior_for(run, asked, never)().sample((4,)).shape == (4, 2)

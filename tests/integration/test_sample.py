@@ -13,8 +13,7 @@ from torch import Tensor
 from flexgen.analysis.latent_space import LatentSpace
 from flexgen.cli import main
 from flexgen.codes import base_space
-from flexgen.runs.build import Parts, load_trained
-from flexgen.runs.compose import load_config
+from flexgen.runs.run import open_run
 from flexgen.training import isolated_rng
 from tests.conftest import REFIT, SMALL
 
@@ -64,18 +63,14 @@ def pixels(file: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("L")))
 
 
-def parts_of(run: Path) -> Parts:
-    return load_trained(load_config(run), run)
-
-
 def test_another_prior_draws_other_samples_into_other_files(runs: Any, capsys: Any) -> None:
     own, files = sample(runs["ring"], capsys, "n=9")
     assert [file.name for file in files] == [
         f"step=00000022_seed=0_n=9.{kind}" for kind in ("safetensors", "png")
     ]
-    parts = parts_of(runs["ring"])
+    opened = open_run(runs["ring"])
     with isolated_rng(0):
-        assert torch.equal(own["x"], parts.model.sample(9))
+        assert torch.equal(own["x"], opened.model.sample(9))
     seen = {files[0]}
     for words in (
         ["prior=normal", "prior.scale=3"],
@@ -99,10 +94,10 @@ def test_paths_lead_from_image_to_image(runs: Any, capsys: Any, path: str) -> No
     found, files = sample(runs["digits"], capsys, *words)
     assert found["z"].shape == (4, 5, 5)
     assert found["x"].shape == (4, 5, 1, 8, 8)
-    parts = parts_of(runs["digits"])
-    real, _ = parts.data.split("validation")
+    opened = open_run(runs["digits"])
+    real, _ = opened.data.split("validation")
     assert torch.equal(real[found["index"]], found["real"])
-    torch.testing.assert_close(parts.model.decode(found["z"][1]), found["x"][1])
+    torch.testing.assert_close(opened.model.generate(found["z"][1]), found["x"][1])
     # The ends are codes that the run's own loop found, from about 0.
     loss = 0.5 * (found["x"][:, [0, -1]] - found["real"]).square().flatten(2).sum(-1)
     torch.testing.assert_close(loss, found["loss"])
@@ -116,12 +111,12 @@ def test_paths_lead_from_image_to_image(runs: Any, capsys: Any, path: str) -> No
 
 def test_with_a_learned_prior_paths_are_those_of_its_base(runs: Any, capsys: Any) -> None:
     found, _ = sample(runs["learned"], capsys, "interpolate=slerp", "pairs=3", "frames=3")
-    parts = parts_of(runs["learned"])
-    assert parts.model.prior.in_use == 1
-    through, _ = base_space(parts.model)
-    with torch.no_grad(), parts.model.evaluating():
+    opened = open_run(runs["learned"])
+    assert opened.model.prior.in_use == 1
+    through, _ = base_space(opened.model)
+    with torch.no_grad(), opened.model.evaluating():
         torch.testing.assert_close(through(found["z"].flatten(0, 1)), found["x"].flatten(0, 1))
-    assert not torch.allclose(parts.model.decode(found["z"][0]), found["x"][0])
+    assert not torch.allclose(opened.model.generate(found["z"][0]), found["x"][0])
 
 
 def test_points_in_the_plane_are_scattered(runs: Any, capsys: Any) -> None:
@@ -138,28 +133,28 @@ def test_in_a_box_paths_are_straight_and_stay_inside(runs: Any, capsys: Any) -> 
 
 def test_classes_are_averaged_and_exchanged(runs: Any, capsys: Any) -> None:
     found, files = sample(runs["digits"], capsys, "arithmetic=true", "per_class=3")
-    parts = parts_of(runs["digits"])
-    images, labels = parts.data.split("validation")
+    opened = open_run(runs["digits"])
+    images, labels = opened.data.split("validation")
     index, classes = found["index"], found["classes"]
     assert torch.equal(labels[index], classes.unsqueeze(1).expand(10, 4))
     assert len(index.unique()) == 40
     torch.testing.assert_close(found["real_mean"], images[index[:, 1:]].mean(1))
     assert torch.equal(found["real"], images[index[:, 0]])
-    torch.testing.assert_close(parts.model.decode(found["z_mean"]), found["x_mean"])
+    torch.testing.assert_close(opened.model.generate(found["z_mean"]), found["x_mean"])
     torch.testing.assert_close(found["z"][:, 1:].mean(1), found["z_mean"])
-    torch.testing.assert_close(parts.model.decode(found["z"][:, 0]), found["x"])
+    torch.testing.assert_close(opened.model.generate(found["z"][:, 0]), found["x"])
     moved, z, mean = found["z_moved"], found["z"][:, 0], found["z_mean"]
     torch.testing.assert_close(moved[2, 7], z[2] - mean[2] + mean[7])
     torch.testing.assert_close(moved[4, 4], z[4])
-    torch.testing.assert_close(found["x_moved"][2, 7], parts.model.decode(moved[2:3, 7])[0])
+    torch.testing.assert_close(found["x_moved"][2, 7], opened.model.generate(moved[2:3, 7])[0])
     shapes = [pixels(file).shape for file in files[1:]]
     assert shapes == [(2 * 42 + 2, 10 * 42 + 2), (10 * 42 + 2, 12 * 42 + 2)]
 
 
 def test_codes_moved_from_class_to_class_stay_in_a_box(runs: Any) -> None:
-    parts = parts_of(runs["digits"])
-    parts.model.prior.current.support = (-1e-3, 1e-3)
-    space = LatentSpace(parts, {"method": "adam", "steps": 5}, seed=0)
+    opened = open_run(runs["digits"])
+    opened.model.prior.current.support = (-1e-3, 1e-3)
+    space = LatentSpace(opened, {"method": "adam", "steps": 5}, seed=0)
     assert space.class_arithmetic(3)["z_moved"].abs().max() == pytest.approx(1e-3)
 
 

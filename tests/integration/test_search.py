@@ -14,7 +14,7 @@ from flexgen.training.csv_logger import read_metrics
 from tests.integration.test_sweeps import TINY
 
 pytest.importorskip("optuna")
-from flexgen.cli.search import Search, _distribution, _parsed
+from flexgen.runs.search import Best, Search, _distribution, parse_override
 
 Run = Callable[..., Path]
 WORDS = (
@@ -41,7 +41,7 @@ def pretend(run_dir: Path) -> None:
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial has a value at once."""
     monkeypatch.setattr(
-        "flexgen.cli.search.train_cell",
+        "flexgen.runs.search.train_cell",
         lambda config, overrides, number: pretend(Path(config["paths"]["run_dir"])),
     )
 
@@ -113,9 +113,9 @@ def test_a_trial_with_the_overrides_of_one_at_another_process_gets_its_value(
 ) -> None:
     run, running, trained = Search.run, [], []
 
-    def remember(self: Search) -> None:
+    def remember(self: Search) -> Best | None:
         running.append(self)
-        run(self)
+        return run(self)
 
     def train(config: dict[str, Any], overrides: list[str], number: int) -> None:
         trained.append(number)
@@ -124,7 +124,7 @@ def test_a_trial_with_the_overrides_of_one_at_another_process_gets_its_value(
         pretend(Path(config["paths"]["run_dir"]))
 
     monkeypatch.setattr(Search, "run", remember)
-    monkeypatch.setattr("flexgen.cli.search.train_cell", train)
+    monkeypatch.setattr("flexgen.runs.search.train_cell", train)
     flexgen(
         "search", *TINY, "model.critic_steps=choice(1)", "metric=loss/critic", "trials=2",
         "hydra.run.dir=shared",
@@ -192,7 +192,7 @@ def test_a_trial_of_several_processes_is_a_flexgen_of_its_own(
         apart.append((run_dir.name, overrides[-1]))
         pretend(run_dir)
 
-    monkeypatch.setattr("flexgen.cli.train.run_apart", run_apart)
+    monkeypatch.setattr("flexgen.runs.cells.run_apart", run_apart)
     words = (*TINY, "trainer=ddp_cpu", "metric=loss/critic", "trials=1", "hydra.run.dir=apart")
     flexgen("search", *words, "model.critic_steps=1,2")
     assert apart in ([("0", f"model.critic_steps={n}")] for n in (1, 2))
@@ -217,6 +217,6 @@ def test_without_a_space_or_optuna(flexgen: Run, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_the_space_is_in_hydras_own_words(word: str, expected: str) -> None:
-    override = _parsed(word)
+    override = parse_override(word)
     assert override is not None
     assert str(_distribution(override)).startswith(expected)

@@ -16,7 +16,7 @@ import yaml
 from flexgen._conf import conf_dir
 from flexgen.report import write_reports, write_table
 from flexgen.report.table import table
-from flexgen.runs.compose import load_config
+from flexgen.runs.saved_config import load_config
 from flexgen.runs.trust import _check_class, _check_name, _targets
 from flexgen.training import latest_checkpoint, load_checkpoint
 from tests.conftest import SMALL

@@ -15,15 +15,8 @@ from typing import Any
 import pytest
 
 from flexgen.cli import main
-from flexgen.cli.train import train_cell
-from flexgen.runs.cells import (
-    Cell,
-    claim_device,
-    keep_to_one_device,
-    raise_failures,
-    run_apart,
-    wants_several,
-)
+from flexgen.runs.cells import Cell, raise_failures, run_apart, train_cell
+from flexgen.runs.devices import claim_device, keep_to_one_device, wants_several
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
@@ -155,7 +148,7 @@ def test_a_worker_that_was_killed_is_told_with_the_cells_it_left(
         Cell.claim(Path("sweep"), 0, ["seed=0"], entry).write("finished")
         raise RuntimeError("a worker was killed")
 
-    monkeypatch.setattr("flexgen.runs.compose.run_cell", killed)
+    monkeypatch.setattr("flexgen.cli.hydra_app.run_cell", killed)
     with pytest.raises(
         SystemExit,
         match=r"a worker was killed; cells begun and not finished: 1; to go on: the same command "
@@ -172,7 +165,7 @@ def test_an_interval_is_no_grid(flexgen: Run) -> None:
 CLAIM = """
 import sys
 from pathlib import Path
-from flexgen.runs.cells import claim_device
+from flexgen.runs.devices import claim_device
 print(claim_device(["0", "3"], Path(sys.argv[1]), int(sys.argv[2])), flush=True)
 sys.stdin.read()
 """
@@ -232,9 +225,9 @@ def test_a_cell_of_several_devices_runs_apart(
     trainer = {"strategy": "auto", "accelerator": accelerator, "devices": devices}
     assert wants_several(trainer) == several
     apart: list[str] = []
-    monkeypatch.setattr("flexgen.cli.train.run_apart", lambda run_dir, _: apart.append(run_dir))
-    monkeypatch.setattr("flexgen.cli.train.keep_to_one_device", lambda *_: None)
-    monkeypatch.setattr("flexgen.cli.train._fit", lambda *_: None)
+    monkeypatch.setattr("flexgen.runs.cells.run_apart", lambda run_dir, _: apart.append(run_dir))
+    monkeypatch.setattr("flexgen.runs.cells.keep_to_one_device", lambda *_: None)
+    monkeypatch.setattr("flexgen.runs.train.train", lambda *_, **__: None)
     train_cell({"trainer": trainer, "paths": {"run_dir": "0"}}, [], 0)
     assert apart == [Path("0")] * several
 

@@ -12,8 +12,8 @@ import pytest
 import pytorch_lightning as pl
 import yaml
 
-from flexgen.cli.dashboard import build_workspace
 from flexgen.report.sections import CODES, SAMPLES
+from flexgen.runs.dashboard import build_workspace
 from flexgen.runs.wandb_run import name_wandb
 from flexgen.training.csv_logger import read_metrics
 from tests.conftest import REFIT, SMALL

@@ -1,45 +1,73 @@
 """Train: from a configuration to a finished run directory."""
 
 import contextlib
+import copy
 import json
 import logging
 import shutil
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
 from flexgen.callbacks import Scheduled
-from flexgen.runs.build import Parts, build, build_trainer, find_checkpoint
-from flexgen.runs.cells import wants_several
-from flexgen.runs.compose import is_sweep, load_config, relocate
-from flexgen.runs.errors import check_whole, error_line, error_reason
-from flexgen.runs.folder import alone, check_parent, write_config, write_final, write_provenance
+from flexgen.callbacks.measurement import rewind_notes
+from flexgen.report import write_report
+from flexgen.runs.build import build_trainer
+from flexgen.runs.compose import is_sweep
+from flexgen.runs.devices import wants_several
+from flexgen.runs.errors import TrainingStopped, check_whole, error_line, error_reason
+from flexgen.runs.folder import (
+    alone,
+    check_parent,
+    find_checkpoint,
+    write_config,
+    write_final,
+    write_provenance,
+)
+from flexgen.runs.run import Run
+from flexgen.runs.saved_config import load_config, relocate
+from flexgen.runs.stopping import StopOnSignal
 from flexgen.runs.wandb_run import name_wandb, wandb_run
-from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint
+from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint, rank
 from flexgen.training.checkpoint import set_aside_later
 
-__all__ = ["fit", "fit_with_control", "resume"]
+__all__ = ["resume", "train"]
 
 
-def fit_with_control(
-    config: dict[str, Any], command: str, overrides: list[str], parent: Path | None = None
-) -> Path:
-    """Train; if `control` is set, train a control from just before the refit; write the report.
+def train(
+    config: dict[str, Any],
+    *,
+    command: str = "train",
+    overrides: Sequence[str] | None = None,
+    parent: Path | None = None,
+) -> Run:
+    """Train a run, measure it on its schedule and write its report, all in `paths.run_dir`.
 
-    A cell that has started before goes on. The control starts from the checkpoint that the first
-    refit saved beforehand and makes as many steps with the old prior: same weights, optimizers,
-    batches and generators' states.
+    If `control` is set, train a control too: it starts from the checkpoint that the first refit
+    saved beforehand and makes as many steps with the old prior, from the same weights, optimizers,
+    batches and generators' states. A cell of a sweep that has started before goes on.
+
+    Args:
+        config: plain values, as :func:`flexgen.runs.compose.compose` gives; left as it is.
+        command: what the run notes as its origin.
+        overrides: by which tables tell runs apart; None: those in `config`, which `compose` noted.
+        parent: a checkpoint to start from; None: the weights that the seed gives.
 
     Returns:
-        The run directory.
+        The run as it is in its folder.
+
+    Raises:
+        ValueError: if the configuration cannot be trained.
+        FileExistsError: if the folder already holds a run.
+        RuntimeError: if training fails; the message names the last whole checkpoint.
+        TrainingStopped: if a signal, such as Ctrl-C, stopped it before its end; it has saved.
     """
+    config = copy.deepcopy(config)
+    noted = config.pop("overrides", [])
     run_dir = Path(config["paths"]["run_dir"])
     if (run_dir / "cell.json").exists() and (run_dir / "config.yaml").exists():
         # Where the folder says no more than the command itself, it needs no trust.
@@ -47,25 +75,51 @@ def fit_with_control(
         name_wandb(config, command, saved)
         return resume(config if saved == config else load_config(run_dir))
     name_wandb(config, command)
-    fit(config, command, overrides, parent)
-    return _finish(config, run_dir)
+    words = list(noted if overrides is None else overrides)
+    return _finish(_start(config, command, words, parent))
 
 
-def fit(
-    config: dict[str, Any], command: str, overrides: list[str], parent: Path | None = None
-) -> Path:
-    """Start a run in `config["paths"]["run_dir"]`, from the checkpoint `parent` if given.
+def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
+    """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint, or a named one.
+
+    Returns:
+        The run as it is in its folder.
 
     Raises:
-        FileExistsError: if the directory already holds a run.
-        RuntimeError: if training fails; the message names the last whole checkpoint.
+        ValueError: if the checkpoint, or the one the run started from, is damaged or changed.
+        TrainingStopped: if a signal stopped it before its end.
     """
     run_dir = Path(config["paths"]["run_dir"])
     _check(config)
-    if _rank() > 0:
-        return _train(config, build(config), parent)
+    with _at_work(run_dir):
+        check_parent(run_dir)
+        about = json.loads((run_dir / "provenance.json").read_text())
+        if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
+            name_wandb(config, about["command"])
+        start: Path | None = None
+        if checkpoint or find_checkpoints(run_dir):
+            start = find_checkpoint(run_dir, checkpoint)
+            load_checkpoint(start)
+        elif parent := about["parent"]:
+            # Stopped before it saved anything: start again from where it started.
+            start = Path(parent["checkpoint"])
+        run = Run(config).build()
+        if rank() == 0:
+            write_config(run_dir, config)
+        _fit(run, start)
+        return _finish(run)
+
+
+def _start(config: dict[str, Any], command: str, overrides: list[str], parent: Path | None) -> Run:
+    """Train a run that was not there before."""
+    run_dir = Path(config["paths"]["run_dir"])
+    _check(config)
+    if rank() > 0:
+        run = Run(config).build()
+        _fit(run, parent)
+        return run
     _refuse_second(run_dir)
-    parts = build(config)
+    run = Run(config).build()
     with alone(run_dir):
         _refuse_second(run_dir)
         write_provenance(run_dir, command, overrides, config["seed"], parent)
@@ -74,12 +128,13 @@ def fit(
         # Last: killed before it, this is no run yet, and the same command starts it.
         write_config(run_dir, config)
         try:
-            return _train(config, parts, parent)
+            _fit(run, parent)
         except Exception:
-            if not parts.model.counters.batches:  # refused before its first step: no run either
+            if not run.model.counters.batches:  # refused before its first step: no run either
                 for name in ("config.yaml", "metrics.csv", "provenance.json"):
                     (run_dir / name).unlink(missing_ok=True)
             raise
+    return run
 
 
 def _refuse_second(run_dir: Path) -> None:
@@ -90,57 +145,27 @@ def _refuse_second(run_dir: Path) -> None:
         )
 
 
-def resume(config: dict[str, Any], name: str | None = None) -> Path:
-    """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint, or `name`.
-
-    Raises:
-        ValueError: if the checkpoint, or the one the run started from, is damaged or changed.
-    """
-    run_dir = Path(config["paths"]["run_dir"])
-    _check(config)
-    with _at_work(run_dir):
-        check_parent(run_dir)
-        about = json.loads((run_dir / "provenance.json").read_text())
-        if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
-            name_wandb(config, about["command"])
-        checkpoint: Path | None = None
-        if name or find_checkpoints(run_dir):
-            checkpoint = find_checkpoint(run_dir, name)
-            load_checkpoint(checkpoint)
-        elif parent := about["parent"]:
-            # Stopped before it saved anything: start again from where it started.
-            checkpoint = Path(parent["checkpoint"])
-        parts = build(config)
-        if _rank() == 0:
-            write_config(run_dir, config)
-        return _finish(config, _train(config, parts, checkpoint))
-
-
-def _finish(config: dict[str, Any], run_dir: Path) -> Path:
+def _finish(run: Run) -> Run:
+    """The control, if there is to be one, and the report."""
+    config, run_dir = run.config, run.folder
     before = sorted((run_dir / "checkpoints").glob("before_refit_step=*.ckpt"))
     if config.get("control") and before:
         control = _control(config, run_dir)
         if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
-            fit(control, "control", [], before[0])
+            _start(control, "control", [], before[0])
         elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
             with _at_work(control_dir):
                 started = find_checkpoints(control_dir)
-                _train(control, build(control), started[-1] if started else before[0])
-    if _rank() > 0:
-        return run_dir
-    if config.get("report"):
-        from flexgen.report import print_comparison, write_report
-
-        if before:
-            print_comparison(run_dir)
-        print(f"report: {write_report(run_dir)}")
-    print(f"run: {run_dir}")
-    return run_dir
+                _fit(Run(control).build(), started[-1] if started else before[0])
+    if config.get("report") and rank() == 0:
+        write_report(run_dir)
+    # What saved nothing is known from memory alone.
+    return Run(config) if find_checkpoints(run_dir) else run
 
 
 def _at_work(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Process zero is the only one of its rank in a run directory; the others belong to it."""
-    return alone(run_dir) if _rank() == 0 else contextlib.nullcontext()
+    return alone(run_dir) if rank() == 0 else contextlib.nullcontext()
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -193,35 +218,43 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     return moved | {"control": False, "report": False}
 
 
-def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Path:
-    model, run_dir = parts.model, Path(config["paths"]["run_dir"])
+def _fit(run: Run, checkpoint: Path | None) -> None:
+    """Make the steps that are left from a checkpoint, or all."""
+    config, model, data, run_dir = run.config, run.model, run.data, run.folder
     model.schedule.end = config["steps"]
-    for callback in parts.callbacks.values():
+    for callback in run.callbacks.values():
         if isinstance(callback, Scheduled):
-            callback.check(model, parts.data)
+            callback.check(model, data)
     with _quiet():
-        signals = _StopOnSignal()
+        signals = StopOnSignal()
         # First, for a refit at the start is long enough to be stopped.
-        trainer = build_trainer(config, [signals, *parts.callbacks.values(), LogPictures()])
+        trainer = build_trainer(config, [signals, *run.callbacks.values(), LogPictures()])
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
-        parts.data.position, step = counters["batches"], counters["generator_steps"]
+        data.position, step = counters["batches"], counters["generator_steps"]
         if step >= config["steps"]:
             model.counters.load_state_dict(counters)
             write_final(run_dir, model.counters.axes())
             print(f"already at step {step}; ask for more with steps={2 * step}")
-            return run_dir
-        if _rank() == 0 and checkpoint.parent.parent == run_dir:
+            return
+        if rank() == 0 and checkpoint.parent.parent == run_dir:
             for left in set_aside_later(checkpoint):
                 print(f"{left.name}: later than step {step}, set aside", file=sys.stderr)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.rewind(step)
+    if rank() == 0:
+        rewind_notes(run_dir, step)
     with wandb_run(trainer, config):
         try:
             with _quiet():
-                trainer.fit(model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+                trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as ended:
+            # Lightning makes one of a KeyboardInterrupt, and would end a notebook's kernel.
+            if isinstance(ended.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from ended
+            raise
         except Exception as error:
             # What it holds of an optimizer is first used in the first step.
             foreseen = (
@@ -246,56 +279,16 @@ def _train(config: dict[str, Any], parts: Parts, checkpoint: Path | None) -> Pat
             raise
         finally:
             signals.restore()
-        if model.counters.generator_steps < config["steps"]:
+        if (step := model.counters.generator_steps) < config["steps"]:
             found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
-            print(
-                f"stopped at step {model.counters.generator_steps} of {config['steps']}, saved "
-                f"{found[0]}; go on with: flexgen resume run={run_dir}",
-                file=sys.stderr,
+            stopped = TrainingStopped(
+                f"stopped at step {step} of {config['steps']}, saved {found[0]}; go on with: "
+                f"flexgen resume run={run_dir}"
             )
-            signals.pass_on()
-            sys.exit(130)
-    if _rank() == 0:
+            stopped.signal = signals.received
+            raise stopped
+    if rank() == 0:
         write_final(run_dir, model.counters.axes())
-    return run_dir
-
-
-class _StopOnSignal(pl.Callback):
-    """The first signal stops before the next step and saves; the second stops at once.
-
-    Signals are Ctrl-C, SIGTERM and what schedulers send before the time is up, SIGUSR1 and SIGUSR2.
-    Lightning installs handlers of its own when a fit begins, so these go in after them.
-    """
-
-    def __init__(self) -> None:
-        self._old: dict[int, Any] = {}
-        self._received = 0
-        self.begun = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.begun = True
-
-        def stop(number: int, frame: Any) -> None:
-            if pl_module.stop_requested:
-                raise KeyboardInterrupt
-            pl_module.stop_requested = True
-            self._received = number
-            print("stopping: saving first; once more to stop at once", file=sys.stderr)
-
-        # Outside the main thread, as under some launchers, the launcher handles signals.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                self._old[number] = signal.signal(number, stop)
-
-    def restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def pass_on(self) -> None:
-        """Now that all is saved, give SIGUSR2 to submitit, which queues the job again."""
-        handler = self._old.get(self._received)
-        if self._received == signal.SIGUSR2 and callable(handler):
-            handler(signal.SIGUSR2, None)
 
 
 @contextlib.contextmanager
@@ -311,8 +304,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         lightning.setLevel(level)
-
-
-def _rank() -> int:
-    """Which process this is: the others of a run train, and leave files to process zero."""
-    return getattr(rank_zero_only, "rank", 0)

@@ -1,0 +1,70 @@
+"""Which devices a cell of a sweep trains on."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from flexgen.files import try_lock
+
+__all__ = ["claim_device", "keep_to_one_device", "wants_several"]
+
+_devices: list[IO[str]] = []  # the lock on this process's device, held for its life
+
+
+def wants_several(trainer: dict[str, Any]) -> bool:
+    """Whether Lightning starts processes for the trainer: by its strategy, or for several devices.
+
+    Args:
+        trainer: the configuration of the trainer; `devices` is a number, a list, either as text,
+            or -1 or auto, which is all there are: one, of CPUs.
+    """
+    if str(trainer["strategy"]).startswith("ddp"):
+        return True
+    devices = trainer["devices"]
+    if str(devices) in ("-1", "auto"):
+        if trainer["accelerator"] == "cpu":
+            return False
+        import torch
+
+        return torch.cuda.device_count() > 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [name for name in devices.split(",") if name.strip()]
+    if isinstance(devices, list):
+        return len(devices) > 1
+    return str(devices).isdigit() and int(devices) > 1
+
+
+def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
+    """Of several GPUs, show this process one that no other cell on this machine has.
+
+    Args:
+        trainer: the configuration of the trainer; one that wants no GPU, or several, is left alone.
+        number: of the cell.
+    """
+    if trainer["accelerator"] == "cpu" or str(trainer["devices"]) != "1":
+        return
+    import torch
+
+    if torch.cuda.device_count() > 1:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
+        folder = Path(tempfile.gettempdir()) / f"flexgen-devices-{getattr(os, 'getuid', int)()}"
+        os.environ["CUDA_VISIBLE_DEVICES"] = claim_device(names, folder, number)
+
+
+def claim_device(names: list[str], folder: Path, number: int) -> str:
+    """The first of `names` that no living process has claimed; ours until this process ends.
+
+    If all are, cells share: number modulo their count. A launcher's worker outlives a cell, and its
+    CUDA cannot change devices, so the number alone would put two cells on one device while another
+    is free.
+    """
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        lock = (folder / name).open("a")
+        if try_lock(lock):
+            _devices.append(lock)
+            return name
+        lock.close()
+    return names[number % len(names)]

@@ -1,0 +1,73 @@
+"""The configuration that a run saved, with its paths as they are today."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flexgen.runs.trust import check_form, check_provenance, confine
+from flexgen.untrusted import check_folder, parse_plain, read_start
+
+__all__ = ["load_config", "relocate"]
+
+# What these keys hold, at any depth, are paths, even where they do not begin at the root.
+_PATHS = {"paths", "root", "cache_dir", "data_dir", "run_dir", "save_dir", "default_root_dir"}
+
+
+def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
+    """The configuration that a run saved, with its paths as they are today.
+
+    A run directory may have been moved since, and `FLEXGEN_DATA` may name another place for data.
+
+    Args:
+        run_dir: the run.
+        trust: whether it may build and write whatever it says; see :mod:`flexgen.runs.trust`.
+
+    Raises:
+        FileNotFoundError: if `run_dir` is not a run directory.
+        ValueError: if its configuration is damaged, or may not do what it says.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        below = (
+            sorted(p.parent for p in run_dir.glob("**/config.yaml"))[:1] if run_dir.is_dir() else []
+        )
+        hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
+        raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
+    if not trust:
+        check_folder(run_dir)
+    try:
+        saved = parse_plain(read_start(path))
+        check_form(saved)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
+    check_provenance(run_dir)
+    moved = [(saved["paths"]["run_dir"], str(run_dir))]
+    if data_dir := os.environ.get("FLEXGEN_DATA"):
+        moved.append((saved["paths"]["data_dir"], data_dir))
+    saved = relocate(saved, moved)
+    if not trust:
+        confine(saved, run_dir)
+    return saved
+
+
+def relocate(value: Any, moved: list[tuple[str, str]], is_path: bool = False) -> Any:
+    """A configuration whose paths in a folder lead to where that folder lies now.
+
+    A text is a path where its key says so, or if it begins with the folder's absolute name.
+
+    Args:
+        value: a configuration or a value in one, plain.
+        moved: folders, as the configuration names them, and their new names.
+        is_path: whether a text is a path by its key.
+    """
+    if isinstance(value, dict):
+        return {k: relocate(v, moved, is_path or k in _PATHS) for k, v in value.items()}
+    if isinstance(value, list):
+        return [relocate(v, moved, is_path) for v in value]
+    if isinstance(value, str):
+        for old, new in moved:
+            named = is_path or os.path.isabs(old)
+            if named and (value == old or value.startswith(f"{old}/")):
+                return new + value[len(old) :]
+    return value

@@ -1,0 +1,260 @@
+"""The best settings of a run by Optuna: a study in a folder, each trial of it a run."""
+
+import shlex
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from flexgen.files import in_turn
+from flexgen.runs.cells import Cell, train_cell
+from flexgen.runs.compose import compose, quoted
+from flexgen.runs.errors import check_whole
+
+__all__ = ["Best", "Search", "parse_override"]
+
+
+class _NoMetricError(ValueError):
+    """The same command would find no metric again."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best trial of a search.
+
+    Attributes:
+        number: its number.
+        value: of the metric.
+        overrides: those that train it.
+        trials: how many there are in all.
+        failed: how many of them failed.
+    """
+
+    number: int
+    value: float
+    overrides: list[str]
+    trials: int
+    failed: int
+
+
+class Search:
+    """A study in a folder: Optuna's journal, and a numbered run for each trial.
+
+    What a trial draws depends on the seed, its number and the trials before it alone, so that a
+    search that was killed goes on as if it had not been. Several processes can share one folder.
+    Optuna's record of a trial whose process died while it drew lacks some keys: it is told as
+    failed, counts as no trial, and the next one draws what it would have drawn.
+
+    Args:
+        folder: of the search.
+        fixed: overrides of `flexgen train` that all trials share.
+        space: those that are searched, such as `prior=normal,uniform`, by their keys.
+        trials: how many in all.
+        metric: of `metrics.csv`, the mean of a trial's `last` values.
+        last: how many.
+        direction: "minimize" or "maximize".
+        seed: of Optuna's sampler.
+
+    Raises:
+        ValueError: if an argument is wrong, Optuna is missing, the space is none, or the folder
+            holds another search; the metric may change until a trial has a value.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fixed: Sequence[str],
+        space: Mapping[str, Override],
+        *,
+        trials: int = 20,
+        metric: str = "emd/samples",
+        last: int = 1,
+        direction: Literal["minimize", "maximize"] = "minimize",
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (("trials", trials, 1), ("last", last, 1),
+                                   ("search_seed", seed, 0)):  # fmt: skip
+            check_whole(name, value, least)
+        if direction not in ("minimize", "maximize"):
+            raise ValueError(f"`direction` must be minimize or maximize, got {direction!r}")
+        if not space:
+            raise ValueError(
+                "what is to be searched? give an interval or a choice, as in "
+                "'model.lr=tag(log,interval(1e-4,1e-2))' or prior=normal,uniform"
+            )
+        try:
+            import optuna
+            from optuna.storages.journal import JournalFileBackend
+        except ImportError as error:
+            raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.optuna = optuna
+        self.state = optuna.trial.TrialState
+        self.folder, self.fixed = folder, list(fixed)
+        self.trials, self.metric, self.last, self.seed = trials, metric, last, seed
+        self.space = {key: _distribution(override) for key, override in space.items()}
+        self.entry = uuid.uuid4().hex
+        journal = JournalFileBackend(str(folder / "search.journal"))
+        self.study = optuna.create_study(
+            study_name="search", storage=optuna.storages.JournalStorage(journal),
+            direction=direction, load_if_exists=True,
+        )  # fmt: skip
+        what = {
+            "fixed": sorted(self.fixed),
+            "space": {key: str(value) for key, value in self.space.items()},
+            "metric": metric, "last": last, "direction": direction, "search_seed": seed,
+        }  # fmt: skip
+        before = self.study.user_attrs.get("what", what)
+        if not self.study.get_trials(states=(self.state.COMPLETE,)):
+            before = before | {name: what[name] for name in ("metric", "last")}
+        if before != what:
+            raise ValueError(
+                f"{folder} holds another search; give the same keys, but `trials`, or another "
+                "hydra.run.dir"
+            )
+        self.study.set_user_attr("what", what)
+
+    def run(self) -> Best | None:
+        """Finish the trials of a killed search, then make new ones.
+
+        Returns:
+            The best; None while other processes are at some trials.
+
+        Raises:
+            RuntimeError: if no trial has a value.
+        """
+        try:
+            self._finish_running()
+            while (trial := self._next()) is not None:
+                self._trial(trial.number, trial.params)
+            # Those with the overrides of a trial that was at another process have no value yet.
+            self._finish_running()
+        except _NoMetricError:
+            raise
+        except BaseException:
+            print(f"the search goes on with the same command and {self._again()}", file=sys.stderr)
+            raise
+        with in_turn(self._lock):
+            trials = self._drawn()
+        states = Counter(trial.state for trial in trials)
+        if states[self.state.RUNNING]:
+            return None
+        failed = states[self.state.FAIL]
+        if not states[self.state.COMPLETE]:
+            raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
+        best = self.study.best_trial
+        assert best.value is not None
+        overrides = self._overrides(best.params)
+        return Best(best.number, best.value, overrides, len(trials), failed)
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / "search.lock"
+
+    def _drawn(self) -> list[Any]:
+        """The trials with all keys. Whoever holds the lock knows that no process is drawing."""
+        drawn = []
+        for trial in self.study.get_trials():
+            if trial.params.keys() == self.space.keys():
+                drawn.append(trial)
+            elif trial.state == self.state.RUNNING:
+                self.study.tell(trial.number, state=self.state.FAIL)
+        return drawn
+
+    def _finish_running(self) -> None:
+        with in_turn(self._lock):
+            running = [trial for trial in self._drawn() if trial.state == self.state.RUNNING]
+        for trial in running:
+            self._trial(trial.number, trial.params)
+
+    def _next(self) -> Any:
+        """A new trial, or None if there are enough; one process asks at a time."""
+        with in_turn(self._lock):
+            if (number := len(self._drawn())) >= self.trials:
+                return None
+            seed = _seed(self.seed, number)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
+            return self.study.ask(self.space)
+
+    def _again(self) -> str:
+        return f"hydra.run.dir={shlex.quote(str(self.folder))}"
+
+    def _overrides(self, params: dict[str, Any]) -> list[str]:
+        return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]
+
+    def _trial(self, number: int, params: dict[str, Any]) -> None:
+        overrides = self._overrides(params)
+        cell = Cell.claim(self.folder, number, overrides, self.entry)
+
+        def train() -> None:
+            config = compose([*overrides, f"paths.run_dir={quoted(cell.folder)}"])
+            train_cell(config, overrides, number)
+
+        cell.run(train)
+        with in_turn(self._lock):
+            if cell.state == "finished":
+                self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
+            elif cell.state == "failed":
+                self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
+
+    def _value(self, run_dir: Path) -> float:
+        from flexgen.training.csv_logger import read_metrics
+
+        columns, rows = read_metrics(run_dir / "metrics.csv")
+        metric = self.metric
+        values = [row[metric] for row in rows if metric in row][-self.last :]
+        if not values:
+            raise _NoMetricError(
+                f"no metric {metric!r}; there are {', '.join(columns)}; the search goes on with "
+                f"another `metric` and {self._again()}"
+            )
+        return sum(values) / len(values)
+
+
+def parse_override(word: str) -> Override | None:
+    """A word as an override; None if it is a flag, or a mistake that Hydra will tell of."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _distribution(override: Override) -> Any:
+    """Optuna's distribution of Hydra's `a,b`, `choice`, `range` and `interval`, with a tag `log`.
+
+    Raises:
+        ValueError: if it is another sweep.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, log = value.start, value.end, "log" in value.tags
+        assert low is not None
+        assert high is not None
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        return FloatDistribution(float(low), float(high), log=log)
+    if isinstance(value, RangeSweep):
+        steps, step = list(value.range()), value.step
+        if all(isinstance(each, int) for each in (*steps, step)):
+            return IntDistribution(int(steps[0]), int(steps[-1]), step=int(step))
+        return FloatDistribution(float(steps[0]), float(steps[-1]), step=float(step))
+    if isinstance(value, ChoiceSweep):
+        return CategoricalDistribution(tuple(override.sweep_string_iterator()))
+    raise ValueError(
+        f"`{override.input_line}` cannot be searched; give interval(…), range(…) or a choice"
+    )
+
+
+def _seed(seed: int, number: int) -> int:
+    import numpy as np
+
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

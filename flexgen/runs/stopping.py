@@ -1,0 +1,51 @@
+"""Signals ask a training to stop; it saves first."""
+
+import contextlib
+import signal
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+
+__all__ = ["StopOnSignal"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopOnSignal(pl.Callback):
+    """The first signal stops before the next step and saves; the second stops at once.
+
+    Signals are Ctrl-C, SIGTERM and what schedulers send before the time is up, SIGUSR1 and SIGUSR2.
+    Lightning installs handlers of its own when a fit begins, so these go in after them.
+
+    Attributes:
+        received: number of the first signal; 0 if there was none.
+        begun: whether training has.
+    """
+
+    def __init__(self) -> None:
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.received = 0
+        self.begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.begun = True
+
+        def stop(number: int, frame: Any) -> None:
+            if pl_module.stop_requested:
+                raise KeyboardInterrupt
+            pl_module.stop_requested = True
+            self.received = number
+            print("stopping: saving first; once more to stop at once", file=sys.stderr)
+
+        # Outside the main thread, as under some launchers, the launcher handles signals.
+        with contextlib.suppress(ValueError):
+            for number in _SIGNALS:
+                signal.signal(number, stop)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever handled them before the fit, Lightning's own gone."""
+        with contextlib.suppress(ValueError):
+            for number, handler in self._before.items():
+                if handler is not None:  # installed by no Python code, and not to be put back
+                    signal.signal(number, handler)
