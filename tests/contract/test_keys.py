@@ -186,29 +186,34 @@ def leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield place, value
 
 
-def load(name: str) -> dict[str, Any]:
-    """A file as it is written."""
-    return OmegaConf.to_container(OmegaConf.load(FILES[name]))  # type: ignore[return-value]
-
-
 def parents(name: str) -> list[str]:
     """The files of the same group that a file inherits from."""
-    group = name.partition("/")[0]
-    found = []
-    for entry in load(name).get("defaults", ()):
-        if isinstance(entry, str) and entry != "_self_":
-            near = [entry.lstrip("/"), f"{group}/{entry}", f"{name.rpartition('/')[0]}/{entry}"]
-            found += [n for n in near if n in FILES and n.startswith(f"{group}/")][:1]
-    return found
+    entries = OmegaConf.load(FILES[name]).get("defaults", ())
+    near = [entry for entry in entries if isinstance(entry, str)]
+    near = [n.lstrip("/") if n.startswith("/") else f"{name.partition('/')[0]}/{n}" for n in near]
+    return [n for n in near if n in FILES and name.startswith(n.partition("/")[0])]
 
 
-@pytest.mark.parametrize("name", [n for n in GROUPS if parents(n) and "experiment" not in n])
+def written(name: str) -> dict[str, Any]:
+    """What a file and those that it inherits from hold."""
+    over = [OmegaConf.create(written(parent)) for parent in parents(name)]
+    own = OmegaConf.load(FILES[name])
+    own.pop("defaults", None)
+    return OmegaConf.to_container(OmegaConf.merge(*over, own))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if parents(name)])
 def test_a_file_that_inherits_holds_only_what_differs(name: str) -> None:
-    for parent in parents(name):
-        if name.startswith("experiment/"):
-            before = composed(parent)
-        else:
-            before = OmegaConf.to_container(OmegaConf.merge(*map(load, [*parents(parent), parent])))
-        inherited = dict(leaves(before))
-        for place, value in leaves(load(name)):
-            assert inherited.get(place, "nothing") != value, f"{name}: {place}, as in {parent}"
+    inherited = {place: value for p in parents(name) for place, value in leaves(written(p))}
+    own = OmegaConf.to_container(OmegaConf.load(FILES[name]))
+    for place, value in leaves(own):
+        assert inherited.get(place, "nothing") != value, f"{name}: {place}, as in {parents(name)}"
+
+
+def test_a_study_has_one_baseline() -> None:
+    studies: dict[str, list[str]] = {}
+    for name in FILES:
+        if name.startswith("experiment/") and name.count("/") == 2 and not parents(name):
+            studies.setdefault(name.split("/")[1], []).append(name)
+    assert studies
+    assert all(len(roots) == 1 for roots in studies.values()), studies
