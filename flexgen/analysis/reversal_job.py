@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flexgen.analysis.foreign_generator import open_generator, pair, shape_text
+from flexgen.data.image_stores import printable
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
 from flexgen.reversal.chunks import clear
@@ -134,7 +135,7 @@ def _describe(asked: dict[str, Any], job: Job) -> None:
         f"{shape_text(tried.shape)}"
     )
     some = f"{len(job.index)} of " if len(job.index) < len(job.reader) else ""
-    print(f"data: {asked['path']} ({some}{len(job.reader)} samples)")
+    print(f"data: {printable(asked['path'])} ({some}{len(job.reader)} samples)")
     notes = [*loaded.notes, *tried.notes, *job.reader.check()]
     low, high = job.range
     span = high - low
