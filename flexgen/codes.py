@@ -123,8 +123,8 @@ def prior_options(prior: Prior, options: dict[str, Any]) -> dict[str, Any]:
     options = {"constraint": "auto", **options, "latent_shape": (prior.latent_dim,)}
     if options["constraint"] == "auto":
         options["constraint"] = None if support is None else "clip"
-    if options["constraint"] == "clip" and support is not None:
-        options.setdefault("bounds", tuple(support))
+    if options["constraint"] == "clip" and options.get("bounds") is None and support is not None:
+        options["bounds"] = tuple(support)
     size = options.get("bank", 2048)
     searches = options.get("method", "auto") in ("auto", "lbfgs") or options.get("init") == "bank"
     if searches and isinstance(size, int):

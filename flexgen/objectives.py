@@ -169,7 +169,7 @@ def clip_weights(objective: Objective, weights: Sequence[Tensor]) -> None:
 
 
 def gradient_penalty(
-    critic: Critic, real: Played, fake: Played, eps: Tensor | None = None
+    critic: Critic, real: Played | Tensor, fake: Played | Tensor, eps: Tensor | None = None
 ) -> Tensor:
     r"""E(‖∇_x̃ D(x̃)‖₂ − 1)² with x̃ = ε x + (1 − ε) G(z), ε ~ U[0, 1] for each pair.
 
@@ -181,7 +181,7 @@ def gradient_penalty(
 
     Args:
         critic: a tuple that was played to logits `(batch,)`.
-        real: images `(batch, *shape)`, and what goes with them; no gradient flows to it.
+        real: images `(batch, *shape)`, alone or with what goes with them; no gradient flows to it.
         fake: of the same shapes, generated; no gradient flows to it.
         eps: mixing weights `(batch,)`; drawn from the global generator if not given.
 
@@ -193,6 +193,7 @@ def gradient_penalty(
 
     Source: Gulrajani et al., 2017, Algorithm 1, lines 4 to 7.
     """
+    real, fake = (played if isinstance(played, tuple) else (played,) for played in (real, fake))
     shapes, made = ([tuple(part.shape) for part in played] for played in (real, fake))
     if shapes != made:
         raise ValueError(

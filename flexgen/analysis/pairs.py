@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flexgen.analysis.reversal_job import Job
+from flexgen.data.sources import printable
 from flexgen.drawing import draw_images
 from flexgen.files import write_atomically
 from flexgen.report.pairs import Pair, pairs_page
@@ -97,7 +98,10 @@ def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[
             strict=False,
         )
     }
-    about = [("generator", f"{asked['generator']} ({job.loaded.kind})"), ("data", asked["path"])]
+    about = [
+        ("generator", f"{asked['generator']} ({job.loaded.kind})"),
+        ("data", printable(asked["path"])),
+    ]
     page = pairs_page(str(asked["generator"]), [*about, *facts], shown)
     write_atomically(out / "pairs.html", lambda beside: beside.write_text(page, encoding="utf-8"))
     print(f"pairs: {out / 'pairs.html'}, {out / 'pairs.png'}")

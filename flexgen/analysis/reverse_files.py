@@ -9,6 +9,7 @@ from flexgen.analysis.foreign_generator import shape_text
 from flexgen.analysis.pairs import show_pairs, sum_up
 from flexgen.analysis.reversal_job import Job, prepare, work
 from flexgen.analysis.workers import Shards
+from flexgen.data.sources import printable
 from flexgen.reversal.chunks import clear
 from flexgen.runs.errors import check_whole
 
@@ -47,7 +48,7 @@ def _describe(asked: dict[str, Any], job: Job) -> None:
         f"{shape_text(tried.shape)}"
     )
     some = f"{len(job.index)} of " if len(job.index) < len(job.reader) else ""
-    print(f"data: {asked['path']} ({some}{len(job.reader)} samples)")
+    print(f"data: {printable(asked['path'])} ({some}{len(job.reader)} samples)")
     notes = [*loaded.notes, *tried.notes, *job.reader.check()]
     low, high = job.range
     span = high - low

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgen.data.image_stores import Pixels, Source
 from flexgen.data.sampler import Purpose, thresholds
+from flexgen.data.sources import Pixels, Source
 from flexgen.data.stream import Split
 
 _BLOCK = 64

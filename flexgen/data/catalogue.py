@@ -18,7 +18,7 @@ from flexgen.data.datasets import (
     Parts,
     Torchvision,
 )
-from flexgen.data.image_stores import Shape
+from flexgen.data.sources import Shape
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Spec:
         splits: official parts and their sizes.
         origin: how to read them.
         num_validation: images cut from the training part for validation; 0 where validation has
-            an official part, None for a tenth.
-        num_test: images cut for testing where there is no official part; None for a tenth.
+            an official part, None for a tenth, of fewer than 1,000 a fifth, at most 100.
+        num_test: images cut for testing where there is no official part; None as for validation.
         files: paths inside `root` that must be there.
         crop: edge of a square cut from the centre before resizing, in pixels.
         licence: terms of use, in a few words.

@@ -7,7 +7,7 @@ origin has it, downloads the set.
 
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flexgen.data.image_stores import Database, Encoded, Files, Pixels, Source
+from flexgen.data.sources import Database, Encoded, Files, Pixels, Source
 
 Parts = dict[str, Source]
 
@@ -188,7 +188,7 @@ class Lsun:
 
 @dataclass(frozen=True)
 class Folder:
-    """All images below a folder.
+    """All images below a folder, and below the folders linked there.
 
     With subfolders `train` and `test` (and `validation`, `valid` or `val`) these are the parts;
     otherwise all is one part. If each image of a part lies in a subfolder, the first subfolders
@@ -227,16 +227,24 @@ class Folder:
 
 def images_in(folder: Path) -> list[PurePosixPath]:
     """Image files below a folder, relative to it, in the same order on every machine."""
-    found = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = PurePosixPath(Path(where).relative_to(folder).as_posix())
-        found += [
-            here / name
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+    return [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def files_in(folder: Path) -> list[PurePosixPath]:
+    """Files below a folder and the folders linked there, relative to it; hidden ones left out."""
+
+    def walk(where: str, here: PurePosixPath, above: tuple[str, ...]) -> Iterator[PurePosixPath]:
+        with os.scandir(where) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    yield here / entry.name
+                # A link to a folder that it lies in would lead round and round.
+                elif (real := os.path.realpath(entry.path)) not in above:
+                    yield from walk(entry.path, here / entry.name, (*above, real))
+
+    return sorted(walk(os.fspath(folder), PurePosixPath(), (os.path.realpath(folder),)))
 
 
 def _unzipped(archive: Path) -> dict[PurePosixPath, bytes]:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from flexgen.data import catalogue
 from flexgen.data.binarised import StaticDraw
-from flexgen.data.image_stores import Shape, Source, decode
+from flexgen.data.datasets import Folder
 from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, check_whole
+from flexgen.data.readers import check_images
 from flexgen.data.sampler import Order, Purpose, stratified, subset
+from flexgen.data.sources import Files, Shape, Source, decode, printable
 from flexgen.data.stream import Chunk, Split, worker_chunks
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,7 @@ class ImageData(DataModule):
                     f"`num_{part}` must be null for {self.name}, which has an official {part} "
                     f"part, got {num}"
                 )
+        self._files = {p: s for p, s in sources.items() if isinstance(s, Files)}
         index = {part: torch.arange(len(source)) for part, source in sources.items()}
         if "all" in sources:
             sources = dict.fromkeys(("train", "test"), sources["all"])
@@ -200,7 +203,7 @@ class ImageData(DataModule):
         """What is left of an order, and the part that `option` cuts from its end."""
         num, default = getattr(self, option), getattr(self.spec, option)
         if num is None:
-            num = len(order) // 10 if default is None else default
+            num = _share(len(order)) if default is None else default
         if num >= len(order):
             raise ValueError(
                 f"`{option}` must be less than the {len(order)} images of {self.name} that it is "
@@ -214,7 +217,19 @@ class ImageData(DataModule):
         if self.dynamic:
             assert isinstance(train, StaticDraw)
             train = train.grey
+        if isinstance(self.spec.origin, Folder):
+            for part, files in self._files.items():
+                for line in check_images(files, self._image_shape) if order.rank == 0 else ():
+                    log.info("%s, %s images: %s", printable(str(self.root)), part, line)
         fits = len(train) * math.prod(self.shape) <= RESIDENT_BYTES
         if fits if self.resident == "auto" else self.resident:
             return super()._chunks(train, device, order, position)
         return worker_chunks(train, order, position, device, self.num_workers)
+
+
+def _share(size: int) -> int:
+    """Images cut from `size` where nobody says how many: a tenth, but of few a fifth, up to 100.
+
+    A tenth of a few dozen is too few to measure anything by.
+    """
+    return max(size // 10, min((size + 2) // 5, 100))

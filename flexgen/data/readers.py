@@ -5,6 +5,7 @@ so that a set larger than memory can be gone through.
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from flexgen.data.array_files import Rows, open_array
-from flexgen.data.datasets import IMAGE_SUFFIXES, images_in
-from flexgen.data.image_stores import Files, decode
+from flexgen.data.datasets import IMAGE_SUFFIXES, files_in, images_in
+from flexgen.data.sources import Files, Shape, decode, printable
 from flexgen.data.stream import Range, scale
 
 _CHUNK = 1024
@@ -73,17 +73,19 @@ class ImageFolder:
                 f"got one whose output has shape {tuple(shape)}; give its data with data=array"
             )
         self.shape, self.range, self.resize = (shape[0], shape[1], shape[2]), range, resize
-        self._names = [str(path) for path in images_in(self.folder)]
-        self.names: list[str] | None = self._names
-        if not self._names:
+        self._paths = [self.folder / path for path in images_in(self.folder)]
+        self.names: list[str] | None = [
+            printable(path.relative_to(self.folder).as_posix()) for path in self._paths
+        ]
+        if not self._paths:
             raise ValueError(
                 f"no images below {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 "set `path` to a folder that holds some"
             )
-        self._files = Files([self.folder / name for name in self._names], None)
+        self._files = Files(self._paths, None)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._paths)
 
     def read(self, index: Tensor) -> Tensor:
         """Images scaled to the range.
@@ -94,70 +96,62 @@ class ImageFolder:
         return scale(decode(self._files, index, self.shape), self.range)
 
     def check(self) -> list[str]:
-        """Read every image's header, which is quick: what is no image is found before the work.
-
-        Raises:
-            ValueError: if a file is no image, or has another size while `resize` is off.
-        """
-        sizes: Counter[tuple[int, int]] = Counter()
-        modes: Counter[str] = Counter()
-        for name in self._names:
-            try:
-                with Image.open(self.folder / name) as image:
-                    sizes[image.size] += 1
-                    modes[image.mode] += 1
-                    size = image.size
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ValueError(
-                    f"cannot read the image {self.folder / name} ({reason}); "
-                    "replace it or remove it"
-                ) from error
-            if not self.resize and size != (self.shape[2], self.shape[1]):
-                raise ValueError(
-                    f"with resize=false every image must be {_size(self.shape[:0:-1])} pixels as "
-                    f"the generator makes them, got {_size(size)} in {self.folder / name}; "
-                    "leave out resize=false to have images resized"
-                )
-        return [*self._resized(sizes), *self._converted(modes), *self._left_out()]
+        """Read every image's header, as :func:`check_images` does."""
+        return [*check_images(self._files, self.shape, self.resize), *self._left_out()]
 
     def stamp(self, index: Tensor) -> str:
         """Digest of the names, sizes and times of change."""
         digest = hashlib.sha256()
-        for i in index.tolist():
-            about = (self.folder / self._names[i]).stat()
-            digest.update(f"{self._names[i]}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        for path in (self._paths[i] for i in index.tolist()):
+            about = path.stat()
+            digest.update(os.fsencode(path.relative_to(self.folder)))
+            digest.update(f"\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
-    def _resized(self, sizes: Counter[tuple[int, int]]) -> list[str]:
-        _, height, width = self.shape
-        other = {size: n for size, n in sizes.items() if size != (width, height)}
-        if not other:
-            return []
-        return [
-            f"resized to {width}×{height} pixels, cut about the centre to that aspect: "
-            f"{sum(other.values())} of {len(self)} images ({_some(map(_size, sorted(other)))})"
-        ]
-
-    def _converted(self, modes: Counter[str]) -> list[str]:
-        wanted, word = ("L", "grey") if self.shape[0] == 1 else ("RGB", "colour")
-        other = {mode: n for mode, n in modes.items() if mode != wanted}
-        if not other:
-            return []
-        many = f"{sum(other.values())} of {len(self)} images"
-        return [f"turned to {word}: {many} ({_some(sorted(other))})"]
-
     def _left_out(self) -> list[str]:
-        known = set(self._names)
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        other = sorted(
-            path.as_posix()
-            for path in found
-            if path.as_posix() not in known and not any(p.startswith(".") for p in path.parts)
-        )
+        other = [p for p in files_in(self.folder) if p.suffix.lower() not in IMAGE_SUFFIXES]
         if not other:
             return []
-        return [f"left out, not named as images: {len(other)} ({_some(other)})"]
+        some = _some(printable(str(path)) for path in other)
+        return [f"left out, not named as images: {len(other)} ({some})"]
+
+
+def check_images(files: Files, shape: Shape, resize: bool = True) -> list[str]:
+    """Read every image's header, which is quick: what is no image is found before the work.
+
+    Args:
+        files: the images.
+        shape: (channels, height, width) that they are brought to.
+        resize: whether images of other sizes are resized, or refused.
+
+    Returns:
+        What a person should know of how they are read, a line each.
+
+    Raises:
+        ValueError: if a file is no image, or has another size while `resize` is off.
+    """
+    channels, height, width = shape
+    headers = [files.header(i) for i in range(len(files))]
+    lines = []
+    if other := [i for i, header in enumerate(headers) if header.size != (width, height)]:
+        if not resize:
+            raise ValueError(
+                f"with resize=false every image must be {_size((width, height))} pixels as the "
+                f"generator makes them, got {_size(headers[other[0]].size)} in "
+                f"{files.name(other[0])}; leave out resize=false to have images resized"
+            )
+        sizes = _some(map(_size, sorted({headers[i].size for i in other})))
+        lines.append(
+            f"resized to {_size((width, height))} pixels, cut about the centre to that aspect: "
+            f"{len(other)} of {len(files)} images ({sizes})"
+        )
+    wanted, word = ("L", "grey") if channels == 1 else ("RGB", "colour")
+    if modes := Counter(header.mode for header in headers if header.mode != wanted):
+        many = f"{modes.total()} of {len(files)} images"
+        lines.append(f"turned to {word}: {many} ({_some(sorted(modes))})")
+    if transparent := sum(header.transparent for header in headers):
+        lines.append(f"transparent, put on white: {transparent} of {len(files)} images")
+    return lines
 
 
 class ArrayFile:

@@ -1,7 +1,9 @@
 """Mistakes told in one line, with the remedy; and a training that was asked to stop."""
 
+import json
 import os
 import re
+import shlex
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,18 @@ def check_whole(name: str, value: Any, least: int) -> int:
 
 
 def _configuration(error: BaseException) -> str:
+    from hydra.errors import OverrideParseException
+
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        if not equals:
+            return f"cannot read `{key}`; write key=value"
+        quoted = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
+        return (
+            f"cannot read `{error.override}` ({text.splitlines()[0]}); quote a value with special "
+            f"characters: {quoted}"
+        )
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, name = found[1].rpartition("/")
         listed = text.partition("Config search path")[0].splitlines()[1:]

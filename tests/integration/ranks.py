@@ -20,7 +20,7 @@ SHARED = (
     *SMALL,
     "trainer=ddp_cpu",
     "report=false",
-    "+callbacks.reversal.options.batch_size=16",
+    "callbacks.reversal.options.batch_size=16",
     "callbacks.reversal.options.progress=false",
 )
 VAE = (

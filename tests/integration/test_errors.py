@@ -70,6 +70,13 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
             ["network.generator._target_=flexgen.networks.Nothing"],
             "flexgen.networks.Nothing",
         ),
+        (
+            "train",
+            ["paths.run_dir=out/lr=1e-3"],
+            "cannot read `paths.run_dir=out/lr=1e-3` (mismatched input '=' expecting <EOF>); quote "
+            "a value with special characters: 'paths.run_dir=\"out/lr=1e-3\"'",
+        ),
+        ("train", ["steps"], "cannot read `steps`; write key=value"),
         ("evaluate", [], "which run? give run=PATH"),
         ("evaluate", ["run=nowhere"], "not a run directory"),
         ("table", ["nowhere"], "nowhere"),
@@ -81,6 +88,12 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     told = message(flexgen, command, *(SMALL if command == "train" else ()), *words)
     assert expected in told
+
+
+def test_a_quoted_value_may_hold_what_the_grammar_uses(flexgen: Run) -> None:
+    flexgen("train", *SMALL, "report=false", "steps=1", 'name="a=b, {c}"')
+    run = Path("run").rename("lr=1e-3")
+    flexgen("sample", f"run={run}", "n=4")
 
 
 @pytest.mark.parametrize(

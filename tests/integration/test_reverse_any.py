@@ -1,5 +1,6 @@
 """`flexgen reverse generator=…` as a user types it, for generators that FlexGen did not train."""
 
+import json
 import os
 import re
 import signal
@@ -53,6 +54,21 @@ def message(flexgen: Run, *words: str) -> str:
     assert told.startswith("flexgen reverse: ")
     assert "\n" not in told
     return told
+
+
+def test_names_that_are_no_utf8_are_kept_and_shown(flexgen: Run, work: Path) -> None:
+    folder = os.fsdecode(b"pictures \xe9")
+    os.rename("images", folder)
+    os.rename(f"{folder}/03.png", os.fsencode(folder) + b"/caf\xe9.png")
+    flexgen(
+        "reverse", "generator=g.pt", "data=folder", f"path={folder}", "latent_dim=4", "out=codes",
+        *QUICK,
+    )  # fmt: skip
+    with safe_open("codes/codes.safetensors", "pt") as file:
+        assert r"caf\xe9.png" in json.loads(file.metadata()["names"])
+    page = Path("codes/pairs.html").read_text(encoding="utf-8")
+    assert r"caf\xe9.png" in page
+    assert r"pictures \xe9" in page
 
 
 def test_a_torchscript_file_and_a_folder(

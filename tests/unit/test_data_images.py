@@ -19,7 +19,7 @@ from torch import Tensor
 
 import flexgen.data
 from flexgen.data import SPECS, ImageData
-from flexgen.data.image_stores import Pixels, decode
+from flexgen.data.sources import Pixels, decode
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("train", "validation", "test")
@@ -396,11 +396,33 @@ def test_a_flat_folder_has_no_labels_and_a_fixed_split(tmp_path: Path) -> None:
     (tmp_path / ".hidden.png").write_text("not an image")
     data = folder(tmp_path)
     found = [levels(data, part).tolist() for part in PARTS]
-    assert [len(part) for part in found] == [25, 2, 3]
+    assert [len(part) for part in found] == [19, 5, 6]
     assert sorted(i for part in found for i in part) == list(range(30))
     assert data.num_classes is None
     assert data.split("train")[1] is None
     assert [levels(folder(tmp_path, seed=4), part).tolist() for part in PARTS] == found
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(3, [2, 0, 1]), (60, [38, 10, 12]), (600, [400, 100, 100])]
+)
+def test_few_images_leave_enough_to_measure_by(tmp_path: Path, n: int, sizes: list[int]) -> None:
+    for i in range(n):
+        (tmp_path / f"{i}.png").touch()
+    data = folder(tmp_path)
+    assert [data.size(part) for part in PARTS] == sizes
+
+
+def test_a_linked_class_folder_counts_and_a_loop_ends(tmp_path: Path) -> None:
+    for name in ("set/a", "elsewhere/b"):
+        for i in range(6):
+            write_png(tmp_path / name / f"{i}.png")
+    (tmp_path / "set" / "b").symlink_to("../elsewhere/b")
+    (tmp_path / "elsewhere" / "b" / "round").symlink_to("../../set")
+    data = folder(tmp_path / "set")
+    assert sum(data.size(part) for part in PARTS) == 12
+    assert data.num_classes == 2
+    assert folder(tmp_path / "elsewhere").num_classes == 1
 
 
 def test_subfolders_are_classes_and_every_split_has_each(tmp_path: Path) -> None:
@@ -450,7 +472,7 @@ def test_only_the_images_asked_for_are_read(
     opened: list[str] = []
     plain = Image.open
     monkeypatch.setattr(
-        "flexgen.data.image_stores.Image.open", lambda path: (opened.append(path), plain(path))[1]
+        "flexgen.data.sources.Image.open", lambda path: (opened.append(path), plain(path))[1]
     )
     data = folder(tmp_path, resident=False)
     data.setup()
@@ -475,6 +497,48 @@ def test_sixteen_bit_images_are_refused_not_clipped(tmp_path: Path) -> None:
         Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match=r"not 8 bits a channel: convert it"):
         folder(tmp_path, num_test=2, num_validation=2).split("train")
+
+
+def test_all_images_are_looked_at_before_the_first_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("train", "test"):
+        for i in range(9):
+            write_png(tmp_path / part / f"{i}.png", level=i, mode="RGB")
+    data = folder(tmp_path, num_validation=2, resident=False)
+    with caplog.at_level("INFO", logger="flexgen"):
+        data.stream()
+    assert caplog.messages == [
+        f"{tmp_path}, {part} images: {line}"
+        for part in ("train", "test")
+        for line in (
+            "resized to 8×8 pixels, cut about the centre to that aspect: 9 of 9 images (12×10)",
+            "turned to grey: 9 of 9 images (RGB)",
+        )
+    ]
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "test" / "9.png")
+    with pytest.raises(ValueError, match=r"cannot read the image .*9.png .*not 8 bits a channel"):
+        folder(tmp_path, num_validation=2, resident=False).stream()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_hides_under_transparent_pixels_is_not_seen(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
+    for i, hidden in enumerate([(0, 0, 0), (255, 0, 255)] * 2):
+        picture = np.full((8, 8, 4), (*hidden, 0), np.uint8)
+        picture[2:6, 2:6] = (200, 200, 200, 255)
+        image = Image.fromarray(picture)
+        if mode == "P":
+            image = Image.fromarray(picture[..., 3] // 255, "L").convert("P")
+            image.putpalette([*hidden, 200, 200, 200])
+            image.info["transparency"] = 0
+        (image if mode == "P" else image.convert(mode)).save(tmp_path / f"{i}.png")
+    x, _ = folder(tmp_path, shape=(channels, 8, 8), num_test=0, num_validation=0).split("train")
+    expected = torch.ones(channels, 8, 8)
+    expected[:, 2:6, 2:6] = 200 / 127.5 - 1
+    torch.testing.assert_close(x, expected.expand_as(x))
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:

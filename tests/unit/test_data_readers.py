@@ -1,5 +1,6 @@
 """Folders of images and arrays in files, read by index and brought to one shape."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,43 @@ def test_a_folder_says_what_it_converts_and_leaves_out(folder: Path) -> None:
     assert "notes.txt" in left_out
     with pytest.raises(ValueError, match=r"resize=false.*got 20×12 in .*colour.jpg"):
         ImageFolder(folder, (1, 6, 5), RANGE, resize=False).check()
+
+
+def test_a_name_that_is_no_utf8_is_read_and_shown(folder: Path) -> None:
+    stamp = ImageFolder(folder, (1, 6, 5), RANGE).stamp(torch.arange(9))
+    named = folder / "deep" / os.fsdecode(b"caf\xe9.png")
+    (folder / "deep" / "8.png").rename(named)
+    named.with_suffix(".txt").touch()
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    assert reader.names is not None
+    assert reader.names[8] == r"deep/caf\xe9.png"
+    torch.testing.assert_close(reader.read(torch.tensor([8])), SCALED[8:])
+    assert reader.stamp(torch.arange(9)) != stamp
+    assert reader.check() == [r"left out, not named as images: 1 (deep/caf\xe9.txt)"]
+    named.write_text("no image")
+    with pytest.raises(ValueError, match=r"cannot read the image .*caf\\xe9.png"):
+        reader.check()
+
+
+def test_a_folder_that_is_linked_is_read_and_left_out_alike(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(PIXELS[0]).save(tmp_path / "elsewhere" / "0.png")
+    (tmp_path / "elsewhere" / "notes.txt").touch()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked" / "round").symlink_to(folder)
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    assert len(reader) == 10
+    assert reader.check() == ["left out, not named as images: 1 (linked/notes.txt)"]
+
+
+def test_transparent_images_are_counted_and_deep_ones_refused(folder: Path) -> None:
+    Image.new("LA", (5, 6)).save(folder / "clear.png")
+    converted, transparent = ImageFolder(folder, (1, 6, 5), RANGE).check()
+    assert converted == "turned to grey: 1 of 10 images (LA)"
+    assert transparent == "transparent, put on white: 1 of 10 images"
+    Image.fromarray(PIXELS[0].astype(np.uint16)).save(folder / "deep" / "9.png")
+    with pytest.raises(ValueError, match=r"deep/9.png \(mode I;16 is not 8 bits a channel"):
+        ImageFolder(folder, (1, 6, 5), RANGE).check()
 
 
 def test_a_file_that_is_no_image_is_named(folder: Path) -> None:

@@ -6,9 +6,10 @@ A source opens one image at a time, so that a few images out of millions cost a 
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,14 @@ class Source(Protocol):
 
     def name(self, i: int) -> str:
         """What a person would call image `i`, such as its path."""
+
+
+class Header(NamedTuple):
+    """What an image file says of itself before its pixels are read."""
+
+    size: tuple[int, int]
+    mode: str
+    transparent: bool
 
 
 class Pixels:
@@ -99,9 +108,19 @@ class Files:
         with Image.open(self.paths[i]) as image:
             return _inverted(image) if self.invert else ImageOps.exif_transpose(image)
 
+    def header(self, i: int) -> Header:
+        """The header of image `i`, which is quick to read.
+
+        Raises:
+            ValueError: if it is no image, or not one of 8 bits; the message names it.
+        """
+        with _naming(self, i), Image.open(self.paths[i]) as image:
+            _check_depth(image)
+            return Header(image.size, image.mode, _is_transparent(image))
+
     def name(self, i: int) -> str:
         """Its path."""
-        return self.paths[i]
+        return printable(self.paths[i])
 
 
 class Encoded:
@@ -187,8 +206,8 @@ def _environment(folder: str) -> Any:
 def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None) -> Tensor:
     """Read some images of a source and bring them to one shape.
 
-    An image is cut to the shape's aspect about its centre, resized with antialiasing, and turned
-    to grey or colour as the shape has 1 or 3 channels.
+    An image is put on white where it is transparent, cut to the shape's aspect about its centre,
+    resized with antialiasing, and turned to grey or colour as the shape has 1 or 3 channels.
 
     Args:
         source: the images.
@@ -206,14 +225,26 @@ def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None)
         return source.pixels[index]
     x = torch.empty((len(index), *shape), dtype=torch.uint8)
     for row, i in enumerate(index.tolist()):
-        try:
+        with _naming(source, i):
             x[row] = _fit(source.open(i), shape, crop)
-        except Exception as error:  # Pillow raises a dozen kinds on broken files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"cannot read the image {source.name(i)} ({reason}); replace it or remove it"
-            ) from error
     return x
+
+
+def printable(path: str) -> str:
+    r"""A path as text: bytes in it that are no UTF-8 are written as `\xe9`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def _naming(source: Source, i: int) -> Iterator[None]:
+    """Have what fails name image `i`."""
+    try:
+        yield
+    except Exception as error:  # Pillow raises a dozen kinds on broken files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"cannot read the image {source.name(i)} ({reason}); replace it or remove it"
+        ) from error
 
 
 def _inverted(image: Image.Image) -> Image.Image:
@@ -222,8 +253,11 @@ def _inverted(image: Image.Image) -> Image.Image:
 
 def _fit(image: Image.Image, shape: Shape, crop: int | None) -> Tensor:
     channels, height, width = shape
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode} is not 8 bits a channel: convert it to 8 bits")
+    _check_depth(image)
+    if _is_transparent(image):
+        # What hides under transparent pixels is not in the picture: editors leave anything there.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
     if crop is not None:
         left, top = (image.width - crop) // 2, (image.height - crop) // 2
@@ -232,3 +266,13 @@ def _fit(image: Image.Image, shape: Shape, crop: int | None) -> Tensor:
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
     # A copy: the array of an image is read-only, which torch warns about.
     return torch.from_numpy(np.array(image)).view(height, width, channels).permute(2, 0, 1)
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuse what converting to 8 bits would clip to white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode} is not 8 bits a channel: convert it to 8 bits")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode.lower() in ("la", "pa", "rgba") or "transparency" in image.info
