@@ -88,7 +88,9 @@ def raw_loop(task: Task, make: Callable[..., torch.optim.Optimizer]) -> Callable
                     fake = generator(torch.randn(batch, task.latent_dim))
                 loss = objective.critic(critic(real), critic(fake))
                 if objective.penalty_weight:
-                    loss = loss + objective.penalty_weight * gradient_penalty(critic, real, fake)
+                    loss = loss + objective.penalty_weight * gradient_penalty(
+                        critic, (real,), (fake,)
+                    )
                 critic_opt.zero_grad()
                 loss.backward()
                 critic_opt.step()

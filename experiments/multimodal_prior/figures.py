@@ -83,7 +83,7 @@ def draw_maps(runs: list[Path], out: Path) -> None:
         maps[prior][seed] = draws(opened, model.prior.current)
         if prior == "constant":
             masked = Masked(model.prior.current)
-            model.attach(masked)
+            model.bind(masked)
             maps["constant, masked\nat generation"][seed] = draws(opened, masked)
     for part, name in enumerate(("codes", "samples")):
 
@@ -151,7 +151,7 @@ def measure_generation(runs: list[Path], out: Path) -> None:
                 ("masked 0.7", Masked(base, 0.7)),
                 ("weighted", Weighted(base)),
             ):
-                opened.model.attach(changed)
+                opened.model.bind(changed)
                 opened.model.prior = Staged([changed])
                 values = quality.run(opened.model, opened.data, run)
                 row = {"generation": kind, "seed": seed}

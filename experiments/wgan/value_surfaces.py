@@ -113,7 +113,7 @@ def train(source: Source, objective: WGAN, steps: int) -> nn.Module:
         real, fake = source.pair(BATCH)
         loss = objective.critic(critic(real), critic(fake))
         if objective.penalty_weight:
-            loss = loss + objective.penalty_weight * gradient_penalty(critic, real, fake)
+            loss = loss + objective.penalty_weight * gradient_penalty(critic, (real,), (fake,))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -111,7 +111,8 @@ class Measurement(contracts.Measurement, Scheduled):
     def attempt(self, model: Any, data: Any, run_dir: Path) -> dict[str, float] | None:
         """:meth:`run`; if it fails, a warning and a line of the run's notes, and None."""
         try:
-            return self.run(model, data, run_dir)
+            with isolated_rng(self.seed):
+                return self.measure(model, data, run_dir)
         except Exception as error:
             name, step = type(self).__name__, model.counters.generator_steps
             why = f"{_first_line(error)} ({_where(error)})"

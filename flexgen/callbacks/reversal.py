@@ -119,34 +119,37 @@ class ReversalScore(Measurement):
             again = reverse_data(generator, prior, own, data.range, **quiet)
         labels = model.in_turn(_DRAWS)
         sigma = self.sigma or _spread(prior, labels)
-        values = self._score(found, sigma)
+        low, high = pag_interval(
+            found.z, sigma=sigma, num_resamples=self.num_resamples, seed=self.seed
+        )
+        kl = GaussianKL(sigma=sigma, **ALONE).to(found.z.device)
+        kl.update(found.z)
+        values = {
+            "pag/unit_low": float(low),
+            "pag/unit_high": float(high),
+            "pag/kl": float(kl.compute()),
+            "pag/kl_mean": float(kl.mean_term()),
+            "reversal/error": float(found.loss.mean()),
+            "reversal/converged": float(found.converged.float().mean()),
+            "own/error": float(again.loss.mean()),
+        }
         values |= _against_draws(in_z, current.draw(_DRAWS, labels))
-        values["own/pag_true"] = _pag(true_codes, sigma)
-        values["own/pag_reversed"] = _pag(again.z, sigma)
-        values["own/error"] = float(again.loss.mean())
+        pags: dict[str, tuple[Tensor, Literal["unit", "literal"]]] = {
+            "pag/unit": (found.z, "unit"),
+            "pag/literal": (found.z, "literal"),
+            "own/pag_true": (true_codes, "unit"),
+            "own/pag_reversed": (again.z, "unit"),
+        }
+        for name, (z, convention) in pags.items():
+            pag = PriorAgreement(sigma=sigma, convention=convention, **ALONE).to(z.device)
+            pag.update(z)
+            values[name] = float(pag.compute())
         step = model.counters.generator_steps
         self._save(codes_path(run_dir, step), found, index, label, sigma)
         if x.ndim == 4:
             path = run_dir / "images" / "reconstructions" / f"step={step:08d}.png"
             rank_zero_only(draw_pairs)(x[:40], found.x_hat[:40], data.range, path)
         return values
-
-    def _score(self, found: Reversal, sigma: float) -> dict[str, float]:
-        kl = GaussianKL(sigma=sigma, **ALONE).to(found.z.device)
-        kl.update(found.z)
-        low, high = pag_interval(
-            found.z, sigma=sigma, num_resamples=self.num_resamples, seed=self.seed
-        )
-        return {
-            "pag/unit": _pag(found.z, sigma),
-            "pag/unit_low": float(low),
-            "pag/unit_high": float(high),
-            "pag/literal": _pag(found.z, sigma, "literal"),
-            "pag/kl": float(kl.compute()),
-            "pag/kl_mean": float(kl.mean_term()),
-            "reversal/error": float(found.loss.mean()),
-            "reversal/converged": float(found.converged.float().mean()),
-        }
 
     @rank_zero_only
     def _save(
@@ -187,9 +190,3 @@ def _spread(prior: Prior, labels: Tensor | None) -> float:
     except NotImplementedError:
         variance = prior.draw(_DRAWS, labels).var(0)
     return float(variance.detach().mean().sqrt())
-
-
-def _pag(z: Tensor, sigma: float, convention: Literal["unit", "literal"] = "unit") -> float:
-    score = PriorAgreement(sigma=sigma, convention=convention, **ALONE).to(z.device)
-    score.update(z)
-    return float(score.compute())

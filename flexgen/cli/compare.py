@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.compose import compose_prior, plain
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
@@ -16,8 +16,8 @@ _ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
 _COMMA = re.compile(r"(?:[^,()\[\]{}]|\([^)]*\)|\[[^]]*\]|\{[^}]*\})+")
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("compare", argv, _compare, on_run=True, verbatim={"priors": "", "out": ""})
+def command(argv: list[str]) -> Command:
+    return Command("compare", argv, _compare, on_run=True, verbatim={"priors": "", "out": ""})
 
 
 def _compare(cfg: DictConfig) -> None:

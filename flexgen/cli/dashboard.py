@@ -4,12 +4,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.imports import importing
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("dashboard", argv, _dashboard, groups=False)
+def command(argv: list[str]) -> Command:
+    return Command("dashboard", argv, _dashboard, groups=False)
 
 
 def _dashboard(cfg: DictConfig) -> None:

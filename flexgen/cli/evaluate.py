@@ -2,14 +2,14 @@
 
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.compose import plain
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.imports import importing
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("evaluate", argv, _evaluate, on_run=True)
+def command(argv: list[str]) -> Command:
+    return Command("evaluate", argv, _evaluate, on_run=True)
 
 
 def _evaluate(cfg: DictConfig) -> None:

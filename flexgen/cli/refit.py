@@ -5,15 +5,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.cli.train import show
 from flexgen.runs.compose import plain, task_overrides
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("refit", argv, _refit, on_run=True)
+def command(argv: list[str]) -> Command:
+    return Command("refit", argv, _refit, on_run=True)
 
 
 def _refit(cfg: DictConfig) -> None:

@@ -2,11 +2,11 @@
 
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("report", argv, _report, on_folders=True, groups=False)
+def command(argv: list[str]) -> Command:
+    return Command("report", argv, _report, on_folders=True, groups=False)
 
 
 def _report(cfg: DictConfig) -> None:

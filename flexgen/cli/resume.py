@@ -2,14 +2,14 @@
 
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.cli.train import show
 from flexgen.runs.compose import plain
 from flexgen.runs.imports import importing
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("resume", argv, _resume, on_run=True)
+def command(argv: list[str]) -> Command:
+    return Command("resume", argv, _resume, on_run=True)
 
 
 def _resume(cfg: DictConfig) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.hydra_app import explain, run_hydra
+from flexgen.cli.app import Command, explain
 from flexgen.runs.compose import plain
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
@@ -15,24 +15,24 @@ _TYPED = {
 }  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-    """Dispatch by `run=` and `generator=`, of which there must be one."""
+def command(argv: list[str]) -> Command | None:
+    """Dispatch by `run=` and `generator=`, of which there must be one; None: help was asked for."""
     keys = {word.partition("=")[0] for word in argv}
     if "-sc" in argv or ("run" in keys and "generator" not in keys):
-        run_hydra("reverse", argv, _reverse, on_run=True)
-    elif {"--help", "-h"} & keys:
+        return Command("reverse", argv, _reverse, on_run=True)
+    if {"--help", "-h"} & keys:
         print(_help(), end="")
-    elif "run" in keys:
+        return None
+    if "run" in keys:
         raise ValueError(
             "give run= for a FlexGen run's own data, or generator= for other data, not both"
         )
-    elif "generator" not in keys:
+    if "generator" not in keys:
         raise ValueError(
             "which generator? give run=PATH of a FlexGen run, or generator=FILE data=folder "
             "path=IMAGES; `flexgen reverse --help` explains both"
         )
-    else:
-        run_hydra("reverse_generator", argv, _find_codes, verbatim=_TYPED)
+    return Command("reverse_generator", argv, _find_codes, verbatim=_TYPED)
 
 
 def _reverse(cfg: DictConfig) -> None:

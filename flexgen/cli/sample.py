@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.compose import plain, task_overrides
 from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
@@ -16,8 +16,8 @@ _LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1, "sample_s
 _LONGEST_NAME = 200  # bytes; file systems end at 255, and a name is written with more around it
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("sample", argv, _sample, on_run=True)
+def command(argv: list[str]) -> Command:
+    return Command("sample", argv, _sample, on_run=True)
 
 
 def _sample(cfg: DictConfig) -> None:

@@ -8,14 +8,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.compose import task_overrides
 from flexgen.runs.search import Search, parse_override
 
 _OWN = ("trials", "metric", "last", "direction", "search_seed")
 
 
-def main(argv: list[str]) -> None:
+def command(argv: list[str]) -> Command:
     if {"-m", "--multirun"} & set(argv):
         raise ValueError("a search is no sweep; leave out -m, and choices are searched")
     space, rest = {}, []
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         else:
             rest.append(word)
     # Last, for an experiment may be a grid by itself.
-    run_hydra("search", [*rest, "hydra.mode=RUN"], partial(_search, space=space))
+    return Command("search", [*rest, "hydra.mode=RUN"], partial(_search, space=space))
 
 
 def _search(cfg: DictConfig, space: dict[str, Override]) -> None:

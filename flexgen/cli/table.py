@@ -4,15 +4,15 @@ import sys
 
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.errors import check_whole
 
 _FLAGS = {"--metrics", "--last", "--comparison", "--out"}  # as of version 0.1
 
 
-def main(argv: list[str]) -> None:
+def command(argv: list[str]) -> Command:
     words = _from_flags(argv)
-    run_hydra("table", words, _table, on_folders=True, groups=False, verbatim={"out": None})
+    return Command("table", words, _table, on_folders=True, groups=False, verbatim={"out": None})
 
 
 def _table(cfg: DictConfig) -> None:

@@ -6,17 +6,17 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flexgen.cli.hydra_app import run_hydra
+from flexgen.cli.app import Command
 from flexgen.runs.cells import train_cell
 from flexgen.runs.compose import is_sweep, plain, task_overrides
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.imports import importing
 
-__all__ = ["main", "show"]
+__all__ = ["command", "show"]
 
 
-def main(argv: list[str]) -> None:
-    run_hydra("train", argv, _train)
+def command(argv: list[str]) -> Command:
+    return Command("train", argv, _train)
 
 
 def _train(cfg: DictConfig) -> None:

@@ -75,8 +75,29 @@ def train(
         name_wandb(config, command, saved)
         return resume(config if saved == config else load_config(run_dir))
     name_wandb(config, command)
-    words = list(noted if overrides is None else overrides)
-    return _finish(_start(config, command, words, parent))
+    _check(config)
+    if rank() > 0:
+        run = Run(config).build()
+        _fit(run, parent)
+        return _finish(run)
+    _refuse_second(run_dir)
+    run = Run(config).build()
+    with alone(run_dir):
+        _refuse_second(run_dir)
+        words = list(noted if overrides is None else overrides)
+        write_provenance(run_dir, command, words, config["seed"], parent)
+        if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
+            shutil.copy(history, run_dir / "metrics.csv")
+        # Last: killed before it, this is no run yet, and the same command starts it.
+        write_config(run_dir, config)
+        try:
+            _fit(run, parent)
+        except Exception:
+            if not run.model.counters.batches:  # refused before its first step: no run either
+                for name in ("config.yaml", "metrics.csv", "provenance.json"):
+                    (run_dir / name).unlink(missing_ok=True)
+            raise
+    return _finish(run)
 
 
 def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
@@ -110,33 +131,6 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         return _finish(run)
 
 
-def _start(config: dict[str, Any], command: str, overrides: list[str], parent: Path | None) -> Run:
-    """Train a run that was not there before."""
-    run_dir = Path(config["paths"]["run_dir"])
-    _check(config)
-    if rank() > 0:
-        run = Run(config).build()
-        _fit(run, parent)
-        return run
-    _refuse_second(run_dir)
-    run = Run(config).build()
-    with alone(run_dir):
-        _refuse_second(run_dir)
-        write_provenance(run_dir, command, overrides, config["seed"], parent)
-        if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
-            shutil.copy(history, run_dir / "metrics.csv")
-        # Last: killed before it, this is no run yet, and the same command starts it.
-        write_config(run_dir, config)
-        try:
-            _fit(run, parent)
-        except Exception:
-            if not run.model.counters.batches:  # refused before its first step: no run either
-                for name in ("config.yaml", "metrics.csv", "provenance.json"):
-                    (run_dir / name).unlink(missing_ok=True)
-            raise
-    return run
-
-
 def _refuse_second(run_dir: Path) -> None:
     if (run_dir / "config.yaml").exists():
         raise FileExistsError(
@@ -152,7 +146,7 @@ def _finish(run: Run) -> Run:
     if config.get("control") and before:
         control = _control(config, run_dir)
         if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
-            _start(control, "control", [], before[0])
+            train(control, command="control", overrides=[], parent=before[0])
         elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
             with _at_work(control_dir):
                 started = find_checkpoints(control_dir)

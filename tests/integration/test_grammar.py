@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flexgen.cli import hydra_app, main
+from flexgen.cli import explain, main
 from tests.integration.test_sweeps import TINY
 
 Run = Callable[..., Path]
@@ -133,7 +133,7 @@ def test_help_lists_the_keys_that_the_yaml_has(
     main([command, "--help"])
     told = capsys.readouterr().out
     assert told.startswith(f"flexgen {command}")
-    assert hydra_app.explain(command) in told
+    assert explain(command) in told
     assert "Hydra" not in told
 
 

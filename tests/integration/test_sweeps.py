@@ -148,7 +148,7 @@ def test_a_worker_that_was_killed_is_told_with_the_cells_it_left(
         Cell.claim(Path("sweep"), 0, ["seed=0"], entry).write("finished")
         raise RuntimeError("a worker was killed")
 
-    monkeypatch.setattr("flexgen.cli.hydra_app.run_cell", killed)
+    monkeypatch.setattr("flexgen.runs.cells.run_cell", killed)
     with pytest.raises(
         SystemExit,
         match=r"a worker was killed; cells begun and not finished: 1; to go on: the same command "

@@ -1,0 +1,286 @@
+"""The command line: `flexgen COMMAND …`, each a Hydra application.
+
+Nothing heavy is imported before a command needs it, so that `flexgen --help` answers at once.
+"""
+
+import os
+import signal
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flexgen._conf import conf_dir
+
+__all__ = ["COMMANDS", "Command", "explain", "main", "run_hydra", "usage"]
+
+COMMANDS = {
+    "train": "train a model, measure it, refit its prior on a schedule, write a report",
+    "search": "the best settings of a run, by Optuna; each trial is a run",
+    "resume": "go on with a stopped run where it stopped, in the same directory",
+    "evaluate": "measure a trained run again",
+    "reverse": "map data back to codes under a trained generator, a run's or any other",
+    "refit": "learn the data-induced prior of a trained run and go on training from it",
+    "sample": "draw samples from a trained run",
+    "compare": "one trained generator under several priors, side by side",
+    "table": "mean ± std over seeds of the runs below one or more folders",
+    "report": "one self-contained HTML page for a run",
+    "dashboard": "a W&B workspace of PAG, EMD and NLL, averaged over seeds",
+}
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+    return (
+        "usage: flexgen COMMAND [key=value …] [-m]\n\n"
+        f"{lines}\n\n"
+        "flexgen COMMAND --help lists the keys of a command; -m runs a grid over a=1,2 b=3,4.\n"
+        'eval "$(flexgen -sc install=bash)" turns on tab completion; fish and zsh as well.\n'
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; on a mistake print one line that names the remedy and exit non-zero."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(usage(), end="")
+        return
+    if command == "--version":
+        from flexgen._version import __version__
+
+        print(f"flexgen {__version__}")
+        return
+    from flexgen.runs.trust import own_code
+
+    if own_code(command, rest):
+        sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
+
+    try:
+        if command == "-sc":
+            _complete(rest)
+            return
+        if command not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(command, COMMANDS, 1) or ["--help"]
+            raise ValueError(f"no command {command!r}; did you mean `flexgen {near[0]}`?")
+        asked: Command | None = import_module(f"flexgen.cli.{command}").command(rest)
+        if asked is not None:
+            run_hydra(asked)
+    except KeyboardInterrupt:
+        sys.exit(f"flexgen {command}: interrupted")
+    except BrokenPipeError:
+        # The reader of a pipe, `head` say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("FLEXGEN_DEBUG"):
+            traceback.print_exc()
+        from flexgen.runs.errors import MeasurementFailed, error_line
+
+        told = f"flexgen {command}: {error_line(error)}"
+        if isinstance(error, MeasurementFailed):
+            print(told, file=sys.stderr)
+            sys.exit(3)
+        sys.exit(told)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does; the `command(argv)` of its module says so, or None if nothing is left.
+
+    Args:
+        root: the name of its root YAML.
+        argv: Hydra's overrides and flags.
+        run: what to do with the configuration, a DictConfig; with `-m` it is called for each cell.
+        on_run: whether it works on a run: then `run=PATH` is taken from `argv` and the
+            configuration starts from the one which that run saved.
+        on_folders: whether it works on the folders in `argv`, `PATH …` or `runs=[PATH,…]`, which
+            become the list `runs`.
+        groups: whether it takes groups of the YAML, such as `prior=normal`; `--help` then lists
+            them.
+        verbatim: keys that Hydra must not read, for they are paths or share a group's name, with
+            their defaults; taken from `argv` as they were typed.
+    """
+
+    root: str
+    argv: list[str]
+    run: Callable[[Any], Any]
+    on_run: bool = False
+    on_folders: bool = False
+    groups: bool = True
+    verbatim: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_hydra(command: Command) -> None:
+    """Compose the configuration of a command and run it.
+
+    Raises:
+        Exception: whatever it raises; with `-m`, after the other cells have run.
+        SystemExit: with status 130, if a training was asked to stop.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
+    from flexgen.runs.compose import is_sweep
+    from flexgen.runs.errors import TrainingStopped
+
+    root, argv = command.root, command.argv
+    if {"--help", "-h"} & set(argv):
+        print(explain(root))
+        if not command.groups:
+            return
+    if command.on_run:
+        argv = _take_run(root, argv)
+    taken, argv = _take(argv, dict(command.verbatim))
+    if command.on_folders:
+        taken["runs"], argv = _take_folders(root, argv)
+    ConfigStore.instance().store(name="typed", node=OmegaConf.create(taken), package="_global_")
+    # Hydra would print its own version of an error and exit; FlexGen tells it in one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    typed = sys.argv
+    # Completion is installed for the program, not for one of its commands.
+    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {root}", *argv]
+
+    failed: list[Exception] = []
+    entry = uuid.uuid4().hex
+
+    # A launcher may call it in another process: what becomes of a cell is kept in files.
+    def cell(cfg: Any) -> None:
+        sys.argv = typed  # what further processes of the trainer are started by
+        try:
+            if is_sweep():
+                run_cell(command.run, cfg, entry)
+            else:
+                command.run(cfg)
+        except TrainingStopped as stopped:
+            _exit_stopped(stopped)
+        except Exception as error:
+            if is_sweep():
+                raise
+            failed.append(error)  # Hydra would print more
+
+    # hydra.main names the job after the module of its function.
+    cell.__module__ = "__main__"
+    SweepFolder.known = None
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(cell)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if "sweep type : INTERVAL" in str(error):
+            raise ValueError(
+                "an interval has no grid; `flexgen search` draws from it, a sweep takes a=1,2 or "
+                "range(…)"
+            ) from error
+        raise
+    except Exception as error:
+        if SweepFolder.known is None:
+            raise
+        raise sweep_stopped(SweepFolder.known, entry, error) from error
+    if failed:
+        raise failed[0]
+    if SweepFolder.known:
+        raise_failures(SweepFolder.known, entry)
+
+
+def _complete(rest: list[str]) -> None:
+    """Hydra's shell completion: it knows one command, so ours is taken out of the line first."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    query = bool(rest) and rest[0].startswith("query")
+    if query and len(words) <= 2:
+        print("\n".join(name for name in COMMANDS if name.startswith(words[-1])))
+        return
+    if query:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    command = words[1] if query else "train"
+    on_run = command not in ("train", "table", "report", "dashboard")
+    run_hydra(Command(command, ["-sc", *rest], lambda cfg: None, on_run=on_run))
+
+
+def explain(command: str) -> str:
+    """What a command does and its own keys, as the comments of its root YAML say."""
+    first, _, rest = (conf_dir() / f"{command}.yaml").read_text().partition("\n")
+    keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
+    return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
+
+
+def _exit_stopped(stopped: Any) -> None:
+    print(stopped, file=sys.stderr)
+    # Now that all is saved, give SIGUSR2 to submitit, which queues the job again.
+    if stopped.signal == signal.SIGUSR2 and callable(handler := signal.getsignal(signal.SIGUSR2)):
+        handler(signal.SIGUSR2, None)
+    sys.exit(130)
+
+
+def _take_run(command: str, argv: list[str]) -> list[str]:
+    """Take `run=`, `checkpoint=` and `trust=` out of `argv`: in a path Hydra takes `=` amiss."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from flexgen.runs.saved_config import load_config
+
+    paths, rest = _take(argv, {"run": "", "checkpoint": "", "trust": "false"})
+    if paths["trust"] not in ("true", "false"):
+        raise ValueError(f"`trust` must be true or false, got {paths['trust']!r}")
+    saved: dict[str, Any] = {}
+    if paths["run"]:
+        run_dir = Path(paths["run"]).resolve()
+        # Tab completion builds nothing, and waits for no import.
+        trust = paths["trust"] == "true" or "-sc" in argv
+        saved = load_config(run_dir, trust) | {"run": str(run_dir)}
+    elif not any(word.startswith("-") for word in argv):
+        raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
+    saved["checkpoint"] = paths["checkpoint"] or None
+    ConfigStore.instance().store(name="saved", node=OmegaConf.create(saved), package="_global_")
+    return rest
+
+
+def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Take `runs=` and what is no key out of `argv`: the folders, and the other words.
+
+    A word with `=` in it is a folder if it is there, or if what stands before the `=` could be no
+    key; a key of the command's is none unless there is a `/` in it.
+    """
+    from omegaconf import OmegaConf
+
+    keys = OmegaConf.load(conf_dir() / f"{command}.yaml").keys()
+    folders: list[str] = []
+    rest = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        name = key.lstrip("+~")
+        if key == "runs" and equals:
+            listed = value.startswith("[") and value.endswith("]")
+            folders += [part.strip() for part in value[1:-1].split(",")] if listed else [value]
+        elif word in ("-m", "--multirun"):
+            raise ValueError(f"`flexgen {command}` makes no grid; leave out {word}")
+        elif "/" in word and Path(word).exists():
+            folders.append(word)
+        elif word.startswith("-") or name in keys or name.startswith("hydra"):
+            rest.append(word)
+        elif not equals or Path(word).exists() or not name.replace(".", "_").isidentifier():
+            folders.append(word)
+        else:
+            rest.append(word)
+    if not folders and all(word.partition("=")[0] in keys for word in rest):
+        raise ValueError(f"which runs? give a folder, as in `flexgen {command} multirun/…`")
+    return folders, rest
+
+
+def _take(argv: list[str], names: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values of some keys as typed, else their defaults; and what else was typed."""
+    found, rest = dict(names), []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if key in found and equals:
+            found[key] = value
+        else:
+            rest.append(word)
+    return found, rest
