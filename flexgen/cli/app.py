@@ -6,13 +6,11 @@ Nothing heavy is imported before a command needs it, so that `flexgen --help` an
 import os
 import signal
 import sys
-import traceback
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from flexgen._conf import conf_dir
 
@@ -79,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:
         if os.environ.get("FLEXGEN_DEBUG"):
+            import traceback
+
             traceback.print_exc()
         from flexgen.runs.errors import MeasurementFailed, error_line
 
@@ -89,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(told)
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """What a command does; the `command(argv)` of its module says so, or None if nothing is left.
 
     Args:
@@ -113,7 +112,7 @@ class Command:
     on_run: bool = False
     on_folders: bool = False
     groups: bool = True
-    verbatim: Mapping[str, Any] = field(default_factory=dict)
+    verbatim: Mapping[str, Any] = MappingProxyType({})
 
 
 def run_hydra(command: Command) -> None:
@@ -123,6 +122,8 @@ def run_hydra(command: Command) -> None:
         Exception: whatever it raises; with `-m`, after the other cells have run.
         SystemExit: with status 130, if a training was asked to stop.
     """
+    import uuid
+
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
