@@ -93,10 +93,11 @@ def test_measurements_are_those_of_one_process(
 
 def test_reversal_is_shared_and_one_process_fits(folder: Path) -> None:
     zero, one = notes(folder, "gan")
-    # Batches of 16: 100 training and 64 held-out data for the refit; 64 for the score, as many
-    # again in the space above the new prior, and 64 samples.
-    assert zero["reversed"] == [52, 32, 32, 32, 32]
-    assert one["reversed"] == [48, 32, 32, 32, 32]
+    # Refit and score each rehearse by two images. Then in batches of 16: 100 training and 64
+    # held-out data for the refit; 64 for the score, as many again in the space above the new prior,
+    # and 64 samples.
+    assert zero["reversed"] == [2, 2, 52, 32, 32, 32, 32]
+    assert one["reversed"] == [2, 2, 48, 32, 32, 32, 32]
     assert zero["fits"] == 1
     assert "fits" not in one
     assert json.loads((folder / "gan" / "metrics.json").read_text())["values"]["prior/stage"] == 1
