@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flexgen.report.catalogue import number
 from flexgen.untrusted import lies_in
 
 COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
@@ -48,6 +49,34 @@ class Value:
     spread: float
     count: int
     step: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Args:
+        value: the metric's value.
+        low: lower end of its interval, None where no interval was logged.
+        high: upper end of its interval.
+        step: the generator step at which it was measured.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    step: int
+
+    def __str__(self) -> str:
+        """The value, on a second line its interval."""
+        return f"{number(self.value)}\n{self.interval}".rstrip()
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets, empty where none is known."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
 
 
 @dataclass(frozen=True)

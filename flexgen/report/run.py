@@ -8,8 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flexgen.report.curves import (
     Curve,
+    Point,
     RunError,
     Value,
     printable,
@@ -158,6 +161,15 @@ class Run:
         if metric in self.final:
             return Value(self.final[metric], float("nan"), 1, self.step)
         return None
+
+    def point(self, metric: str) -> Point | None:
+        """The metric at the end of the run with its interval, None where it was never logged."""
+        value = self.value(metric)
+        if value is None:
+            return None
+        ends = (self.final.get(f"{metric}_{end}", float("nan")) for end in ("low", "high"))
+        low, high = (end if np.isfinite(end) else None for end in ends)
+        return Point(value.mean, low, high, value.step)
 
 
 def find_runs(path: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexgen.files import write_atomically
-from flexgen.report.catalogue import PALETTE, describe, mean_and_std
+from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
 from flexgen.report.curves import mean_std
 
 
@@ -212,7 +212,7 @@ class Table:
         cell = row.cells[metric]
         if not cell.count:
             return "–"
-        text = " ± ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+        text = plus_minus(cell.mean, cell.std)
         if not np.isnan(cell.spread):
             text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
         return text if cell.count == len(row.seeds) else f"{text} (n={cell.count})"
@@ -266,7 +266,7 @@ def _latex_cell(cell: Cell) -> str:
         return "--"
     if not np.isfinite(cell.mean):
         return str(cell.mean)
-    text = r" \pm ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+    text = plus_minus(cell.mean, cell.std).replace("±", r"\pm")
     return "$" + re.sub(r"e([+-])0*(\d+)", _power, text) + "$"
 
 

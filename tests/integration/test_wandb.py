@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import yaml
 
-from flexgen.report.sections import CODES, SAMPLES
+from flexgen.report.gallery import CODES, SAMPLES
 from flexgen.runs.dashboard import build_workspace
 from flexgen.runs.wandb_run import name_wandb
 from flexgen.training.csv_logger import read_metrics
