@@ -16,8 +16,8 @@ from flexgen.report.curves import (
     RunError,
     Value,
     printable,
+    read_curves,
     read_json,
-    read_metrics_csv,
     read_metrics_json,
     read_text,
 )
@@ -74,7 +74,7 @@ class Run:
         for name, kind in (("overrides", list), ("parent", dict)):
             if not isinstance(provenance.get(name) or kind(), kind):
                 raise RunError(path, f"provenance.json is corrupt: `{name}` is no {kind.__name__}")
-        curves, counters = read_metrics_csv(path / "metrics.csv", notes)
+        curves, counters = read_curves(path / "metrics.csv", notes)
         final = {name: float(curve.values[-1]) for name, curve in curves.items()}
         if (path / "metrics.json").is_file():
             saved_counters, saved = read_metrics_json(path / "metrics.json")

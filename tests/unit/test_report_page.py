@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from report_runs import write_metrics, write_png, write_refit_run, write_run
 
+from flexgen.metrics_table import COUNTERS
 from flexgen.report import Run, RunError, write_report, write_reports
 from flexgen.report.chart import Chart, Line, ticks
-from flexgen.report.curves import COUNTERS, Curve
+from flexgen.report.curves import Curve
 from flexgen.report.pairs import Pair, pairs_page
 from flexgen.report.templating import render
 
