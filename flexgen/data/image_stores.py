@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from flexgen.checks import first_line
+
 Shape = tuple[int, int, int]
 
 
@@ -209,9 +211,9 @@ def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None)
         try:
             x[row] = _fit(source.open(i), shape, crop)
         except Exception as error:  # Pillow raises a dozen kinds on broken files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"cannot read the image {source.name(i)} ({reason}); replace it or remove it"
+                f"cannot read the image {source.name(i)} ({first_line(error)}); replace it or "
+                "remove it"
             ) from error
     return x
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flexgen.checks import first_line
 from flexgen.data.array_files import Rows, open_array
 from flexgen.data.datasets import IMAGE_SUFFIXES, images_in
 from flexgen.data.image_stores import Files, decode
@@ -108,9 +109,8 @@ class ImageFolder:
                     modes[image.mode] += 1
                     size = image.size
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ValueError(
-                    f"cannot read the image {self.folder / name} ({reason}); "
+                    f"cannot read the image {self.folder / name} ({first_line(error)}); "
                     "replace it or remove it"
                 ) from error
             if not self.resize and size != (self.shape[2], self.shape[1]):
