@@ -17,22 +17,15 @@ def draw_images(
     x: Tensor, value_range: tuple[float, float], path: Path, *, columns: int | None = None
 ) -> None:
     """Draw images `(n, channels, height, width)` as a grid, small ones enlarged."""
+    from torchvision.utils import make_grid
+
     low, high = value_range
     x = ((x.detach().cpu().float() - low) / (high - low)).clamp(0, 1)
-    n, channels, height, width = x.shape
-    if channels == 1:
-        x = x.expand(n, 3, height, width)
+    n, _, height, width = x.shape
     columns = columns or max(1, round((n * height / width) ** 0.5))
-    rows = -(-n // columns)
     zoom = max(1, 40 // height)
     x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    height, width = height * zoom, width * zoom
-    gap = 2
-    grid = torch.ones(3, rows * (height + gap) + gap, columns * (width + gap) + gap)
-    for i, image in enumerate(x):
-        top = i // columns * (height + gap) + gap
-        left = i % columns * (width + gap) + gap
-        grid[:, top : top + height, left : left + width] = image
+    grid = make_grid(x, nrow=columns, pad_value=1.0)
     pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     def write(beside: Path) -> None:

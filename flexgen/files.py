@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
+from flexgen.checks import first_line
+
 __all__ = ["in_turn", "locked", "try_lock", "write_atomically"]
 
 
@@ -49,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         beside.unlink(missing_ok=True)
         # A full disk is a RuntimeError of torch's zip writer, and safetensors has one of its own.
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+            reason = first_line(error)
             raise OSError(
                 f"could not write {path}: {reason}; free some disk space or choose another folder"
             ) from error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 
@@ -59,10 +60,7 @@ class Gaussian(_Decoded):
 
     def __init__(self, decoder: nn.Module, scale: float = 1.0, learn_scale: bool = True) -> None:
         super().__init__(decoder)
-        if not 0 < scale < math.inf:
-            raise ValueError(
-                f"`scale` must be above 0 and finite, got {scale}; set `likelihood.scale=1`"
-            )
+        check_positive("scale", scale, "set `likelihood.scale=1`")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> GaussianPixels:
@@ -104,12 +102,8 @@ class DiscretisedLogistic(_Decoded):
         low, high = (float(end) for end in range)
         if not low < high:
             raise ValueError(f"`range` must rise, got {(low, high)}; set `data.range=[-1,1]`")
-        if levels < 2:
-            raise ValueError(f"`levels` must be at least 2, got {levels}; 256 are usual")
-        if not 0 < scale < math.inf:
-            raise ValueError(
-                f"`scale` must be above 0 and finite, got {scale}; set `likelihood.scale=0.1`"
-            )
+        check_integer("levels", levels, 2, "256 are usual")
+        check_positive("scale", scale, "set `likelihood.scale=0.1`")
         self.low, self.high, self.data_range = low, high, (low, high)
         self.levels = levels
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from flexgen.checks import check_not_negative, check_positive
 from flexgen.contracts import Critic, Objective
 
 __all__ = [
@@ -43,12 +44,9 @@ class _Penalised(Objective):
     """
 
     def __init__(self, *, penalty_weight: float = 0.0) -> None:
-        if not penalty_weight >= 0:
-            raise ValueError(
-                f"`penalty_weight` must be at least 0, got {penalty_weight}; "
-                "0 turns the gradient penalty off"
-            )
-        self.penalty_weight = float(penalty_weight)
+        self.penalty_weight = check_not_negative(
+            "penalty_weight", penalty_weight, "0 turns the gradient penalty off"
+        )
 
 
 class GAN(_Penalised):
@@ -111,8 +109,8 @@ class WGAN(_Penalised):
 
     def __init__(self, *, clip: float | None = 0.01) -> None:
         super().__init__()
-        if clip is not None and not clip > 0:
-            raise ValueError(f"`clip` must be above 0, got {clip}; `null` turns clipping off")
+        if clip is not None:
+            check_positive("clip", clip, "`null` turns clipping off")
         self.clip = clip
 
     def critic(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgen.checks import first_line
+
 
 class Rows(Protocol):
     """An array `(n, …)` of which rows are read when asked for."""
@@ -167,8 +169,7 @@ def _tensor(rows: Any) -> Tensor:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"cannot read {path} ({reason[:160]}); it is cut short, damaged or no array: "
+        f"cannot read {path} ({first_line(error)}); it is cut short, damaged or no array: "
         "save it again as an array of numbers"
     )

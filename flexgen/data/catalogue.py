@@ -7,6 +7,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexgen.checks import first_line
 from flexgen.data.binarised import Larochelle
 from flexgen.data.datasets import (
     Digits,
@@ -234,8 +235,8 @@ def fetch(name: str, root: Path) -> None:
         origin.fetch(root)
     except Exception as error:  # torchvision and the network raise many kinds
         raise ConnectionError(
-            f"could not download {name} into {root} ({_line(error)}); check the network and the "
-            "space left, or bring the files there by hand"
+            f"could not download {name} into {root} ({first_line(error)}); check the network "
+            "and the space left, or bring the files there by hand"
         ) from error
 
 
@@ -276,10 +277,6 @@ def _remedy(name: str, root: Path) -> str:
 def _corrupt(name: str, root: Path, error: Exception) -> ValueError:
     again = ", `data.download=true`" if hasattr(SPECS[name].origin, "fetch") else ""
     return ValueError(
-        f"the files of {name} under {root} are cut short or corrupt ({_line(error)}); delete them "
-        f"and fetch them again{again}"
+        f"the files of {name} under {root} are cut short or corrupt ({first_line(error)}); delete "
+        f"them and fetch them again{again}"
     )
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

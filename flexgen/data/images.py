@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer, check_one_of
 from flexgen.data import catalogue
 from flexgen.data.binarised import StaticDraw
 from flexgen.data.datasets import Folder
-from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule, check_whole
+from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule
 from flexgen.data.readers import check_images
 from flexgen.data.sampler import Order, Purpose, stratified, subset
 from flexgen.data.sources import Files, Shape, Source, decode, printable
@@ -107,9 +108,8 @@ class ImageData(DataModule):
             )
         if range is None:
             raise ValueError("`range` must be a pair for images, got None; set `data.range=[-1,1]`")
-        if resident not in (True, False, "auto"):
-            raise ValueError(f"`resident` must be auto, true or false, got {resident!r}")
-        check_whole("num_workers", num_workers, 0)
+        check_one_of("resident", resident, ("auto", True, False))
+        check_integer("num_workers", num_workers, 0, "set `data.num_workers`")
         if download and not hasattr(self.spec.origin, "fetch"):
             raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
         self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
@@ -123,7 +123,7 @@ class ImageData(DataModule):
         self.flip, self.resident, self.num_workers = flip, resident, num_workers
         for option in ("num_validation", "num_test"):
             if getattr(self, option) is not None:
-                check_whole(option, getattr(self, option), 0)
+                check_integer(option, getattr(self, option), 0, f"set `data.{option}`")
 
     def _binarised(self, binarise: str, shape: tuple[int, ...], range: Sequence[float]) -> str:
         """Name of the binarised data; turns to the entry of a published draw that is there."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from flexgen.checks import check_integer, check_one_of
 from flexgen.contracts import StreamSource
 from flexgen.data.sampler import Order, Purpose, subset
 from flexgen.data.stream import Chunk, Range, Split, Stream, resident_chunks, scale
@@ -69,8 +70,8 @@ class DataModule(LightningDataModule, StreamSource):
         seed: int,
     ) -> None:
         super().__init__()
-        check_whole("batch_size", batch_size, 1)
-        check_whole("seed", seed, 0)
+        check_integer("batch_size", batch_size, 1, "set `data.batch_size`")
+        check_integer("seed", seed, 0, "set `data.seed`")
         self.name: str = name
         self.shape = tuple(shape)
         self.range = None if range is None else _bounds(range)
@@ -107,8 +108,7 @@ class DataModule(LightningDataModule, StreamSource):
         self._splits = splits
 
     def _split(self, name: str) -> Split:
-        if name not in SPLITS:
-            raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}")
+        check_one_of("name", name, SPLITS)
         if self._splits is None:
             self.prepare_data()
             self.setup()
@@ -175,7 +175,7 @@ class DataModule(LightningDataModule, StreamSource):
             rank: this process.
             world_size: number of processes, each of which takes its own batches.
         """
-        check_whole("position", position, 0)
+        check_integer("position", position, 0)
         train, device = self._split("train"), torch.device(device)
         order = Order(len(train), self.batch_size, self.seed, rank, world_size)
         chunks = self._chunks(train, device, order, position)
@@ -226,14 +226,6 @@ class DataModule(LightningDataModule, StreamSource):
                 trainer.global_rank,
                 trainer.world_size,
             )
-        )
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"`{name}` must be a whole number of at least {least}, got {value!r}; set `data.{name}`"
         )
 
 

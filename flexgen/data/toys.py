@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flexgen.data.module import SPLIT_SEED, DataModule, check_whole
+from flexgen.checks import check_integer, check_positive
+from flexgen.data.module import SPLIT_SEED, DataModule
 from flexgen.data.sampler import Purpose, generator
 from flexgen.data.stream import Split
 
@@ -30,11 +31,7 @@ class Toy(Protocol):
 
 def _check(**values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(
-                f"`{name}` must be finite and above 0, got {value}; "
-                f"set `data.distribution.{name}` to such a number"
-            )
+        check_positive(name, value, f"set `data.distribution.{name}` to such a number")
 
 
 def _mixture(
@@ -197,7 +194,7 @@ class ToyData(DataModule):
         self.distribution = distribution
         self.sizes = {"train": num_train, "validation": num_validation, "test": num_test}
         for part, size in self.sizes.items():
-            check_whole(f"num_{part}", size, 1)
+            check_integer(f"num_{part}", size, 1, f"set `data.num_{part}`")
         self.centres, self.std = distribution.centres, distribution.std
 
     @property

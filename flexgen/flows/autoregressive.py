@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer, check_one_of
 from flexgen.flows.conditioner import Conditioner, Pass
 from flexgen.flows.stack import Layer, Stack
 from flexgen.flows.transform import Cost
@@ -71,16 +72,14 @@ class Autoregressive(Stack):
         context_features: int = 0,
         activation: str = "ReLU",
     ) -> None:
-        if features < 2 or num_layers < 1:
-            raise ValueError(
-                "`features` must be at least 2 and `num_layers` at least 1 for an autoregressive "
-                f"map, got {features} and {num_layers}; set `latent_dim=20`"
-            )
+        check_integer(
+            "features", features, 2, "an autoregressive map needs another: set `latent_dim=20`"
+        )
+        check_integer("num_layers", num_layers, 1, "set `prior.num_layers=3`")
         updates: dict[str, Update] = {
             "affine": Affine(), "gated": Gated(gate_bias), "additive": Additive(),
         }  # fmt: skip
-        if update not in updates:
-            raise ValueError(f"`update` must be one of {', '.join(updates)}, got {update!r}")
+        check_one_of("update", update, updates)
         step = updates[update]
         degrees = _degrees(features, hidden_features, step.num_outputs, context_features > 0)
         net = Conditioner(

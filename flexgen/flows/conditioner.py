@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexgen.checks import check_one_of
+
 __all__ = ["ACTIVATIONS", "Conditioner", "Pass"]
 
 _BLOCK_ROWS = 128
@@ -81,10 +83,7 @@ class Conditioner(nn.Module):
                 "`hidden_features` must list the width of at least one hidden layer, got "
                 f"{list(hidden_features)}; set [100]"
             )
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+        check_one_of("activation", activation, ACTIVATIONS)
         self.num, self.depth, self.activation = num, len(hidden_features) + 1, activation
         self.num_outputs, self.has_gain = num_outputs, has_gain
         for k, mask in enumerate(masks):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer
 from flexgen.flows.conditioner import Conditioner
 from flexgen.flows.stack import Stack
 from flexgen.flows.updates import Additive, Affine, Update
@@ -65,11 +66,7 @@ class Coupling(Stack):
         activation: str = "ReLU",
     ) -> None:
         for name, value in (("features", features), ("num_layers", num_layers)):
-            if value < 2:
-                raise ValueError(
-                    f"`{name}` must be at least 2 for a coupling, which moves one part given the "
-                    f"other, got {value}"
-                )
+            check_integer(name, value, 2, "a coupling moves one part given the other")
         update: Update = Additive() if volume_preserving else Affine()
         pairs = [_split(features, mask, shape) for _ in range(math.ceil(num_layers / 2))]
         if mask != "random":

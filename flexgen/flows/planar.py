@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flexgen.checks import check_integer
 from flexgen.flows.transform import Cost, Transform
 
 __all__ = ["Planar"]
@@ -36,10 +37,8 @@ class Planar(Transform):
     inverse_cost = Cost.ABSENT
 
     def __init__(self, features: int, *, num_layers: int = 8, context_features: int = 0) -> None:
-        if features < 1 or num_layers < 1:
-            raise ValueError(
-                f"`features` and `num_layers` must be at least 1, got {features} and {num_layers}"
-            )
+        check_integer("features", features)
+        check_integer("num_layers", num_layers)
         super().__init__(features, context_features)
         size, scale = 2 * features + 1, 0.1 / math.sqrt(features)
         self.free = nn.Parameter(scale * torch.randn(num_layers, size))

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_one_of, check_positive
 from flexgen.metrics.moments import (
     CodeMoments,
     check_codes,
     check_rank,
-    check_sigma,
     divergence,
 )
 from flexgen.metrics.streaming import as_rows
@@ -198,9 +198,10 @@ def _agreement(gram: Tensor, n: int, sigma: float, convention: Convention) -> Te
 
 
 def _check_prior(sigma: float, convention: str) -> None:
-    check_sigma(sigma)
-    if convention not in ("unit", "literal"):
-        raise ValueError(
-            f"`convention` must be 'unit' or 'literal', got {convention!r}; use 'unit' unless you "
-            "compare with published magnitudes"
-        )
+    check_positive("sigma", sigma, "give the prior's standard deviation")
+    check_one_of(
+        "convention",
+        convention,
+        ("unit", "literal"),
+        "use 'unit' unless you compare with published magnitudes",
+    )

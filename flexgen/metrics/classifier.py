@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flexgen.checks import check_integer
+
 # Epochs are chosen so that training sees at least this many images.
 _IMAGES_SEEN = 45_000
 # Images that go through the network at a time.
@@ -51,10 +53,7 @@ class Classifier(nn.Module):
                 f"`shape` must be (channels, height, width) with 2 pixels a side or more, got "
                 f"{tuple(shape)}; this classifier is for images only"
             )
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2, got {num_classes}; give the labels' number"
-            )
+        check_integer("num_classes", num_classes, 2, "give the labels' number")
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.num_features = num_features
@@ -194,9 +193,7 @@ def num_epochs(epochs: int | None, n: int) -> int:
     """The asked number of passes over `n` images, or the default."""
     if epochs is None:
         return math.ceil(_IMAGES_SEEN / n)
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}; leave it out for the default")
-    return epochs
+    return check_integer("epochs", epochs, 1, "leave it out for the default")
 
 
 def check_labelled(x: Tensor, y: Tensor, num_classes: int, x_name: str, y_name: str) -> None:

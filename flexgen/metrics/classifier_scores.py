@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from flexgen.checks import check_integer
 from flexgen.metrics.classifier import Classifier
 from flexgen.metrics.streaming import PAIRS_AT_ONCE, StreamingMetric, as_rows
 
@@ -52,8 +53,7 @@ class ClassifierScore(StreamingMetric):
         self, classifier: nn.Module | None = None, num_splits: int = 1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if num_splits < 1:
-            raise ValueError(f"`num_splits` must be at least 1, got {num_splits}; use 1 for all")
+        check_integer("num_splits", num_splits, 1, "use 1 for all")
         self.classifier = classifier
         self.num_splits = num_splits
         per_split = torch.zeros(num_splits, dtype=torch.float64)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer
 from flexgen.metrics.streaming import StreamingMetric, as_rows
 
 
@@ -42,11 +43,7 @@ class ClusterRatio(StreamingMetric):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2, got {num_classes}; "
-                "one class has nothing to be apart from"
-            )
+        check_integer("num_classes", num_classes, 2, "one class has nothing to be apart from")
         self.num_classes = num_classes
         per_class = torch.zeros(num_classes, dtype=torch.float64)
         self.add_state("count", per_class, dist_reduce_fx="sum")

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_positive
 from flexgen.metrics.agreement import pag_bias
-from flexgen.metrics.moments import CodeMoments, check_rank, check_sigma, divergence
+from flexgen.metrics.moments import CodeMoments, check_rank, divergence
 
 
 class GaussianKL(CodeMoments):
@@ -52,7 +53,7 @@ class GaussianKL(CodeMoments):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_sigma(sigma)
+        check_positive("sigma", sigma, "give the prior's standard deviation")
         if reference is not None and sigma != 1.0:
             raise ValueError(
                 f"`sigma` must stay 1.0 beside a `reference`, which has a scale, got {sigma}; "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from flexgen.checks import check_positive
 from flexgen.metrics.streaming import as_rows
 
 # A sample counts as of high quality within this many standard deviations of its mode.
@@ -57,10 +58,7 @@ class ModeCoverage(Metric):
                 f"`centres` must have shape (modes, features), got {tuple(centres.shape)}; "
                 "give one row a mode"
             )
-        if not 0 < std < float("inf"):
-            raise ValueError(
-                f"`std` must be positive and finite, got {std}; give a component's spread"
-            )
+        check_positive("std", std, "give a component's spread")
         self.std = std
         self.register_buffer("centres", as_rows(centres, "centres"), persistent=False)
         counts = torch.zeros(len(centres), dtype=torch.int64)

@@ -1,6 +1,5 @@
 """Moments of codes, the state of the scores that compare them with a Gaussian."""
 
-import math
 from typing import Any
 
 import torch
@@ -81,12 +80,4 @@ def check_rank(n: int, d: int, *, centred: bool = False) -> None:
         raise ValueError(
             f"the divergence of {got} codes in {d} dimensions is infinite, their covariance being "
             f"singular; give at least {least} codes, 3 a dimension for a score of use"
-        )
-
-
-def check_sigma(sigma: float) -> None:
-    """Refuse a standard deviation that is not positive and finite."""
-    if not 0 < sigma < math.inf:
-        raise ValueError(
-            f"`sigma` must be positive and finite, got {sigma}; give the prior's standard deviation"
         )

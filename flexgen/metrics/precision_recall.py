@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer
 from flexgen.metrics.classifier import Classifier
 from flexgen.metrics.streaming import PAIRS_AT_ONCE
 from flexgen.metrics.two_sample import TwoSampleMetric, pairwise_distances
@@ -56,10 +57,7 @@ class PrecisionRecall(TwoSampleMetric):
         self, classifier: Classifier | None = None, num_neighbours: int = 5, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if num_neighbours < 1:
-            raise ValueError(
-                f"`num_neighbours` must be at least 1, got {num_neighbours}; 5 is usual"
-            )
+        check_integer("num_neighbours", num_neighbours, 1, "5 is usual")
         self.classifier, self.num_neighbours = classifier, num_neighbours
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flexgen.networks.layers import positive
+from flexgen.checks import check_integer, check_one_of
 
 __all__ = [
     "ConditionalNorm",
@@ -29,9 +29,8 @@ def check_classes(num_classes: int | None, condition: str, known: tuple[str, ...
     Raises:
         ValueError: for a number under 1, or an unknown `condition`.
     """
-    if condition not in known:
-        raise ValueError(f"`condition` must be {' or '.join(known)}, got {condition!r}")
-    return 0 if num_classes is None else positive("num_classes", num_classes)
+    check_one_of("condition", condition, known)
+    return 0 if num_classes is None else check_integer("num_classes", num_classes)
 
 
 def one_hot(context: Tensor | None, num_classes: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_one_of, check_sizes
 from flexgen.networks import conditioning, layers
 
 _SMALLEST = 4
@@ -84,14 +85,6 @@ class _Double(nn.Module):
         return doubled[:, :, : self.size[0], : self.size[1]]
 
 
-def _check_kernel(kernel_size: int) -> int:
-    if layers.positive("kernel_size", kernel_size) < 2:
-        raise ValueError(
-            f"`kernel_size` must be at least 2 for a layer of stride 2, got {kernel_size}"
-        )
-    return int(kernel_size)
-
-
 class DCGANGenerator(nn.Module):
     """A convolutional generator: a small first map from the code, then doubled up to the image.
 
@@ -146,14 +139,11 @@ class DCGANGenerator(nn.Module):
         condition: conditioning.GeneratorCondition = "input",
     ) -> None:
         super().__init__()
-        self.latent_dim = layers.positive("latent_dim", latent_dim)
+        self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.image_shape(shape)
-        layers.check_norm(norm)
-        if upsampling not in ("deconvolution", "nearest"):
-            raise ValueError(
-                f"`upsampling` must be 'deconvolution' or 'nearest', got {upsampling!r}"
-            )
-        kernel = _check_kernel(kernel_size)
+        check_one_of("norm", norm, layers.NORMS)
+        check_one_of("upsampling", upsampling, ("deconvolution", "nearest"))
+        kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
         maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
         first = (maps[0], *sizes[0])
@@ -163,7 +153,7 @@ class DCGANGenerator(nn.Module):
         self.labels_beside = classes if condition == "input" else 0
         widths = (
             self.latent_dim + self.labels_beside,
-            *layers.positives("linear_features", linear_features),
+            *check_sizes("linear_features", linear_features),
         )
         net: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
@@ -246,8 +236,8 @@ class DCGANCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = layers.image_shape(shape)
-        layers.check_norm(norm)
-        kernel = _check_kernel(kernel_size)
+        check_one_of("norm", norm, layers.NORMS)
+        kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
         self.num_classes = num_classes
         known = ("projection", "concatenation")
         classes = conditioning.check_classes(num_classes, condition, known)
@@ -263,7 +253,7 @@ class DCGANCritic(nn.Module):
             ]
         widths = (
             maps[-1] * sizes[-1][0] * sizes[-1][1],
-            *layers.positives("linear_features", linear_features),
+            *check_sizes("linear_features", linear_features),
         )
         net += [nn.Flatten()]
         for wide, narrow in itertools.pairwise(widths):

@@ -8,31 +8,10 @@ from torch import nn
 from torch.nn.modules import activation as torch_activations
 from torch.nn.utils import parametrizations
 
+from flexgen.checks import check_sizes
+
 Norm = Literal["batch", "layer"] | None
-
-
-def positive(name: str, value: int) -> int:
-    """`value` as an int, refused unless it is a whole number of at least 1.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(f"`{name}` must be a positive whole number, got {value!r}")
-    return int(value)
-
-
-def positives(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    """A sequence of sizes as a tuple of positive ints (it may be empty).
-
-    Raises:
-        ValueError: if it is a single number or a string, or if a size is not positive.
-    """
-    if isinstance(values, int | float | str) or values is None:
-        raise ValueError(
-            f"`{name}` must be a list of sizes, got {values!r}; write it as [{values}]"
-        )
-    return tuple(positive(f"{name}[{i}]", value) for i, value in enumerate(values))
+NORMS: tuple[Norm, ...] = (None, "batch", "layer")
 
 
 def data_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -41,7 +20,7 @@ def data_shape(shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if it is empty or has a size below 1.
     """
-    sizes = positives("shape", shape)
+    sizes = check_sizes("shape", shape)
     if not sizes:
         raise ValueError("`shape` must have at least one size, got (); a scalar datum is (1,)")
     return sizes
@@ -69,7 +48,7 @@ def map_channels(channels: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if there is none, or a size is not positive.
     """
-    sizes = positives("channels", channels)
+    sizes = check_sizes("channels", channels)
     if not sizes:
         raise ValueError("`channels` must name at least one map, got []; use [64]")
     return sizes
@@ -95,16 +74,6 @@ def activation(name: str, negative_slope: float) -> nn.Module:
     kind = getattr(nn, name)
     module: nn.Module = kind(negative_slope) if kind is nn.LeakyReLU else kind()
     return module
-
-
-def check_norm(norm: Norm) -> None:
-    """Refuse a normalisation that is not null, "batch" or "layer".
-
-    Raises:
-        ValueError: if it is another.
-    """
-    if norm not in (None, "batch", "layer"):
-        raise ValueError(f"`norm` must be null, 'batch' or 'layer', got {norm!r}")
 
 
 def dense(

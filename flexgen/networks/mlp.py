@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_one_of, check_sizes
 from flexgen.networks import conditioning, layers
 
 
@@ -53,15 +54,15 @@ class MLPGenerator(nn.Module):
         condition: conditioning.GeneratorCondition = "input",
     ) -> None:
         super().__init__()
-        self.latent_dim = layers.positive("latent_dim", latent_dim)
+        self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.data_shape(shape)
-        layers.check_norm(norm)
+        check_one_of("norm", norm, layers.NORMS)
         self.num_classes = num_classes
         classes = conditioning.check_classes(num_classes, condition, ("input", "norm"))
         self.labels_beside = classes if condition == "input" else 0
         widths = (
             self.latent_dim + self.labels_beside,
-            *layers.positives("hidden_features", hidden_features),
+            *check_sizes("hidden_features", hidden_features),
         )
         hidden: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
@@ -127,13 +128,13 @@ class MLPCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = layers.data_shape(shape)
-        layers.check_norm(norm)
+        check_one_of("norm", norm, layers.NORMS)
         self.num_classes = num_classes
         known = ("projection", "concatenation")
         classes = conditioning.check_classes(num_classes, condition, known)
         self.labels_beside = classes if condition == "concatenation" else 0
         inputs = math.prod(self.shape) + self.labels_beside
-        widths = (inputs, *layers.positives("hidden_features", hidden_features))
+        widths = (inputs, *check_sizes("hidden_features", hidden_features))
         hidden: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(widths):
             hidden += layers.dense(wide, narrow, norm, activation, negative_slope)
@@ -191,7 +192,7 @@ class MLPEncoder(nn.Module):
         self.num_classes = num_classes
         self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
         inputs = math.prod(self.shape) + self.labels_beside
-        widths = (inputs, *layers.positives("hidden_features", hidden_features))
+        widths = (inputs, *check_sizes("hidden_features", hidden_features))
         net: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(widths):
             net += layers.dense(wide, narrow, None, activation, negative_slope)

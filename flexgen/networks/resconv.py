@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_sizes
 from flexgen.networks import conditioning, layers
 from flexgen.networks.dcgan import map_sizes
 
@@ -60,8 +61,7 @@ def _blocks(
     up: bool,
 ) -> list[nn.Module]:
     """Blocks from each map to the next, plain ones between them, an activation after each."""
-    if plain_blocks < 0:
-        raise ValueError(f"`plain_blocks` must be at least 0, got {plain_blocks}; 0 is none")
+    check_integer("plain_blocks", plain_blocks, 0, "0 is none")
     net: list[nn.Module] = []
     ends = list(zip(maps, sizes, strict=True))
     for i, ((cin, before), (cout, after)) in enumerate(itertools.pairwise(ends)):
@@ -126,7 +126,7 @@ class ResConvEncoder(nn.Module):
         net += [nn.Flatten()]
         widths = (
             maps[-1] * math.prod(sizes[-1]),
-            *layers.positives("linear_features", linear_features),
+            *check_sizes("linear_features", linear_features),
         )
         for wide, narrow in itertools.pairwise(widths):
             net += layers.dense(wide, narrow, None, activation, negative_slope)
@@ -195,7 +195,7 @@ class ResConvGenerator(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim = layers.positive("latent_dim", latent_dim)
+        self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.image_shape(shape)
         self.num_classes = num_classes
         self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
@@ -204,7 +204,7 @@ class ResConvGenerator(nn.Module):
         first = (maps[0], *sizes[0])
         widths = (
             self.latent_dim + self.labels_beside,
-            *layers.positives("linear_features", linear_features),
+            *check_sizes("linear_features", linear_features),
             math.prod(first),
         )
         net: list[nn.Module] = []

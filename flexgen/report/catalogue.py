@@ -225,6 +225,11 @@ def typeset(text: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
+def signed(value: float) -> str:
+    """A difference with its sign, a true minus for negative ones."""
+    return f"{'+' if value > 0 else ''}{typeset(number(value, 3))}"
+
+
 def mean_and_std(mean: float, std: float) -> tuple[str, str]:
     """Mean and standard deviation to the same decimals: two significant digits of the deviation.
 
@@ -242,3 +247,8 @@ def mean_and_std(mean: float, std: float) -> tuple[str, str]:
     # A deviation far below the mean would otherwise print ten digits of it.
     decimals = min(decimals, max(0, 5 - int(np.floor(np.log10(largest)))))
     return f"{mean:.{decimals}f}", f"{std:.{decimals}f}"
+
+
+def plus_minus(mean: float, std: float) -> str:
+    """Mean ± standard deviation as one text, the mean alone where the deviation is not known."""
+    return " ± ".join(filter(None, mean_and_std(mean, std)))

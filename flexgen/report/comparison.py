@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.report.catalogue import describe, number, ordered, typeset
-from flexgen.report.curves import Curve
+from flexgen.report.catalogue import describe, number, ordered, signed
+from flexgen.report.curves import Curve, Point
 from flexgen.report.run import Run
 
 WHEN = ("before", "after", "control")
@@ -22,34 +22,6 @@ _CLOSER = {
 }
 
 _NOT_COMPARED = ("loss/", "speed/", "refit/", "prior/")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement.
-
-    Args:
-        value: the metric's value.
-        low: lower end of its interval, None where no interval was logged.
-        high: upper end of its interval.
-        step: the generator step at which it was measured.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    step: int
-
-    def __str__(self) -> str:
-        """The value, on a second line its interval."""
-        return f"{number(self.value)}\n{self.interval}".rstrip()
-
-    @property
-    def interval(self) -> str:
-        """The interval in brackets, empty where none is known."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
 
 
 @dataclass(frozen=True)
@@ -112,6 +84,11 @@ class Comparison:
             return None
         return at["after"].value - at["control"].value
 
+    @property
+    def lines(self) -> list[str]:
+        """What to know beside the figures: each refit, then the notes."""
+        return [*map(str, self.refits), *self.notes]
+
     def rich(self) -> Group:
         """The table and its notes, for a terminal."""
         grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
@@ -127,18 +104,13 @@ class Comparison:
                 cells.append("–" if difference is None else signed(difference))
             about = describe(metric)
             grid.add_row(Text(f"{about.label} {about.arrow}".strip()), *map(Text, cells))
-        lines = [*(str(refit) for refit in self.refits), *self.notes]
+        lines = self.lines
         if "control" in self.columns:
             lines.append("difference: after less control")
         return Group(grid, *(Text(line) for line in lines))
 
     def __rich__(self) -> Group:
         return self.rich()
-
-
-def signed(value: float) -> str:
-    """A difference with its sign, a true minus for negative ones."""
-    return f"{'+' if value > 0 else ''}{typeset(number(value, 3))}"
 
 
 def compare(run: Run) -> Comparison | None:

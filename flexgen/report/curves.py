@@ -1,17 +1,16 @@
 """The metrics of a run as curves, read from `metrics.csv`, and its other plain files."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flexgen.metrics_table import COUNTERS, parse_metrics
+from flexgen.report.catalogue import number
 from flexgen.untrusted import lies_in
-
-COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 
 
 class RunError(ValueError):
@@ -28,9 +27,9 @@ class RunError(ValueError):
         super().__init__(f"{path}: {self.problem}")
 
 
-def printable(text: str) -> str:
-    """A stranger's text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """A stranger's text without what a terminal would obey, but for the characters `keep`."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,34 @@ class Value:
     spread: float
     count: int
     step: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Args:
+        value: the metric's value.
+        low: lower end of its interval, None where no interval was logged.
+        high: upper end of its interval.
+        step: the generator step at which it was measured.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    step: int
+
+    def __str__(self) -> str:
+        """The value, on a second line its interval."""
+        return f"{number(self.value)}\n{self.interval}".rstrip()
+
+    @property
+    def interval(self) -> str:
+        """The interval in brackets, empty where none is known."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
 
 
 @dataclass(frozen=True)
@@ -128,58 +155,27 @@ def read_metrics_json(path: Path) -> tuple[dict[str, int], dict[str, float]]:
     return counters, values
 
 
-def read_metrics_csv(path: Path, notes: list[str]) -> tuple[dict[str, Curve], dict[str, int]]:
-    """Curves and last counters; a last line without its end, cut by a kill, is left out."""
+def read_curves(path: Path, notes: list[str]) -> tuple[dict[str, Curve], dict[str, int]]:
+    """Curves and last counters of `metrics.csv`; what was left out is added to the notes."""
     if not path.is_file():
         return {}, {}
-    text = read_text(path)
-    whole, _, cut = text.rpartition("\n")
-    if cut:
-        notes.append("metrics.csv: its last line was cut short and is left out")
     try:
-        rows = list(csv.reader(whole.splitlines()))
-    except csv.Error as error:
+        table = parse_metrics(printable(read_text(path), keep="\r\n"))
+    except RunError:
+        raise
+    except ValueError as error:
         raise RunError(path.parent, f"metrics.csv is corrupt: {error}") from error
-    if not rows:
+    if table.cut_short:
+        notes.append("metrics.csv: its last line was cut short and is left out")
+    if not table.rows:
         return {}, {}
-    header, body = [printable(name) for name in rows[0]], rows[1:]
-    missing = [name for name in COUNTERS if name not in header]
-    if missing:
-        raise RunError(path.parent, f"metrics.csv is corrupt: no column {', '.join(missing)}")
-    if len(set(header)) < len(header):
-        raise RunError(path.parent, "metrics.csv is corrupt: a column appears twice")
-    logged: dict[str, list[tuple[int, float]]] = {name: [] for name in header}
-    for line, row in enumerate(body, start=2):
-        if len(row) > len(header):
-            raise RunError(
-                path.parent,
-                f"metrics.csv is corrupt: line {line} has {len(row)} cells for "
-                f"{len(header)} columns",
-            )
-        # A row older than a later column is shorter than the header: the cells are empty.
-        for name, cell in zip(header, row, strict=False):
-            if cell == "":
-                continue
-            try:
-                value = float(cell)
-                if name in COUNTERS:
-                    np.int64(int(value))
-                logged[name].append((line - 2, value))
-            except (ValueError, OverflowError):
-                raise RunError(
-                    path.parent,
-                    f"metrics.csv is corrupt: line {line}, column {name} is not a number: "
-                    f"{cell!r:.40}",
-                ) from None
-    columns = {name: np.zeros(len(body), dtype=np.int64) for name in COUNTERS}
-    for name, column in columns.items():
-        if len(logged[name]) < len(body):
-            raise RunError(path.parent, f"metrics.csv is corrupt: {name} is empty in some row")
-        column[:] = [int(value) for _, value in logged.pop(name)]
-    curves = {name: _curve(points, columns) for name, points in logged.items() if points}
-    return curves, {name: int(column[-1]) for name, column in columns.items() if len(column)}
-
-
-def _curve(points: Iterable[tuple[int, float]], columns: Mapping[str, np.ndarray]) -> Curve:
-    rows, values = (np.array(part) for part in zip(*points, strict=True))
-    return Curve(values, rows, {name: column[rows] for name, column in columns.items()})
+    counters = {
+        name: np.array([row[name] for row in table.rows], dtype=np.int64) for name in COUNTERS
+    }
+    curves = {}
+    for name in table.columns:
+        at = np.array([i for i, row in enumerate(table.rows) if name in row], dtype=int)
+        if len(at) and name not in COUNTERS:
+            values = np.array([table.rows[i][name] for i in at])
+            curves[name] = Curve(values, at, {key: column[at] for key, column in counters.items()})
+    return curves, {name: int(column[-1]) for name, column in counters.items()}

@@ -1,15 +1,65 @@
 """The page of a run: one HTML file that holds everything it shows."""
 
+import shlex
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from flexgen.files import write_atomically
-from flexgen.report import results, sections
-from flexgen.report.catalogue import describe
-from flexgen.report.chart import Line
+from flexgen.report.catalogue import IN_OTHER_PANELS, PANELS, describe, number, ordered
+from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
-from flexgen.report.markup import document, join, tag
+from flexgen.report.curves import Curve, Point
+from flexgen.report.gallery import CODES, SAMPLES, strips
 from flexgen.report.run import Run
+from flexgen.report.templating import render
+
+CHIEF = (
+    "pag/unit",
+    "nll/samples",
+    "emd/samples",
+    "fid",
+    "kid",
+    "inception",
+    "modes/captured",
+    "modes/high_quality",
+)
+"""Metrics that get a tile, the first three that a run has."""
+
+_BESIDE_PAG = (
+    "pag/literal",
+    "pag/kl",
+    "pag/kl_mean",
+    "reversal/error",
+    "reversal/converged",
+    "own/pag_reversed",
+    "own/pag_true",
+    "own/error",
+)
+
+_LAST = 5
+
+
+class Key(NamedTuple):
+    """One entry of a panel's legend; the control's has no metric."""
+
+    style: str
+    label: str
+    metric: str | None
+    point: Point
+
+
+class Panel(NamedTuple):
+    """A chart with its legend and, where there is a band, what the band is."""
+
+    title: str
+    chart: Chart
+    keys: list[Key]
+    note: str
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -38,25 +88,35 @@ def save(target: Path, text: str) -> Path:
 def page(run: Run) -> str:
     """The page's HTML."""
     comparison = compare(run)
-    parts = [
-        ("result", "Result", results.result(run, comparison)),
-        ("agreement", "Prior agreement", results.agreement(run)),
-        ("curves", "Curves", results.curves(run, comparison)),
-        ("samples", "Samples", sections.gallery(run, comparison, sections.SAMPLES)),
-        ("codes", "Codes", sections.gallery(run, comparison, sections.CODES)),
-        ("configuration", "Configuration", sections.configuration(run)),
-        ("provenance", "Provenance", sections.provenance(run)),
-    ]
-    shown = [(name, title, content) for name, title, content in parts if content]
-    body = join(
-        sections.header(run, [(name, title) for name, title, _ in shown]),
-        tag(
-            "main",
-            *(tag("section", tag("h2", title), content, id=name) for name, title, content in shown),
-        ),
-        sections.footer(),
+    points = comparison.points if comparison else {}
+    codes = [*CODES, *sorted(set(run.images) - {*CODES, *SAMPLES})]  # unknown kinds come last
+    return render(
+        "run.html",
+        title=run.name,
+        run=run,
+        comparison=comparison,
+        verdict=_verdict(comparison) if comparison else "",
+        tiles=[m for m in CHIEF if (len(points.get(m, {})) > 1 if comparison else run.value(m))][
+            :3
+        ],
+        last=_LAST,
+        metrics=ordered(set(run.final) - IN_OTHER_PANELS),
+        scale=scale,
+        agreement=["pag/unit", *(name for name in _BESIDE_PAG if name in run.final)]
+        if run.value("pag/unit")
+        else [],
+        described_codes=_described_codes(run),
+        panels=list(_panels(run, comparison)),
+        galleries={
+            name: shown
+            for name, kinds in (("samples", SAMPLES), ("codes", codes))
+            if (shown := strips(run, comparison, kinds))
+        },
+        facts=_facts(run),
+        command=command(run),
+        provenance=_provenance(run),
+        data=data(run, comparison),
     )
-    return document(f"{run.name} · FlexGen", body, data(run, comparison))
 
 
 def data(run: Run, comparison: Comparison | None) -> dict[str, Any]:
@@ -71,7 +131,10 @@ def data(run: Run, comparison: Comparison | None) -> dict[str, Any]:
         "counters": run.counters,
         "final": run.final,
         "refits": [vars(refit) for refit in comparison.refits] if comparison else [],
-        "comparison": _points(comparison),
+        "comparison": {
+            metric: {when: vars(point) for when, point in at.items()}
+            for metric, at in (comparison.points if comparison else {}).items()
+        },
         "labels": {metric: describe(metric).label for metric in run.curves},
         "curves": {
             who: {
@@ -82,17 +145,139 @@ def data(run: Run, comparison: Comparison | None) -> dict[str, Any]:
                     "binned": line.binned,
                 }
                 for metric, curve in found.items()
-                for line in [Line.of(metric, curve, "")]
+                for line in [Line.of(curve)]
             }
             for who, found in curves.items()
         },
     }
 
 
-def _points(comparison: Comparison | None) -> dict[str, dict[str, dict[str, Any]]]:
-    if comparison is None:
-        return {}
-    return {
-        metric: {when: vars(point) for when, point in at.items()}
-        for metric, at in comparison.points.items()
-    }
+def command(run: Run) -> str:
+    """The command line that makes the run again."""
+    name = str(run.provenance.get("command") or "train")
+    return " ".join(["flexgen", *map(shlex.quote, [name, *run.overrides])])
+
+
+def scale(at: dict[str, Point]) -> Callable[[float], float]:
+    """Places the values of one metric on a line, in per cent of its length.
+
+    The line starts at zero, so that a difference looks no larger than it is.
+    """
+    ends = [e for p in at.values() for e in (p.value, p.low, p.high) if e is not None]
+    finite = [end for end in ends if np.isfinite(end)] or [0.0]
+    low = min(0.0, *finite)
+    width = (max(finite) - low) or 1.0
+    return lambda value: round(4 + 92 * (value - low) / width, 2)
+
+
+def _verdict(comparison: Comparison) -> str:
+    first = next((r for r in comparison.refits if r.kept), comparison.refits[-1])
+    if comparison.kept:
+        text = f"At step {first.step:,} the run replaced its prior by one learned from codes."
+    else:
+        text = f"The prior learned at step {first.step:,} was not kept: the old one went on."
+    chief = [m for m in CHIEF if {"before", "after"} <= comparison.points.get(m, {}).keys()]
+    for metric in chief[:2]:
+        at = comparison.points[metric]
+        text += f" {describe(metric).label} went from {number(at['before'].value)}"
+        text += f" to {number(at['after'].value)}"
+        text += f" (control: {number(at['control'].value)})." if "control" in at else "."
+    return text
+
+
+def _described_codes(run: Run) -> str:
+    """What the last saved codes say about how they were found."""
+    if not run.codes:
+        return ""
+    step, file = list(run.codes.items())[-1]
+    try:
+        with safe_open(file, framework="np") as content:
+            about = content.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        return f"The codes of step {step:,} cannot be read: {error}"
+    return f"Codes saved at step {step:,}" + (
+        f": {_pairs(dict(sorted(about.items())))}." if about else ", without a description."
+    )
+
+
+def _panels(run: Run, comparison: Comparison | None) -> Iterator[Panel]:
+    """The known panels that have a curve of two points, then every other metric by itself."""
+    marks = [
+        (refit.step, "refit" if refit.kept else "refit, not kept")
+        for refit in (comparison.refits if comparison else ())
+    ]
+    drawn = {name for name, curve in run.curves.items() if len(curve) > 1} - IN_OTHER_PANELS
+    drawn = {name for name in drawn if not name.startswith("refit/")}
+    for title, names in PANELS:
+        found = tuple(name for name in names if name in drawn)
+        if found and found != ("emd/floor",):
+            yield _panel(run, title, found, marks)
+    known = {name for _, names in PANELS for name in names}
+    for name in ordered(drawn - known):
+        if name.removesuffix("_low").removesuffix("_high") not in drawn - {name}:
+            yield _panel(run, describe(name).label, (name,), marks)
+
+
+def _panel(run: Run, title: str, names: tuple[str, ...], marks: list[tuple[int, str]]) -> Panel:
+    """Each metric of a panel with the control's beside it, dashed."""
+    lines, keys = [], []
+    alone = sum(not name.endswith("floor") for name in names) == 1
+    for i, name in enumerate(names):
+        style = "reference" if name.endswith("floor") else f"series-{i % 4}"
+        point = run.point(name)
+        assert point is not None
+        lines.append(Line.of(run.curves[name], style, _interval(run.curves, name)))
+        keys.append(Key(style, describe(name).label, name, point))
+        if run.control is None or name not in run.control.curves or style == "reference":
+            continue
+        # By itself the control has a colour of its own; among several lines it keeps the metric's.
+        style = "series-control control" if alone else f"{style} control"
+        curve = run.control.curves[name]
+        lines.append(Line.of(curve, style))
+        end = Point(float(curve.values[-1]), None, None, int(curve.steps[-1]))
+        keys.append(Key(style, "control", None, end))
+    note = "Line: mean of each of 150 bins; band: lowest to highest." if lines[0].binned else ""
+    if not note and lines[0].low is not None:
+        note = "Band: bootstrap interval."
+    chart = Chart(lines, label=f"{title} over generator steps", metrics=names, marks=marks)
+    return Panel(title, chart, keys, note)
+
+
+def _interval(curves: dict[str, Curve], name: str) -> tuple[Curve, Curve] | None:
+    low, high = curves.get(f"{name}_low"), curves.get(f"{name}_high")
+    return None if low is None or high is None else (low, high)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    facts = [("Status", run.status), ("Seed", "unknown" if run.seed is None else str(run.seed))]
+    for key, name in (("generator_steps", "Generator steps"), ("images_seen", "Images seen")):
+        if key in run.counters:
+            facts.append((name, f"{run.counters[key]:,}"))
+    return [*facts, *(("Duration", text) for text in [_duration(run)] if text)]
+
+
+def _provenance(run: Run) -> list[tuple[str, Any]]:
+    """Where the run came from and what it left."""
+    rows: list[tuple[str, Any]] = [("Directory", run.path)]
+    for key in ("started", "finished", "commit", "parent", "machine", "versions"):
+        about = run.provenance.get(key)
+        rows.append((key.capitalize(), _pairs(about) if isinstance(about, dict) else about))
+    if run.checkpoints:
+        last = list(run.checkpoints)[-1]
+        rows.append(("Checkpoints", f"{len(run.checkpoints)}, the last at step {last:,}"))
+    rows += [("Left out", note) for note in run.notes]
+    return [(name, text) for name, text in rows if text]
+
+
+def _pairs(about: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+
+
+def _duration(run: Run) -> str:
+    try:
+        times = [datetime.fromisoformat(str(run.provenance[k])) for k in ("started", "finished")]
+        seconds = int((times[1] - times[0]).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return ""
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"

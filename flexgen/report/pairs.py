@@ -1,11 +1,10 @@
 """A page of pairs: data above what a generator makes of their codes."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flexgen.report.markup import Html, document, join, tag
+from flexgen.report.templating import render
 
 
 @dataclass(frozen=True)
@@ -42,53 +41,13 @@ def pairs_page(
         facts: figures by name, for the head.
         groups: pairs by the title of their section.
     """
-    failed = sum(pair.failure is not None for pairs in groups.values() for pair in pairs)
-    shown = sum(map(len, groups.values()))
-    body = join(
-        tag(
-            "header",
-            tag("div", "FlexGen reversal", class_="brand"),
-            tag("h1", title),
-            tag("dl", *(tag("div", tag("dt", k), tag("dd", v)) for k, v in facts), class_="facts"),
-        ),
-        tag(
-            "main",
-            tag(
-                "p",
-                f"Each original stands above G(z) of its code, {shown} pairs in all; ",
-                f"{failed} of them are marked as failures." if failed else "none of them failed.",
-                class_="quiet",
-            ),
-            *(
-                tag("section", tag("h2", name), _strip(pairs), id=f"pairs-{number}")
-                for number, (name, pairs) in enumerate(groups.items())
-            ),
-        ),
-        tag("footer", "Written by flexgen reverse. Everything on this page is in this file."),
+    pairs = [pair for group in groups.values() for pair in group]
+    return render(
+        "pairs.html",
+        title=title,
+        facts=facts,
+        groups=groups,
+        shown=len(pairs),
+        failed=sum(pair.failure is not None for pair in pairs),
+        data={"facts": dict(facts), "curves": {}},
     )
-    return document(f"{title} · FlexGen", body, {"facts": dict(facts), "curves": {}})
-
-
-def _strip(pairs: Sequence[Pair]) -> Html:
-    narrow = (
-        "grid-template-columns: repeat(auto-fill, minmax(min(92px, 22vw), 1fr)); gap: 14px 12px"
-    )
-    return tag("div", *map(_figure, pairs), class_="strip", style=narrow)
-
-
-def _figure(pair: Pair) -> Html:
-    picture = tag(
-        "img",
-        src=f"data:image/png;base64,{base64.b64encode(pair.png).decode()}",
-        alt=f"{pair.name} above its reconstruction",
-        class_="pixels",
-        loading="lazy",
-    )
-    caption = tag(
-        "figcaption",
-        tag("b", f"{pair.loss:.4g}"),
-        pair.failure is not None and join(tag("br"), tag("span", pair.failure, class_="control")),
-        tag("br"),
-        pair.name,
-    )
-    return tag("figure", picture, caption, data_loss=pair.loss, data_failed=pair.failure or False)

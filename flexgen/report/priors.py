@@ -1,7 +1,5 @@
 """Several priors of one generator as a table: text, CSV, LaTeX and a plot with intervals."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from flexgen.files import write_atomically
-from flexgen.report.catalogue import PALETTE, ordered
-from flexgen.report.summary import Cell, Row, Table, heading
+from flexgen.report.catalogue import ordered
+from flexgen.report.summary import Cell, Row, Table, csv_text, draw_panels
 
 __all__ = ["PriorRow", "PriorTable"]
 
@@ -77,34 +75,27 @@ class PriorTable(Table):
     def csv(self) -> str:
         """Full precision, one line a prior: sets, why it failed, and five columns a metric."""
         parts = ("mean", "std", "low", "high", "n")
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
         names = [f"{metric} {part}" for metric in self.metrics for part in parts]
-        writer.writerow(["prior", "sets", "failed", *names])
+        lines: list[list[object]] = [["prior", "sets", "failed", *names]]
         for row, measured in zip(self.rows, self.measured, strict=True):
             line: list[object] = [measured.label, len(row.seeds), measured.failed or ""]
             for cell in (row.cells[metric] for metric in self.metrics):
                 numbers = (cell.mean, cell.std, *interval(cell))
                 line += ["" if np.isnan(value) else value for value in numbers]
                 line.append(cell.count)
-            writer.writerow(line)
-        return stream.getvalue()
+            lines.append(line)
+        return csv_text(lines)
 
     def sets(self) -> str:
         """As CSV, one line a prior and set: the values that the means are of."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["prior", "seed", *self.metrics])
+        lines: list[list[object]] = [["prior", "seed", *self.metrics]]
         for row in self.measured:
             for seed, values in enumerate(row.values):
-                writer.writerow([row.label, seed, *(values.get(m, "") for m in self.metrics)])
-        return stream.getvalue()
+                lines.append([row.label, seed, *(values.get(m, "") for m in self.metrics)])
+        return csv_text(lines)
 
     def plot(self, path: str | Path) -> Path:
         """Draws one panel a metric: mean, interval and every set; the floor as a line."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         floor = next(row for row, m in zip(self.rows, self.measured, strict=True) if m.is_data)
         rows = [row for row in self.rows if row is not floor and row.seeds]
         metrics = [
@@ -113,38 +104,15 @@ class PriorTable(Table):
             if sum(row.cells[metric].count > 0 for row in rows) > 1
             and not metric.startswith("samples/")
         ]
-        across = min(4, max(1, len(metrics)))
-        down = max(1, -(-len(metrics) // across))
-        figure = Figure(
-            figsize=(1.8 + 2.7 * across, 0.5 + (0.7 + 0.28 * len(rows)) * down),
-            layout="constrained",
-            dpi=150,
+        return draw_panels(
+            path,
+            [row.settings["prior"] for row in rows],
+            rows,
+            metrics,
+            error=lambda cell: _half_width(cell.count) * cell.std,
+            floor=floor,
+            note="mean and 95 % interval over sets of samples; dashed: training data",
         )
-        panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
-        for panel, metric in zip(panels, metrics, strict=False):
-            for place, row in enumerate(rows):
-                cell, colour = row.cells[metric], PALETTE[0]
-                panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.25, ms=3)
-                ends = np.abs(np.array(interval(cell)) - cell.mean)[:, None]
-                xerr = None if np.isnan(ends).any() else ends
-                panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=4, capsize=3)
-            if floor.cells[metric].count:
-                panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
-            panel.set_title(heading(metric), fontsize=10)
-            panel.grid(alpha=0.25)
-            panel.spines[["top", "right", "left"]].set_visible(False)
-            panel.tick_params(axis="y", length=0)
-            panel.margins(x=0.12)
-        for panel in panels[len(metrics) :]:
-            panel.set_visible(False)
-        first = figure.axes[0]
-        first.set_yticks(range(len(rows)), [row.settings["prior"] for row in rows])
-        first.set_ylim(max(1, len(rows)) - 0.5, -0.5)
-        figure.supxlabel(
-            "mean and 95 % interval over sets of samples; dashed: training data", fontsize=9
-        )
-        FigureCanvasAgg(figure).print_png(str(path))
-        return Path(path)
 
     def save(self, folder: str | Path, name: str = "compare") -> list[Path]:
         """As :meth:`Table.save`, and the value of every set in `name_sets.csv`."""

@@ -8,13 +8,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flexgen.report.curves import (
     Curve,
+    Point,
     RunError,
     Value,
     printable,
+    read_curves,
     read_json,
-    read_metrics_csv,
     read_metrics_json,
     read_text,
 )
@@ -71,7 +74,7 @@ class Run:
         for name, kind in (("overrides", list), ("parent", dict)):
             if not isinstance(provenance.get(name) or kind(), kind):
                 raise RunError(path, f"provenance.json is corrupt: `{name}` is no {kind.__name__}")
-        curves, counters = read_metrics_csv(path / "metrics.csv", notes)
+        curves, counters = read_curves(path / "metrics.csv", notes)
         final = {name: float(curve.values[-1]) for name, curve in curves.items()}
         if (path / "metrics.json").is_file():
             saved_counters, saved = read_metrics_json(path / "metrics.json")
@@ -158,6 +161,15 @@ class Run:
         if metric in self.final:
             return Value(self.final[metric], float("nan"), 1, self.step)
         return None
+
+    def point(self, metric: str) -> Point | None:
+        """The metric at the end of the run with its interval, None where it was never logged."""
+        value = self.value(metric)
+        if value is None:
+            return None
+        ends = (self.final.get(f"{metric}_{end}", float("nan")) for end in ("low", "high"))
+        low, high = (end if np.isfinite(end) else None for end in ends)
+        return Point(value.mean, low, high, value.step)
 
 
 def find_runs(path: str | Path) -> list[Path]:

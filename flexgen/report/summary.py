@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexgen.files import write_atomically
-from flexgen.report.catalogue import PALETTE, describe, mean_and_std
+from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
 from flexgen.report.curves import mean_std
 
 
@@ -133,14 +133,12 @@ class Table:
         return stream.getvalue()
 
     def csv(self) -> str:
-        """Full precision, one line a group: settings, n, seeds, unfinished runs, and four columns
-        a metric (mean, std, number of runs, spread within a run)."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
+        """Full precision, one line a group: settings, n, seeds, and four columns a metric (mean,
+        std, number of runs, spread within a run)."""
         keys = list(self.rows[0].settings)
         parts = ("mean", "std", "n", "spread")
         names = [f"{metric} {part}" for metric in self.metrics for part in parts]
-        writer.writerow([*keys, "n", "seeds", *names])
+        lines: list[list[object]] = [[*keys, "n", "seeds", *names]]
         for row in self.rows:
             line: list[object] = [row.settings[key] for key in keys]
             line += [len(row.seeds), " ".join(str(seed) for seed in row.seeds)]
@@ -148,8 +146,8 @@ class Table:
                 std = "" if cell.count < 2 else cell.std
                 spread = "" if self.last == 1 or np.isnan(cell.spread) else cell.spread
                 line += [cell.mean if cell.count else "", std, cell.count, spread]
-            writer.writerow(line)
-        return stream.getvalue()
+            lines.append(line)
+        return csv_text(lines)
 
     def latex(self) -> str:
         """A booktabs `tabular`; caption and runs left out stand above it as comments."""
@@ -167,37 +165,8 @@ class Table:
 
     def plot(self, path: str | Path) -> Path:
         """Draws one panel a metric: mean, standard deviation and every run; writes a PNG."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        across = min(4, len(self.metrics))
-        down = -(-len(self.metrics) // across)
-        height = 0.9 + 0.34 * len(self.rows)
-        figure = Figure(
-            figsize=(1.2 + 2.9 * across, 0.3 + height * down), layout="constrained", dpi=150
-        )
-        panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
-        places = np.arange(len(self.rows))
-        for panel, metric in zip(panels, self.metrics, strict=False):
-            for place, row in zip(places, self.rows, strict=True):
-                cell, colour = row.cells[metric], PALETTE[place % len(PALETTE)]
-                panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
-                std = None if np.isnan(cell.std) else cell.std
-                panel.errorbar(cell.mean, place, xerr=std, fmt="D", color=colour, ms=6, capsize=3)
-            panel.set_title(heading(metric), fontsize=10)
-            panel.grid(axis="x", alpha=0.25)
-            panel.spines[["top", "right", "left"]].set_visible(False)
-            panel.tick_params(axis="y", length=0)
-            panel.margins(x=0.12)
-        for panel in panels[len(self.metrics) :]:
-            panel.set_visible(False)
-        first = figure.axes[0]
-        first.set_yticks(
-            places, [" · ".join(row.settings[k] for k in self.keys) for row in self.rows]
-        )
-        first.set_ylim(len(self.rows) - 0.5, -0.5)
-        FigureCanvasAgg(figure).print_png(str(path))
-        return Path(path)
+        names = [" · ".join(row.settings[key] for key in self.keys) for row in self.rows]
+        return draw_panels(path, names, self.rows, self.metrics)
 
     def save(self, folder: str | Path, name: str = "table") -> list[Path]:
         """Writes `name.txt`, `name.csv`, `name.tex` and `name.png` into the folder."""
@@ -212,7 +181,7 @@ class Table:
         cell = row.cells[metric]
         if not cell.count:
             return "–"
-        text = " ± ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+        text = plus_minus(cell.mean, cell.std)
         if not np.isnan(cell.spread):
             text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
         return text if cell.count == len(row.seeds) else f"{text} (n={cell.count})"
@@ -233,6 +202,70 @@ class Table:
             block.append(metric)
             used += needed
         yield block
+
+
+def draw_panels(
+    path: str | Path,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    metrics: Sequence[str],
+    *,
+    error: Callable[[Cell], float] = lambda cell: cell.std,
+    floor: Row | None = None,
+    note: str = "",
+) -> Path:
+    """Draws one panel a metric, with the values of each row, their mean and its error; a PNG.
+
+    Args:
+        path: the file.
+        names: of the rows.
+        rows: what is drawn, from the top.
+        metrics: of the panels.
+        error: half the length of a mean's error bar; none is drawn for NaN.
+        floor: a row that is drawn as a line in each panel; the others then have one colour.
+        note: what stands below the panels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(4, max(1, len(metrics)))
+    down = max(1, -(-len(metrics) // across))
+    figure = Figure(
+        figsize=(1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down),
+        layout="constrained",
+        dpi=150,
+    )
+    panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+    for panel, metric in zip(panels, metrics, strict=False):
+        for place, row in enumerate(rows):
+            cell = row.cells[metric]
+            colour = PALETTE[0] if floor else PALETTE[place % len(PALETTE)]
+            half = error(cell)
+            xerr = None if np.isnan(half) else half
+            panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
+            panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=5, capsize=3)
+        if floor and floor.cells[metric].count:
+            panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
+        panel.set_title(heading(metric), fontsize=10)
+        panel.grid(axis="x", alpha=0.25)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.margins(x=0.12)
+    for panel in panels[len(metrics) :]:
+        panel.set_visible(False)
+    panels[0].set_yticks(range(len(rows)), names)
+    panels[0].set_ylim(max(1, len(rows)) - 0.5, -0.5)
+    if note:
+        figure.supxlabel(note, fontsize=9)
+    FigureCanvasAgg(figure).print_png(str(path))
+    return Path(path)
+
+
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    """The lines as CSV."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(lines)
+    return stream.getvalue()
 
 
 def heading(metric: str) -> str:
@@ -266,7 +299,7 @@ def _latex_cell(cell: Cell) -> str:
         return "--"
     if not np.isfinite(cell.mean):
         return str(cell.mean)
-    text = r" \pm ".join(filter(None, mean_and_std(cell.mean, cell.std)))
+    text = plus_minus(cell.mean, cell.std).replace("±", r"\pm")
     return "$" + re.sub(r"e([+-])0*(\d+)", _power, text) + "$"
 
 

@@ -1,15 +1,6 @@
 """What reversal refuses, each with one line that names the remedy."""
 
-from collections.abc import Collection
-
 from torch import Tensor
-
-
-def one_of(name: str, value: object, known: Collection[object]) -> None:
-    """Refuse a value that is not one of those known."""
-    if value not in known:
-        options = ", ".join(repr(option) for option in known)
-        raise ValueError(f"`{name}` must be one of {options}, got {value!r}")
 
 
 def check_data(x: Tensor, unit: bool) -> None:

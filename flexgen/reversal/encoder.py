@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer
 from flexgen.files import write_atomically
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
@@ -96,8 +97,7 @@ def train_encoder(
     Source: the start of Zhu et al., 2016 (generative visual manipulation on the natural image
         manifold), which learns it from real images; here from pairs, so that codes are the target.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}")
+    check_integer("steps", steps)
     with torch.random.fork_rng(), torch.no_grad(), frozen(generator, "eval"):
         # Not the seed itself, by which others may draw the codes that the encoder is tried on.
         torch.manual_seed(int(np.random.SeedSequence([seed, _PAIRS]).generate_state(1)[0]))

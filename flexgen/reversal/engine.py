@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from flexgen.reversal.checks import check_data, check_unit, one_of
+from flexgen.checks import check_integer, check_not_negative, check_one_of, check_positive
+from flexgen.reversal.checks import check_data, check_unit
 from flexgen.reversal.descent import OPTIMIZERS, Descent
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
@@ -188,32 +189,31 @@ def reverse(
             "`reverse` needs gradients, which torch.inference_mode rules out; call it outside, or "
             "build the trainer with Trainer(inference_mode=False)"
         )
-    one_of("loss", loss, LOSSES)
-    one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
-    one_of("constraint", constraint, (None, "clip", "moments"))
-    one_of("norm", norm, ("eval", "batch"))
-    one_of("precision", precision, ("auto", "float32", "plain"))
+    check_one_of("loss", loss, LOSSES)
+    check_one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
+    check_one_of("constraint", constraint, (None, "clip", "moments"))
+    check_one_of("norm", norm, ("eval", "batch"))
+    check_one_of("precision", precision, ("auto", "float32", "plain"))
     tied = norm == "batch" or constraint == "moments"
     if method == "auto":
         method = "adam" if tied or history else "lbfgs"
     searching = method == "lbfgs"
     steps = (100 if searching else 300) if steps is None else steps
-    for name, value, least in (
+    for name, count, least in (
         ("steps", steps, int(searching)),
         ("batch_size", batch_size, 1),
-        ("init_scale", init_scale, 0),
-        ("constraint_weight", constraint_weight, 0),
-        ("tolerance", tolerance, 0),
         ("seed", seed, 0),
         ("starts", starts, 1),
         ("bank", 1 if isinstance(bank, Tensor) else bank, 1),
     ):
-        if not value >= least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}")
-        if name in ("steps", "batch_size", "seed", "starts", "bank") and int(value) != value:
-            raise ValueError(f"`{name}` must be a whole number, got {value}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"`lr` must be positive and finite, got {lr}")
+        check_integer(name, count, least)
+    for name, value in (
+        ("init_scale", init_scale),
+        ("constraint_weight", constraint_weight),
+        ("tolerance", tolerance),
+    ):
+        check_not_negative(name, value)
+    check_positive("lr", lr)
     if (constraint == "clip") != (bounds is not None):
         raise ValueError(
             f"`bounds` go with constraint='clip' and only with it, got bounds={bounds} and "

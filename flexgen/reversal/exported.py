@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import first_line
+
 # What sympy writes of a size; torch hands these texts to sympy, which evaluates what it is given.
 _WORDS = {
     "Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "FloorDiv",
@@ -64,10 +66,9 @@ def load_exported(
         # The guards of its inputs are texts of Python, which torch would execute.
         module = program.module(check_guards=trust)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(
-            f"cannot load {path} ({reason}); it is damaged, or of a torch.export that this torch "
-            "cannot read: export it again"
+            f"cannot load {path} ({first_line(error)}); it is damaged, or of a torch.export "
+            "that this torch cannot read: export it again"
         ) from error
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() < 2:
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen._version import __version__
+from flexgen.checks import check_integer
 from flexgen.reversal.chunks import Parts
 from flexgen.reversal.engine import reverse
 from flexgen.reversal.freezing import Generator
@@ -129,8 +130,7 @@ def reverse_stream(
             changed since, or for whatever `reverse` refuses.
         OSError: if the folder cannot be written.
     """
-    if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, got {chunk}")
+    check_integer("chunk", chunk)
     if not 0 <= rank < world_size:
         raise ValueError(f"`rank` must be in [0, {world_size}), got {rank}")
     if restart and world_size > 1:

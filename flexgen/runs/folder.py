@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from flexgen.files import locked, write_atomically
+from flexgen.metrics_table import read_metrics
 from flexgen.training import file_sha256, latest_checkpoint
-from flexgen.training.csv_logger import read_metrics
 
 __all__ = [
     "alone",
@@ -117,7 +117,7 @@ def check_parent(run_dir: Path) -> None:
 
 def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
     """Write `metrics.json`, the last value of each metric, and mark the run as finished."""
-    _, rows = read_metrics(run_dir / "metrics.csv")
+    rows = read_metrics(run_dir / "metrics.csv").rows
     values: dict[str, float] = {}
     for row in rows:
         values |= row

@@ -205,9 +205,9 @@ class Search:
                 self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
 
     def _value(self, run_dir: Path) -> float:
-        from flexgen.training.csv_logger import read_metrics
+        from flexgen.metrics_table import read_metrics
 
-        columns, rows = read_metrics(run_dir / "metrics.csv")
+        columns, rows, _ = read_metrics(run_dir / "metrics.csv")
         metric = self.metric
         values = [row[metric] for row in rows if metric in row][-self.last :]
         if not values:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen.checks import first_line
 from flexgen.files import write_atomically
 from flexgen.training.counters import Counters
 from flexgen.untrusted import check_size
@@ -52,7 +53,7 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
         _check_tensors(checkpoint, path.stat().st_size)
     except Exception as error:
         raise ValueError(
-            f"checkpoint {path} is cut short, damaged or not FlexGen's ({_first_line(error)}); "
+            f"checkpoint {path} is cut short, damaged or not FlexGen's ({first_line(error)}); "
             f"go on from an earlier one: flexgen resume run={path.parent.parent} checkpoint=…"
         ) from error
     if missing := _missing(checkpoint):
@@ -159,7 +160,3 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:160]

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
+from flexgen.checks import check_integer
+
 __all__ = ["Counters", "Schedule"]
 
 
@@ -64,9 +66,7 @@ class Schedule:
         """
         at = set(at)
         if every is not None:
-            if every < 1:
-                raise ValueError(f"`every` must be at least 1 generator step, got {every}")
-            self._periods.add(every)
+            self._periods.add(check_integer("every", every, 1, "it counts generator steps"))
         if any(point < 1 for point in at):
             raise ValueError(f"`at` must hold generator steps of at least 1, got {sorted(at)}")
         self._points |= at

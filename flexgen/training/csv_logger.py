@@ -1,7 +1,5 @@
 """Metrics as one CSV file that a resumed run continues."""
 
-import csv
-import io
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -10,12 +8,9 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from flexgen.files import write_atomically
-from flexgen.training.counters import Counters
+from flexgen.metrics_table import COUNTERS, read_metrics, write_metrics
 
-__all__ = ["CSVLogger", "read_metrics"]
-
-_AXES = list(Counters().axes())
+__all__ = ["CSVLogger"]
 
 
 class CSVLogger(Logger):
@@ -33,7 +28,7 @@ class CSVLogger(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._rows: list[dict[str, float]] = []
-        self._columns = list(_AXES)
+        self._columns = list(COUNTERS)
         self._saved_at = 0.0
 
     @property
@@ -67,39 +62,15 @@ class CSVLogger(Logger):
     def rewind(self, generator_steps: int) -> None:
         """Read the rows of an earlier start and keep those up to `generator_steps`."""
         if self.path.is_file():
-            self._columns, rows = read_metrics(self.path)
-            self._rows = [r for r in rows if r["generator_steps"] <= generator_steps]
+            table = read_metrics(self.path)
+            self._columns = table.columns or self._columns
+            self._rows = [r for r in table.rows if r["generator_steps"] <= generator_steps]
 
     @rank_zero_only
     def save(self) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, lambda beside: beside.write_text(text.getvalue()))
+        write_metrics(self.path, self._columns, self._rows)
         self._saved_at = time.monotonic()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-
-
-def read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
-    """The columns and rows of a `metrics.csv`; empty cells are left out of a row.
-
-    Raises:
-        ValueError: if a cell is no number or the step columns are missing.
-    """
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        if columns[: len(_AXES)] != _AXES:
-            raise ValueError(f"{path} is not a metrics file: its first columns are not {_AXES}")
-        try:
-            rows = [
-                {k: int(v) if k in _AXES else float(v) for k, v in row.items() if v}
-                for row in reader
-            ]
-        except (TypeError, ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged: {error}; remove its last line") from error
-    return columns, rows

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities import rank_zero_only
 
+from flexgen.checks import check_integer
 from flexgen.training.counters import Counters
 
 __all__ = ["LogPictures", "WandbLogger"]
@@ -39,14 +40,12 @@ class WandbLogger(loggers.WandbLogger):
         offline: bool = False,
         **init: Any,
     ) -> None:
-        if last < 1:
-            raise ValueError(f"`last` must be at least 1 value, got {last}; set logger.wandb.last")
+        self.last = check_integer("last", last, 1, "set `logger.wandb.last`")
         where = Path(save_dir).resolve()
         name = name or f"{where.parent.name}/{where.name}"
         super().__init__(name, save_dir, offline=offline, resume="allow", **init)
         # W&B warns of this setting whenever it is passed, and Lightning always passes it.
         self._wandb_init.pop("anonymous", None)
-        self.last = last
 
     def start(self, config: Mapping[str, Any], summaries: Mapping[str, str]) -> None:
         """Start the W&B run, or go on with it, and say how its metrics are to be shown.

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flexgen.metrics_table import read_metrics
 from flexgen.training import latest_checkpoint, load_checkpoint
-from flexgen.training.csv_logger import read_metrics
 from tests.conftest import REFIT, SMALL
 
 Run = Callable[..., Path]
@@ -119,7 +119,7 @@ def test_refit_starts_a_run_from_another(flexgen: Run) -> None:
     final = json.loads((child / "metrics.json").read_text())
     assert final["counters"]["generator_steps"] == 40
     assert final["values"]["prior/stage"] == 1
-    steps = [row["generator_steps"] for row in read_metrics(child / "metrics.csv")[1]]
+    steps = [row["generator_steps"] for row in read_metrics(child / "metrics.csv").rows]
     assert steps == sorted(steps)
     assert steps[0] < 30 < steps[-1]
     assert (child / "control" / "metrics.json").is_file()

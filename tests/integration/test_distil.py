@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flexgen.metrics import EnergyDistance
+from flexgen.metrics_table import read_metrics
 from flexgen.priors import Pushforward
 from flexgen.runs.run import open_run
-from flexgen.training.csv_logger import read_metrics
 from tests.conftest import SMALL
 
 DISTIL = (
@@ -34,7 +34,7 @@ def test_a_masked_prior_is_distilled(flexgen: Callable[..., Path], masked: Path)
     model.critic = torch.nn.Identity()  # not asked any more
     assert model.sample(7).shape == (7, 2)
 
-    _, rows = read_metrics(child / "metrics.csv")
+    rows = read_metrics(child / "metrics.csv").rows
     logged = {name: value for row in rows for name, value in row.items()}
     assert logged["prior/effective_sample_size"] == pytest.approx(0.2, abs=0.01)
     base = model.prior.stages[0].base().sample((500,))

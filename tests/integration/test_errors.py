@@ -63,7 +63,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["network.generator.shape=[3]"], "must make data of shape (2,), got (3,)"),
         ("train", ["network.critic.shape=[3]"], "do not fit"),
         ("train", ["callbacks.quality.n=0"], "`n` must be at least 1"),
-        ("train", ["callbacks.checkpoint.every=0"], "`every` must be at least 1"),
+        ("train", ["callbacks.checkpoint.every=0"], "`every` must be a whole number of at least 1"),
         ("train", ["+callbacks=refit"], "callbacks.refit.at"),
         (
             "train",

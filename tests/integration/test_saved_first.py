@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flexgen.callbacks import SampleQuality
-from flexgen.training.csv_logger import read_metrics
+from flexgen.metrics_table import read_metrics
 from tests.conftest import SMALL
 
 Run = Any
@@ -80,7 +80,7 @@ def test_a_run_killed_while_it_measured_measures_when_it_is_resumed(
             flexgen("train", *MEASURED)
     assert saved(Path("run")) == ["step=00000006.ckpt"]
     flexgen("resume", "run=run")
-    whole, again = (read_metrics(Path(run, "metrics.csv"))[1] for run in ("whole", "run"))
+    whole, again = (read_metrics(Path(run, "metrics.csv")).rows for run in ("whole", "run"))
     assert whole == again
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from flexgen.metrics_table import read_metrics
 from flexgen.models import Adversarial
-from flexgen.training.csv_logger import read_metrics
 from tests.integration.test_sweeps import TINY
 
 pytest.importorskip("optuna")
@@ -56,7 +56,7 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
     values = {}
     for number, (_, state) in whole.items():
         if state == "finished":
-            _, rows = read_metrics(Path("undisturbed") / number / "metrics.csv")
+            rows = read_metrics(Path("undisturbed") / number / "metrics.csv").rows
             values[number] = next(r["loss/critic"] for r in rows[::-1] if "loss/critic" in r)
     best = min(values, key=values.__getitem__)
     assert said[-2] == f"loss/critic: {values[best]:.6g}"

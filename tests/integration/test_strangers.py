@@ -340,6 +340,6 @@ def test_names_lead_nowhere(run: Path, tmp_path: Path) -> None:
         body = text.split('<script type="application/json"')[0]
         assert 'href="javascript:' not in text
         assert "<img src=x" not in text
-        assert "onclick=" not in body.replace("onclick=&#x27;", "").replace("%20onclick%3D", "")
+        assert "onclick=" not in body.replace("onclick=&#39;", "").replace("%20onclick%3D", "")
     index = (runs / "report.html").read_text()
     assert 'href="javascript%3Aalert%281%29/report.html"' in index

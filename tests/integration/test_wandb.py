@@ -12,10 +12,10 @@ import pytest
 import pytorch_lightning as pl
 import yaml
 
-from flexgen.report.sections import CODES, SAMPLES
+from flexgen.metrics_table import read_metrics
+from flexgen.report.gallery import CODES, SAMPLES
 from flexgen.runs.dashboard import build_workspace
 from flexgen.runs.wandb_run import name_wandb
-from flexgen.training.csv_logger import read_metrics
 from tests.conftest import REFIT, SMALL
 
 Run = Callable[..., Path]
@@ -121,7 +121,7 @@ def test_one_run_as_wandb_and_tensorboard_see_it(flexgen: Run) -> None:
         "report=false",
     )  # fmt: skip
     (found,) = offline_runs(run)
-    columns, rows = read_metrics(run / "metrics.csv")
+    columns, rows, _ = read_metrics(run / "metrics.csv")
 
     # The same curves as the CSV file, at the same steps, and TensorBoard's too.
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()

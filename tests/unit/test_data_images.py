@@ -570,7 +570,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
         ({"num_validation": -1}, "`num_validation` must be a whole number"),
         ({"num_workers": -1}, "`num_workers` must be a whole number"),
-        ({"resident": "maybe"}, "`resident` must be auto, true or false, got 'maybe'"),
+        ({"resident": "maybe"}, "`resident` must be one of auto, true, false, got 'maybe'"),
         ({"download": True}, "digits cannot be downloaded; set `data.download=false`"),
     ],
 )

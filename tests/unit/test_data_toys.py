@@ -78,7 +78,7 @@ def test_splits_are_different_draws() -> None:
 
 @pytest.mark.parametrize("build", [lambda: Ring(std=0.0), lambda: Grid(spacing=math.nan)])
 def test_impossible_sizes_are_refused(build: object) -> None:
-    with pytest.raises(ValueError, match=r"must be finite and above 0, got .*data.distribution"):
+    with pytest.raises(ValueError, match=r"must be positive and finite, got .*data.distribution"):
         build()  # type: ignore[operator]
 
 

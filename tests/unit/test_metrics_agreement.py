@@ -136,7 +136,10 @@ def test_interval_widens_with_confidence():
     [
         ({"sigma": 0.0}, "`sigma` must be positive and finite, got 0.0"),
         ({"sigma": math.inf}, "`sigma` must be positive"),
-        ({"convention": "paper"}, "`convention` must be 'unit' or 'literal', got 'paper'"),
+        (
+            {"convention": "paper"},
+            "`convention` must be one of unit, literal, got 'paper'; use 'unit'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(kwargs, message):

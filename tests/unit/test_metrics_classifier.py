@@ -190,8 +190,11 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         ({"y": Y.float()}, "of torch.float32"),
         ({"y": Y + 1}, r"`y` must be in \[0, 1\], got 1 to 2"),
         ({"x": X / 0.0}, "`x` must be finite"),
-        ({"epochs": 0}, "`epochs` must be at least 1, got 0"),
-        ({"num_classes": 1, "y": 0 * Y}, "`num_classes` must be at least 2, got 1"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
+        (
+            {"num_classes": 1, "y": 0 * Y},
+            "`num_classes` must be a whole number of at least 2, got 1",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, message):

@@ -82,7 +82,9 @@ def test_splits_take_every_kth_image_however_batched(batch):
 
 
 def test_score_refuses_what_it_cannot_score(classifier):
-    with pytest.raises(ValueError, match="`num_splits` must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="`num_splits` must be a whole number of at least 1, got 0"
+    ):
         ClassifierScore(num_splits=0)
     with pytest.raises(ValueError, match=r"must have shape \(n, classes\), got \(80, 1, 8, 8\)"):
         ClassifierScore().update(REAL)

@@ -65,7 +65,9 @@ def test_bad_labels_are_refused(y, message):
 
 
 def test_what_has_no_ratio_is_refused():
-    with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
+    with pytest.raises(
+        ValueError, match="`num_classes` must be a whole number of at least 2, got 1"
+    ):
         ClusterRatio(1)
     with pytest.raises(ValueError, match="at least 2 classes must have codes, got 1"):
         measured(torch.ones(4, 2), torch.full((4,), 3))

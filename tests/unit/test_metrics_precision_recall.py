@@ -104,7 +104,9 @@ def test_images_are_compared_by_a_classifiers_features():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`num_neighbours` must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="`num_neighbours` must be a whole number of at least 1, got 0"
+    ):
         PrecisionRecall(num_neighbours=0)
     with pytest.raises(ValueError, match="more than `num_neighbours` 5 points, got 9 real and 5"):
         measured(normal(9, 2), normal(5, 2))

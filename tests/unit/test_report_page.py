@@ -1,5 +1,7 @@
 """The page holds its figures, needs nothing from outside, and lets nothing in a run act in it."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 from report_runs import write_metrics, write_png, write_refit_run, write_run
 
+from flexgen.metrics_table import COUNTERS
 from flexgen.report import Run, RunError, write_report, write_reports
-from flexgen.report.chart import Line, chart, ticks
-from flexgen.report.curves import COUNTERS, Curve
-from flexgen.report.markup import tag
+from flexgen.report.chart import Chart, Line, ticks
+from flexgen.report.curves import Curve
+from flexgen.report.pairs import Pair, pairs_page
+from flexgen.report.templating import render
 
 
 class Page(HTMLParser):
@@ -218,8 +222,12 @@ def _curve(values: Any) -> Curve:
 
 
 def _svg(*curves: Any) -> ElementTree.Element:
-    lines = [Line.of("a", _curve(values), "series-0") for values in curves]
-    return ElementTree.fromstring(chart(lines, label="x", metrics=["a"]))
+    lines = [Line.of(_curve(values), "series-0") for values in curves]
+    return ElementTree.fromstring(_chart(lines))
+
+
+def _chart(lines: list[Line], label: str = "x") -> str:
+    return render("chart.svg", chart=Chart(lines, label=label, metrics=[label], marks=[(1, label)]))
 
 
 def test_line_passes_through_its_values() -> None:
@@ -241,7 +249,7 @@ def test_line_is_broken_at_nan_and_the_loss_is_marked() -> None:
 def test_long_curve_is_binned_with_its_extremes_as_band() -> None:
     values = np.sin(np.arange(1000.0))
     values[500] = 50.0
-    line = Line.of("a", _curve(values), "")
+    line = Line.of(_curve(values))
     assert line.binned
     assert len(line.values) == 150
     assert line.high is not None
@@ -255,8 +263,7 @@ def test_flat_and_wide_ranges_can_be_drawn(values: list[float]) -> None:
 
 
 def test_curve_of_nan_alone_says_so() -> None:
-    line = Line.of("a", _curve([math.nan]), "")
-    assert "No finite value" in chart([line], label="x", metrics=["a"])
+    assert "No finite value" in _chart([Line.of(_curve([math.nan]))])
 
 
 @pytest.mark.parametrize(
@@ -267,11 +274,40 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
     np.testing.assert_allclose(ticks(low, high), expected, atol=1e-12)
 
 
-def test_tag_escapes_all_but_markup() -> None:
-    inner = tag("b", "<&>", title='"x"')
-    assert inner == '<b title="&quot;x&quot;">&lt;&amp;&gt;</b>'
-    assert tag("p", inner, None, False, 0) == f"<p>{inner}0</p>"
-    assert tag("line", x1=0, data_a=None) == '<line x1="0"/>'
+def test_hostile_text_stays_text_in_an_index(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "m" / "0", overrides=[f"model={HOSTILE}"])
+    write_png(run / "images/samples/step=00000001.png")
+    page = Page(write_reports(tmp_path / "m")[0])
+    assert len(page.all("script")) == 2
+    assert len(page.all("img")) == 1
+    assert f"model={HOSTILE}" in page.text
+
+
+def test_hostile_text_stays_text_among_pairs(tmp_path: Path) -> None:
+    pair = Pair(write_png(tmp_path / "a.png").read_bytes(), HOSTILE, 1.0, converged=False)
+    path = tmp_path / "pairs.html"
+    path.write_text(pairs_page(HOSTILE, [(HOSTILE, HOSTILE)], {HOSTILE: [pair]}))
+    page = Page(path)
+    assert len(page.all("script")) == 2
+    assert len(page.all("img")) == 1
+    assert page.text.count(HOSTILE) == 6  # both titles, both sides of the fact, section, pair
+    assert page.data["facts"] == {HOSTILE: HOSTILE}
+
+
+def test_hostile_text_stays_text_in_a_chart() -> None:
+    svg = ElementTree.fromstring(_chart([Line.of(_curve([1.0, 2.0]))], label=HOSTILE))
+    assert svg.attrib["aria-label"] == svg.attrib["data-metrics"] == HOSTILE
+    assert HOSTILE in [text.text for text in svg.iter("text")]
+
+
+@pytest.mark.parametrize("part", ["style", "script"])
+def test_policy_allows_the_script_of_the_page_alone(tmp_path: Path, part: str) -> None:
+    path = write_report(write_run(tmp_path / "run"))
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    (policy,) = [m["content"] or "" for m in page.all("meta") if "http-equiv" in m]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "&#" not in text.split(f"<{part}>")[1].split(f"</{part}>")[0]  # what is ours is whole
 
 
 def test_run_reports_after_a_control_that_has_nothing_yet(tmp_path: Path) -> None:

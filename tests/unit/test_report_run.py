@@ -157,7 +157,7 @@ def test_folder_in_a_run_names_the_run(tmp_path: Path) -> None:
         ("metrics.csv", "HEAD,fid\n1,1,1,1,x\n", "line 2, column fid is not a number: 'x'"),
         ("metrics.csv", "HEAD,fid\n1,1,1,1,2,3\n", "line 2 has 6 cells for 5 columns"),
         ("metrics.csv", "HEAD,fid\n1,1,nan,1,2\n", "column generator_steps is not a number"),
-        ("metrics.csv", "HEAD,fid\n1,1,,1,2\n", "generator_steps is empty in some row"),
+        ("metrics.csv", "HEAD,fid\n1,1,,1,2\n", "line 2, column generator_steps is empty"),
         ("metrics.csv", "HEAD,fid,fid\n1,1,1,1,2,2\n", "a column appears twice"),
     ],
 )

@@ -200,7 +200,7 @@ def test_memory_holds_one_chunk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"chunk": 0}, "`chunk` must be at least 1"),
+        ({"chunk": 0}, "`chunk` must be a whole number of at least 1"),
         ({"rank": 2, "world_size": 2}, "`rank`"),
         ({"restart": True, "world_size": 2}, "`restart` is for one process"),
         ({"norm": "batch", "chunk": 7}, "one sample alone"),

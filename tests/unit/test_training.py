@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flexgen.files import write_atomically
+from flexgen.metrics_table import COUNTERS, read_metrics
 from flexgen.training import (
     EMA,
     Counters,
@@ -22,7 +23,6 @@ from flexgen.training import (
     save_checkpoint,
     seed_of_rank,
 )
-from flexgen.training.csv_logger import read_metrics
 
 
 def test_counters_round_trip() -> None:
@@ -162,7 +162,7 @@ def test_metrics_merge_by_step_and_rewind(tmp_path: Path) -> None:
         logger.log_metrics({**axes, "a": step / 3})
         logger.log_metrics({**axes, "b": 10.0 * step})
     logger.save()
-    columns, rows = read_metrics(tmp_path / "metrics.csv")
+    columns, rows, _ = read_metrics(tmp_path / "metrics.csv")
     assert columns[4:] == ["a", "b"]
     assert [row["b"] for row in rows] == [10, 20, 30]
     assert rows[0]["a"] == 1 / 3  # every digit is kept
@@ -170,10 +170,27 @@ def test_metrics_merge_by_step_and_rewind(tmp_path: Path) -> None:
     again.rewind(2)
     again.log_metrics({"batches": 9, "critic_steps": 9, "generator_steps": 9, "images_seen": 9})
     again.save()
-    assert [row["generator_steps"] for row in read_metrics(again.path)[1]] == [1, 2, 9]
+    assert [row["generator_steps"] for row in read_metrics(again.path).rows] == [1, 2, 9]
     again.path.write_text("nonsense\n1\n")
-    with pytest.raises(ValueError, match="not a metrics file"):
+    with pytest.raises(ValueError, match="line 1 has no column batches"):
         read_metrics(again.path)
+
+
+def test_a_run_goes_on_from_metrics_that_a_kill_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("batches,critic_steps,generator_steps,images_seen,a\n1,1,1,9,0.5\n2,2,2,18,0.2")
+    logger = CSVLogger(str(tmp_path))
+    logger.rewind(5)
+    logger.log_metrics({**Counters(generator_steps=3).axes(), "a": 1.0})
+    logger.save()
+    assert [(row["generator_steps"], row["a"]) for row in read_metrics(path).rows] == [
+        (1, 0.5),
+        (3, 1.0),
+    ]
+
+
+def test_the_counters_of_training_are_the_columns_that_every_row_has() -> None:
+    assert tuple(Counters().axes()) == COUNTERS
 
 
 def test_processes_of_all_seeds_draw_apart() -> None:
@@ -189,5 +206,5 @@ def test_values_without_counters_join_the_last_row(tmp_path: Path) -> None:
     logger.log_metrics({**Counters(generator_steps=3).axes(), "a": 1.0})
     logger.log_metrics({"lr": 0.2}, step=17)
     logger.save()
-    _, rows = read_metrics(tmp_path / "metrics.csv")
+    rows = read_metrics(tmp_path / "metrics.csv").rows
     assert [(row["generator_steps"], row["a"], row["lr"]) for row in rows] == [(3, 1, 0.2)]

@@ -1,0 +1,101 @@
+"""Pages from the templates beside this file, in which all text is escaped."""
+
+import base64
+import hashlib
+import math
+from functools import cache
+from importlib.resources import files
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from flexgen.report.catalogue import describe, number, plus_minus, signed, typeset
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["render"]
+
+
+class Picture(NamedTuple):
+    """A PNG within the page.
+
+    Args:
+        src: the file as an address.
+        width: in pixels.
+        height: in pixels.
+    """
+
+    src: str
+    width: int
+    height: int
+
+
+def render(template: str, **context: Any) -> str:
+    """The text of a template of `flexgen/report/templates/`.
+
+    A page's template extends `base.html`, whose content security policy forbids every request and
+    every script but the page's own, whatever a configuration may contain.
+
+    Args:
+        template: its file's name.
+        context: what it shows; a page's `data` are put into `<script id="flexgen-data">` as JSON.
+    """
+    return _environment().get_template(template).render(context)
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("flexgen.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (
+        files("flexgen.report").joinpath("templates", name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
+    )
+    environment.globals.update(
+        describe=describe,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        # The two files of our own that are no text of a page, and the only ones.
+        style=Markup(style),
+        script=Markup(script),
+    )
+    environment.filters.update(
+        exact=repr,
+        json_numbers=_json_numbers,
+        link=_link,
+        number=lambda value, digits=4: typeset(number(value, digits)),
+        picture=_picture,
+        plus_minus=lambda mean, std: typeset(plus_minus(mean, std)),
+        signed=signed,
+    )
+    environment.tests["finite"] = math.isfinite
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment
+
+
+def _picture(png: Path | bytes) -> Picture:
+    content = png if isinstance(png, bytes) else png.read_bytes()
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", width, height)
+
+
+def _link(path: PurePath) -> str:
+    """What leads to a file below the page and nowhere else, whatever its folders are called."""
+    return quote(path.as_posix())
+
+
+def _json_numbers(value: Any) -> Any:
+    """The value with numbers that JSON does not have, NaN and infinities, replaced by None."""
+    if isinstance(value, dict):
+        return {str(key): _json_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
