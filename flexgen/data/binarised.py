@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgen.data.datasets import Origin
 from flexgen.data.sampler import Purpose, thresholds
 from flexgen.data.sources import Pixels, Source
 from flexgen.data.stream import Split
@@ -52,7 +53,7 @@ class StaticDraw:
 
 
 @dataclass(frozen=True)
-class Larochelle:
+class Larochelle(Origin):
     """The static binarisation of MNIST by Larochelle & Murray, 2011: text, an image a line.
 
     Args:

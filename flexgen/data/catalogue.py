@@ -229,7 +229,7 @@ def fetch(name: str, root: Path) -> None:
         ConnectionError: if the download fails.
     """
     origin = find(name).origin
-    if not hasattr(origin, "fetch"):
+    if not origin.has_fetch:
         raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
     try:
         origin.fetch(root)
@@ -265,7 +265,7 @@ def read(name: str, root: Path) -> Parts:
 
 def _remedy(name: str, root: Path) -> str:
     where = "set `paths.data_dir` or the variable FLEXGEN_DATA to the folder that holds it"
-    if hasattr(SPECS[name].origin, "fetch"):
+    if SPECS[name].origin.has_fetch:
         where += ", or `data.download=true` to fetch it"
     elif SPECS[name].notes:
         where += f" ({SPECS[name].notes})"
@@ -275,7 +275,7 @@ def _remedy(name: str, root: Path) -> str:
 
 
 def _corrupt(name: str, root: Path, error: Exception) -> ValueError:
-    again = ", `data.download=true`" if hasattr(SPECS[name].origin, "fetch") else ""
+    again = ", `data.download=true`" if SPECS[name].origin.has_fetch else ""
     return ValueError(
         f"the files of {name} under {root} are cut short or corrupt ({first_line(error)}); delete "
         f"them and fetch them again{again}"

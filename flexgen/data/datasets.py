@@ -7,10 +7,11 @@ origin has it, downloads the set.
 
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,15 +25,26 @@ Parts = dict[str, Source]
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-class Origin(Protocol):
-    """A place to read a data set from."""
+class Origin(ABC):
+    """A place to read a data set from.
 
+    Attributes:
+        has_fetch: whether it can be downloaded.
+    """
+
+    has_fetch: ClassVar[bool] = False
+
+    def fetch(self, root: Path) -> None:
+        """Download what is not there yet."""
+        raise NotImplementedError
+
+    @abstractmethod
     def read(self, root: Path) -> Parts:
         """The official parts; `root` is known to hold the files that the table lists."""
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Origin):
     """scikit-learn's digits, inside its package: 17 grey levels, spread over [0, 255]."""
 
     def read(self, root: Path) -> Parts:
@@ -45,7 +57,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Torchvision:
+class Torchvision(Origin):
     """A data set of `torchvision.datasets`.
 
     Args:
@@ -53,6 +65,8 @@ class Torchvision:
         parts: for each official part, what else that class takes to build it.
         folder: folder inside `root` that the class is given as its root.
     """
+
+    has_fetch = True
 
     dataset: str
     parts: dict[str, dict[str, Any]]
@@ -65,7 +79,6 @@ class Torchvision:
         return build(root / self.folder, download=download, **self.parts[part])
 
     def fetch(self, root: Path) -> None:
-        """Download what is not there yet."""
         for part in self.parts:
             self._build(root, part, download=True)
 
@@ -104,18 +117,19 @@ class _Items:
 
 
 @dataclass(frozen=True)
-class Omniglot:
+class Omniglot(Origin):
     """Omniglot as torchvision unpacks it; classes are characters of one alphabet.
 
     The characters of the test part (the evaluation set) are numbered on from the training part's.
     """
+
+    has_fetch = True
 
     parts: dict[str, str] = field(
         default_factory=lambda: {"train": "images_background", "test": "images_evaluation"}
     )
 
     def fetch(self, root: Path) -> None:
-        """Download what is not there yet."""
         from torchvision.datasets import Omniglot as Set
 
         for background in (True, False):
@@ -136,7 +150,7 @@ class Omniglot:
 
 
 @dataclass(frozen=True)
-class OmniglotSmall:
+class OmniglotSmall(Origin):
     """The two small background sets of Omniglot, read straight from their zip files.
 
     Set 1 is the training part. The test part is what set 2 has in alphabets that set 1 lacks
@@ -166,7 +180,7 @@ class OmniglotSmall:
 
 
 @dataclass(frozen=True)
-class Lsun:
+class Lsun(Origin):
     """One category of LSUN: its training database, and its validation database as test part."""
 
     category: str
@@ -187,7 +201,7 @@ class Lsun:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(Origin):
     """All images below a folder, and below the folders linked there.
 
     With subfolders `train` and `test` (and `validation`, `valid` or `val`) these are the parts;

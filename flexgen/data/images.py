@@ -110,7 +110,7 @@ class ImageData(DataModule):
             raise ValueError("`range` must be a pair for images, got None; set `data.range=[-1,1]`")
         check_one_of("resident", resident, ("auto", True, False))
         check_integer("num_workers", num_workers, 0, "set `data.num_workers`")
-        if download and not hasattr(self.spec.origin, "fetch"):
+        if download and not self.spec.origin.has_fetch:
             raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
         self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
         self.entry, self.download = name, download

@@ -1,11 +1,20 @@
-"""The progress bar of a reversal, on standard error."""
+"""Progress of a reversal on standard error: of one call, and of a long one over its processes."""
 
+import math
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from flexgen.reversal.chunks import Parts
+
+# In a log file a line that often, not a bar.
+_SECONDS = 30.0
 
 
 @contextmanager
@@ -40,3 +49,80 @@ def bar(num_samples: int, show: bool) -> Iterator[Callable[[int], Callable[[floa
 
         yield batch
         progress.update(task, completed=num_samples, samples=num_samples)
+
+
+class ChunkProgress:
+    """Shows samples done, samples per second, time left and mean loss, on standard error.
+
+    Args:
+        parts: what is being worked on, by whichever processes.
+        show: whether to show anything.
+        check: called now and then; raises if there is no use in going on.
+    """
+
+    def __init__(self, parts: Parts, show: bool, check: Callable[[], None] | None) -> None:
+        self.parts, self.show, self.check = parts, show, check
+        self._started = self._told = time.monotonic()
+        self.before: int | None = None
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "ChunkProgress":
+        if self.show and sys.stderr.isatty():
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("reverse"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+                refresh_per_second=2,
+                transient=True,
+            )
+            self._task = self._bar.add_task("reading", total=sum(self.parts.sizes))
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def look(self) -> bool:
+        """Look at the parts, show how far they are, and say whether all are there."""
+        if self.check is not None:
+            self.check()
+        finished = self.parts.finished()
+        done = sum(self.parts.sizes[number] for number in finished)
+        if self.before is None:
+            self.before = done
+        if self.show:
+            self._tell(done, math.fsum(float(about["loss"]) for about in finished.values()))
+        return len(finished) == len(self.parts.sizes)
+
+    def wait(self) -> None:
+        """Come back once all parts are there, whoever writes them."""
+        while not self.look() and not self.parts.codes.is_file():
+            time.sleep(0.2)
+
+    def _tell(self, done: int, loss: float) -> None:
+        now, total = time.monotonic(), sum(self.parts.sizes)
+        speed = (done - (self.before or 0)) / max(now - self._started, 1e-9)
+        text = f"{done:,}/{total:,} samples"
+        if speed:
+            text += f", {speed:.3g}/s, {_clock((total - done) / speed)} left"
+        if done:
+            text += f", mean loss {loss / done:.4g}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+        elif now - self._told >= _SECONDS or (done == total and self._told > self._started):
+            self._told = now
+            print(f"reverse: {text}", file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

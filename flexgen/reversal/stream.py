@@ -16,7 +16,7 @@ from flexgen.checks import check_integer
 from flexgen.reversal.chunks import Parts
 from flexgen.reversal.engine import reverse
 from flexgen.reversal.freezing import Generator
-from flexgen.reversal.watch import Watch
+from flexgen.reversal.progress import ChunkProgress
 
 
 class Source(Protocol):
@@ -163,7 +163,7 @@ def reverse_stream(
         },
         [len(part) for part in chunks],
     )
-    with parts.alone(rank), Watch(parts, progress and rank == 0, check) as watch:
+    with parts.alone(rank), ChunkProgress(parts, progress and rank == 0, check) as watch:
         if parts.open(restart):
             return Streamed(parts.codes, len(index), len(index))
         watch.look()
