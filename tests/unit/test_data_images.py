@@ -170,7 +170,7 @@ def test_missing_data_say_what_to_do(name: str, tmp_path: Path) -> None:
     assert message.startswith(f"{name} is not there: no {tmp_path}")
     assert "`paths.data_dir`" in message
     assert "FLEXGEN_DATA" in message
-    assert ("download=true" in message) == hasattr(SPECS[name].origin, "fetch")
+    assert ("download=true" in message) == SPECS[name].origin.has_fetch
     assert "\n" not in message
 
 
