@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer
 from flexgen.contracts import Encoder, Posterior, in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.flows import FlowDistribution, Transform
-from flexgen.priors.fixed import check_latent_dim
 
 __all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
 
@@ -26,7 +26,7 @@ class DiagonalGaussian(Posterior):
 
     def __init__(self, encoder: Encoder, latent_dim: int) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         self.encoder, self.latent_dim = encoder, latent_dim
         self.head = nn.Linear(_out_features(encoder), 2 * latent_dim)
 

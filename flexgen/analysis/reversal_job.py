@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from flexgen.analysis.foreign_generator import open_generator, pair
+from flexgen.checks import check_integer
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
 from flexgen.reversal.loading import Loaded, Probe
 from flexgen.reversal.stream import Streamed, reverse_stream
-from flexgen.runs.errors import check_whole
 
 __all__ = ["Job", "prepare", "work"]
 
@@ -46,7 +46,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     processes = asked["processes"]
     for name, least in (("pairs", 0), ("n", 1), ("chunk", 1), ("threads", 1)):
         if asked[name] is not None:
-            check_whole(name, asked[name], least)
+            check_integer(name, asked[name], least)
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))

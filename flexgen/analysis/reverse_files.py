@@ -9,9 +9,9 @@ from flexgen.analysis.foreign_generator import shape_text
 from flexgen.analysis.pairs import show_pairs, sum_up
 from flexgen.analysis.reversal_job import Job, prepare, work
 from flexgen.analysis.workers import Shards
+from flexgen.checks import check_integer
 from flexgen.data.sources import printable
 from flexgen.reversal.chunks import clear
-from flexgen.runs.errors import check_whole
 
 __all__ = ["find_codes"]
 
@@ -69,7 +69,7 @@ def _describe(asked: dict[str, Any], job: Job) -> None:
 def _ranks(asked: dict[str, Any]) -> tuple[int, int]:
     """This process and how many there are, as torchrun says."""
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if check_whole("processes", asked["processes"], 1) > 1 and world_size > 1:
+    if check_integer("processes", asked["processes"], 1) > 1 and world_size > 1:
         raise ValueError(
             f"`processes` must be 1 under torchrun, whose {world_size} processes share the work, "
             f"got {asked['processes']}"

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from flexgen.callbacks.scheduled import Scheduled
+from flexgen.checks import check_integer
 from flexgen.files import write_atomically
 from flexgen.training import CSVLogger, Loop, find_checkpoints
 
@@ -54,8 +55,8 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
 
     def __init__(self, *, keep: int | None = None, **schedule: Any) -> None:
         super().__init__(**schedule)
-        if keep is not None and keep < 1:
-            raise ValueError(f"`keep` must be at least 1, got {keep}; null keeps all")
+        if keep is not None:
+            check_integer("keep", keep, 1, "null keeps all")
         self.keep = keep
         self._saved_at = -1
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.checks import check_integer
 from flexgen.codes import base_space, codes_path, load_codes
 from flexgen.contracts import in_context
 from flexgen.drawing import draw_figure, draw_images, draw_samples
@@ -32,9 +33,7 @@ class SampleGrid(Measurement):
 
     def __init__(self, *, n: int = 64, draws: bool = False, **schedule: Any) -> None:
         super().__init__(**schedule)
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1, got {n}")
-        self.n, self.draws = n, draws
+        self.n, self.draws = check_integer("n", n), draws
         if draws:
             self.needs = ("likelihood",)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from flexgen.callbacks.measurement import ALONE, Measurement, note
+from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
@@ -96,8 +97,7 @@ class LikelihoodScore(Measurement):
         for name, value, least in (
             ("n", n, 2), ("num_samples", num_samples, 1), ("num_posteriors", num_posteriors, 0)
         ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}")
+            check_integer(name, value, least)
         self.n, self.split, self.num_samples = n, split, num_samples
         self.num_posteriors, self.progress = num_posteriors, progress
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flexgen.callbacks.figures import image_path
 from flexgen.callbacks.measurement import Measurement
+from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.drawing import draw_figure, draw_pairs
 from flexgen.priors import base_codes
@@ -33,9 +34,7 @@ class _OfPosterior(Measurement):
 
     def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
         super().__init__(**schedule)
-        if n < 2:
-            raise ValueError(f"`n` must be at least 2, got {n}")
-        self.n, self.split = n, split
+        self.n, self.split = check_integer("n", n, 2), split
 
     def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import Prior
 from flexgen.metrics import (
@@ -66,8 +67,7 @@ class SampleQuality(Measurement):
     ) -> None:
         super().__init__(**schedule)
         for name, value in (("n", n), ("draws", draws)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            check_integer(name, value)
         self.n, self.split, self.draws = n, split, draws
         self.classifier, self.cache_dir = classifier, Path(cache_dir)
         self._floor_of: tuple[Any, float] | None = None

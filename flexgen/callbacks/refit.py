@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flexgen.callbacks.checkpoint import save
 from flexgen.callbacks.measurement import ALONE
 from flexgen.callbacks.scheduled import Scheduled
+from flexgen.checks import check_integer
 from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
 from flexgen.contracts import Prior
 from flexgen.metrics import EnergyDistance
@@ -88,8 +89,7 @@ class PriorRefit(Scheduled):
                 "draws; set `refit.keep=always`"
             )
         for name, count in (("n", 1 if n is None else n), ("n_held_out", n_held_out)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {count}")
+            check_integer(name, count)
         if not self.at:
             raise ValueError("`at` must name the generator steps of a refit, got none")
         self.prior, self.keep, self.n, self.n_held_out = as_prior(prior), keep, n, n_held_out

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.checks import check_integer, check_one_of
 from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data
 from flexgen.contracts import Prior, in_context
 from flexgen.distributions import covariance
@@ -70,15 +71,9 @@ class ReversalScore(Measurement):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
-        if space not in ("base", "code"):
-            raise ValueError(f"`space` must be base or code, got {space!r}")
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1, got {n}")
-        if num_resamples < 40:
-            raise ValueError(
-                f"`num_resamples` must be at least 40 for an interval, got {num_resamples}; "
-                "1000 is usual"
-            )
+        check_one_of("space", space, ("base", "code"))
+        check_integer("n", n)
+        check_integer("num_resamples", num_resamples, 40, "1000 is usual for an interval")
         self.n, self.split, self.space, self.sigma = n, split, space, sigma
         self.num_resamples, self.options = num_resamples, dict(options or {})
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from flexgen.checks import check_integer
 from flexgen.cli.app import Command
 from flexgen.runs.compose import compose_prior, plain
-from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
 _ENTRY = re.compile(r"([\w/-]+)\s*(?:\(([^()]*)\))?")
@@ -23,7 +23,7 @@ def command(argv: list[str]) -> Command:
 def _compare(cfg: DictConfig) -> None:
     n, n_fit, seeds, split = cfg.n, cfg.n_fit, cfg.seeds, cfg.split
     for name, value, least in (("n", n, 2), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
-        check_whole(name, value, least)
+        check_integer(name, value, least)
     if split not in ("validation", "test"):
         raise ValueError(
             f"`split` must be validation or test, got {split!r}; training data are the floor, and "

@@ -5,10 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexgen.checks import check_integer
 from flexgen.cli.app import Command
 from flexgen.cli.train import show
 from flexgen.runs.compose import plain, task_overrides
-from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
 
@@ -17,7 +17,7 @@ def command(argv: list[str]) -> Command:
 
 
 def _refit(cfg: DictConfig) -> None:
-    more = check_whole("more", cfg.more, 0)
+    more = check_integer("more", cfg.more, 0)
     how: Any = OmegaConf.to_container(cfg.refit, resolve=True)
     config = plain(cfg)
     with importing():

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexgen.checks import check_integer
 from flexgen.cli.app import Command, explain
 from flexgen.runs.compose import plain
-from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
 _TYPED = {
@@ -37,7 +37,7 @@ def command(argv: list[str]) -> Command | None:
 
 def _reverse(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg.reverse, resolve=True)
-    check_whole("n", asked["n"], 1)
+    check_integer("n", asked["n"], 1)
     config = plain(cfg)
     with importing():
         from flexgen.callbacks import ReversalScore

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flexgen.checks import check_integer
 from flexgen.cli.app import Command
 from flexgen.runs.compose import plain, task_overrides
-from flexgen.runs.errors import check_whole
 from flexgen.runs.imports import importing
 
 _LEAST = {"n": 1, "n_fit": 1, "pairs": 1, "frames": 2, "per_class": 1, "sample_seed": 0}
@@ -23,7 +23,7 @@ def command(argv: list[str]) -> Command:
 def _sample(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
     for name, least in _LEAST.items():
-        check_whole(name, asked[name], least)
+        check_integer(name, asked[name], least)
     kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
     if len(kinds) > 1:
         raise ValueError(

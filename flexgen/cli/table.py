@@ -4,8 +4,8 @@ import sys
 
 from omegaconf import DictConfig
 
+from flexgen.checks import check_integer
 from flexgen.cli.app import Command
-from flexgen.runs.errors import check_whole
 
 _FLAGS = {"--metrics", "--last", "--comparison", "--out"}  # as of version 0.1
 
@@ -16,7 +16,7 @@ def command(argv: list[str]) -> Command:
 
 
 def _table(cfg: DictConfig) -> None:
-    check_whole("last", cfg.last, 1)
+    check_integer("last", cfg.last, 1)
     if not isinstance(cfg.comparison, bool):
         raise ValueError(f"`comparison` must be true or false, got {cfg.comparison!r}")
     from flexgen.report import write_table

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.checks import check_integer, first_line
 from flexgen.contracts import Batch, Objective, Prior, in_context
 from flexgen.models.critic_score import CriticScore, FlatCritic, warn_of_clipping
 from flexgen.models.latent import Latent
 from flexgen.objectives import Played, clip_weights, critic_loss
 from flexgen.training import EMA
-from flexgen.training.loop import at_least_one
 
 __all__ = ["Adversarial"]
 
@@ -82,7 +82,7 @@ class Adversarial(Latent):
             log_every=log_every,
             num_classes=num_classes,
         )
-        at_least_one("critic_steps", critic_steps)
+        check_integer("critic_steps", critic_steps, 1, "set `model.critic_steps=5`")
         if compile not in (None, "generator", "both"):
             raise ValueError(f"`compile` must be null, generator or both, got {compile!r}")
         if compile == "both" and objective.penalty_weight:
@@ -147,7 +147,7 @@ class Adversarial(Latent):
             except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"prior of codes ({self.latent_dim},), generator, critic and data {shape} do "
-                    f"not fit: {str(error).splitlines()[0]}; give them one `latent_dim`, one "
+                    f"not fit: {first_line(error)}; give them one `latent_dim`, one "
                     "`data.shape` and one `num_classes`"
                 ) from error
         if tuple(logits.shape) != (2,):

@@ -10,11 +10,11 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.checks import check_integer, check_not_negative, first_line
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal
 from flexgen.models.latent import Latent
 from flexgen.objectives import importance_weighted_bound, kl_floor
-from flexgen.training.loop import at_least_one
 
 __all__ = ["CODES_AT_ONCE", "VAE"]
 
@@ -104,13 +104,10 @@ class VAE(Latent):
             log_every=log_every,
             num_classes=num_classes,
         )
-        at_least_one("importance_samples", importance_samples)
-        at_least_one("draws", draws)
+        for name, count in (("importance_samples", importance_samples), ("draws", draws)):
+            check_integer(name, count, 1, f"set `model.{name}=1`")
         for name, value in (("kl_warmup", kl_warmup), ("free_bits", free_bits)):
-            if not 0 <= value < math.inf:
-                raise ValueError(
-                    f"`{name}` must be at least 0 and finite, got {value}; set `model.{name}=0`"
-                )
+            check_not_negative(name, value, f"set `model.{name}=0`")
             if value and importance_samples > 1:
                 raise ValueError(
                     f"`{name}` needs the bound's KL term, which {importance_samples} importance "
@@ -196,7 +193,7 @@ class VAE(Latent):
             except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"prior, posterior, likelihood and data do not fit: "
-                    f"{str(error).splitlines()[0]}; give them one `latent_dim` and one `data.shape`"
+                    f"{first_line(error)}; give them one `latent_dim` and one `data.shape`"
                 ) from error
         if tuple(p.event_shape) != shape:
             raise ValueError(
@@ -276,7 +273,7 @@ class VAE(Latent):
 
         Source: Burda et al., 2016, eq. 8, as an estimate with K = 5,000 in their section 5.
         """
-        at_least_one("num_samples", num_samples)
+        check_integer("num_samples", num_samples)
         if not self.prior.normalised:
             raise ValueError(
                 f"a likelihood needs a normalised density of codes, which a "

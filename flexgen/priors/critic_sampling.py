@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Score
 from flexgen.priors.reweighted import Reweighted, ReweightedDistribution
 
@@ -112,11 +113,7 @@ class Rejection(Reweighted):
                 f"`percentile` must be in [0, 100] or null, got {percentile}; "
                 "set `prior.percentile=80`"
             )
-        if burn_in < _SMALLEST_BURN_IN:
-            raise ValueError(
-                f"`burn_in` must be at least {_SMALLEST_BURN_IN} codes, got {burn_in}; "
-                "set `prior.burn_in=1000`"
-            )
+        check_integer("burn_in", burn_in, _SMALLEST_BURN_IN, "set `prior.burn_in=1000`")
         if not 1 <= max_proposals < math.inf:
             raise ValueError(
                 f"`max_proposals` must be at least 1 and finite, got {max_proposals}; "
@@ -261,16 +258,12 @@ class Langevin(Reweighted):
                 "which has none; set `prior@prior.base=normal`, or `prior=rejection`, which needs "
                 "draws only"
             )
-        if steps < 1:
-            raise ValueError(f"`steps` must be at least 1, got {steps}; set `prior.steps=100`")
+        check_integer("steps", steps, 1, "set `prior.steps=100`")
         for name, value, usual in (
             ("step_size", step_size, 0.05),
             ("temperature", temperature, 1),
         ):
-            if not 0 < value < math.inf:
-                raise ValueError(
-                    f"`{name}` must be above 0 and finite, got {value}; set `prior.{name}={usual}`"
-                )
+            check_positive(name, value, f"set `prior.{name}={usual}`")
         self.steps, self.step_size = steps, float(step_size)
         self.temperature, self.metropolis = float(temperature), metropolis
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Prior
 from flexgen.distributions import BoxUniform, DiagonalNormal
 
@@ -29,9 +30,8 @@ class Normal(Prior):
 
     def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
-        if not scale > 0:
-            raise ValueError(f"`scale` must be above 0, got {scale}; set `prior.scale=1`")
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
+        check_positive("scale", scale, "set `prior.scale=1`")
         self.latent_dim, self.scale = latent_dim, float(scale)
         self.normal_scale = self.scale
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
@@ -58,7 +58,7 @@ class Uniform(Prior):
 
     def __init__(self, latent_dim: int, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         if not high > low:
             raise ValueError(f"`high` must be above `low` {low}, got {high}; set `prior.high=1`")
         self.latent_dim, self.support = latent_dim, (float(low), float(high))
@@ -67,9 +67,3 @@ class Uniform(Prior):
 
     def forward(self, context: Tensor | None = None) -> BoxUniform:
         return BoxUniform(self.lower, self.upper)
-
-
-def check_latent_dim(latent_dim: int) -> None:
-    """Refuse a latent dimension under 1."""
-    if latent_dim < 1:
-        raise ValueError(f"`latent_dim` must be at least 1, got {latent_dim}; set `latent_dim=20`")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from flexgen.checks import check_integer
 from flexgen.contracts import BaseSpace, Prior
 from flexgen.distributions import covariance
-from flexgen.priors.fixed import Normal, check_latent_dim
+from flexgen.priors.fixed import Normal
 
 __all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
 
@@ -53,7 +54,7 @@ class Gaussian(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         self.latent_dim = latent_dim
         self.register_buffer("loc", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))

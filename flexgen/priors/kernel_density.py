@@ -9,9 +9,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from flexgen.checks import check_integer
 from flexgen.contracts import Cost, Prior
 from flexgen.distributions import covariance
-from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes, covariance_factor
 
 __all__ = ["KernelDensity", "KernelDensityDistribution"]
@@ -105,9 +105,8 @@ class KernelDensity(Prior):
         self, latent_dim: int, num_codes: int = 10_000, *, bandwidth: float | str = "likelihood"
     ) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
-        if num_codes < 1:
-            raise ValueError(f"`num_codes` must be at least 1, got {num_codes}; set it to 10000")
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
+        check_integer("num_codes", num_codes, 1, "set `prior.num_codes=10000`")
         a_number = isinstance(bandwidth, int | float) and 0 <= bandwidth < math.inf
         if not a_number and bandwidth not in ("likelihood", "scott"):
             raise ValueError(

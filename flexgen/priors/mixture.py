@@ -10,9 +10,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.checks import check_integer, check_one_of, check_positive
 from flexgen.contracts import Prior
 from flexgen.priors.fitting import maximise_likelihood
-from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
 
 __all__ = ["GaussianMixture", "LearnableMixture", "Mixture"]
@@ -116,15 +116,14 @@ class Mixture(Prior):
         max_iter: int = 200,
     ) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         for name, value in (
             ("num_components", num_components),
             ("num_starts", num_starts),
             ("max_iter", max_iter),
         ):
-            _check_count(name, value)
-        if covariance not in ("full", "diagonal"):
-            raise ValueError(f"`covariance` must be full or diagonal, got {covariance!r}")
+            check_integer(name, value, 1, f"set `prior.{name}=1`")
+        check_one_of("covariance", covariance, ("full", "diagonal"))
         self.latent_dim, self.num_components = latent_dim, num_components
         self.covariance, self.select = covariance, select
         self.num_starts, self.max_iter = num_starts, max_iter
@@ -249,11 +248,10 @@ class LearnableMixture(Prior):
         scale: float = 0.2,
     ) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
-        _check_count("num_components", num_components)
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
+        check_integer("num_components", num_components, 1, "set `prior.num_components=1`")
         for name, value in (("spread", spread), ("scale", scale)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be above 0, got {value}; set `prior.{name}=1`")
+            check_positive(name, value, f"set `prior.{name}=1`")
         self.latent_dim, self.num_components = latent_dim, num_components
         means = torch.empty(num_components, latent_dim).uniform_(-spread, spread)
         self.loc = nn.Parameter(means)
@@ -279,8 +277,3 @@ class LearnableMixture(Prior):
         """
         check_codes(codes, self.latent_dim, at_least=2)
         return maximise_likelihood(self, codes, seed=seed, progress=progress)
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}; set `prior.{name}=1`")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.checks import check_integer
 from flexgen.contracts import Prior
 from flexgen.priors.staged import as_prior
 
@@ -78,11 +79,8 @@ class PerClass(Prior):
 
     def __init__(self, base: nn.Module, num_classes: int) -> None:
         super().__init__()
-        if num_classes is None or num_classes < 1:
-            raise ValueError(
-                f"`num_classes` must be at least 1, got {num_classes}; a prior for each class is "
-                "for a conditional model: set `conditional=true`"
-            )
+        remedy = "a prior for each class is for a conditional model: set `conditional=true`"
+        check_integer("num_classes", num_classes, 1, remedy)
         base = as_prior(base)
         self.latent_dim, self.learns = base.latent_dim, base.learns
         self.log_prob_cost, self.normalised = base.log_prob_cost, base.normalised

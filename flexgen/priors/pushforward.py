@@ -8,6 +8,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.checks import check_integer
 from flexgen.contracts import BaseSpace, Cost, Prior
 from flexgen.distributions import covariance
 from flexgen.objectives import LSGAN, Objective, clip_weights, critic_loss
@@ -98,8 +99,7 @@ class Pushforward(Prior):
     ) -> None:
         super().__init__()
         for name, value in (("steps", steps), ("critic_steps", critic_steps)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            check_integer(name, value, 1, f"set `prior.{name}`")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {ema_decay}")
         base = as_prior(base)

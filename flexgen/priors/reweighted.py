@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
+from flexgen.checks import check_integer, check_one_of
 from flexgen.contracts import Cost, Prior, Score, in_context
 from flexgen.priors.staged import as_prior
 
@@ -143,15 +144,10 @@ class Reweighted(Prior):
                 f"`presample` must be at least 2 codes for one drawn, got {presample}; "
                 "set `prior.presample=2`"
             )
-        if where not in ("critic", "generator", "both", "generation"):
-            raise ValueError(
-                f"`where` must be critic, generator, both or generation, got {where!r}; "
-                "set `prior.where=both`"
-            )
-        if warmup < 0:
-            raise ValueError(
-                f"`warmup` must be at least 0 generator steps, got {warmup}; set `prior.warmup=0`"
-            )
+        check_one_of(
+            "where", where, ("critic", "generator", "both", "generation"), "set `prior.where=both`"
+        )
+        check_integer("warmup", warmup, 0, "set `prior.warmup=0`")
         self.base = as_prior(base)
         self.latent_dim = self.base.latent_dim
         self.presample, self.where, self.warmup = float(presample), where, warmup
@@ -261,11 +257,7 @@ class Weighted(Reweighted):
 
     def __init__(self, base: nn.Module, weights: str = "exponential", **options: Any) -> None:
         super().__init__(base, **options)
-        if weights not in _WEIGHTS:
-            raise ValueError(
-                f"`weights` must be one of {', '.join(_WEIGHTS)}, got {weights!r}; "
-                "set `prior.weights=exponential`"
-            )
+        check_one_of("weights", weights, _WEIGHTS, "set `prior.weights=exponential`")
         self._weigh = _WEIGHTS[weights]
 
     def weights(self, scores: Tensor) -> Tensor:

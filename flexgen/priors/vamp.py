@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flexgen.checks import check_integer
 from flexgen.contracts import Posterior, Prior, Score
 from flexgen.priors.fitting import maximise_likelihood
-from flexgen.priors.fixed import check_latent_dim
 from flexgen.priors.gaussian import check_codes
 
 __all__ = ["MixtureOfPosteriors", "PosteriorMixture", "Vamp"]
@@ -89,12 +89,8 @@ class _OfPosteriors(Prior):
         patience: int = 10,
     ) -> None:
         super().__init__()
-        check_latent_dim(latent_dim)
-        if num_components < 1:
-            raise ValueError(
-                f"`num_components` must be at least 1, got {num_components}; "
-                "set `prior.num_components=500`"
-            )
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
+        check_integer("num_components", num_components, 1, "set `prior.num_components=500`")
         self.latent_dim, self.num_components = latent_dim, num_components
         self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
         zeros = torch.zeros(num_components)

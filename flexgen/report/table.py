@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flexgen.checks import check_integer
 from flexgen.report.catalogue import choose
 from flexgen.report.comparison import WHEN, compare
 from flexgen.report.curves import RunError, Value, read_json
@@ -45,10 +46,8 @@ def table(
         ValueError: for an unknown metric or `last` out of range.
         RunError: when a path holds no run, or no run can be read.
     """
-    if last < 1 or (comparison and last != 1):
-        raise ValueError(
-            f"`last` must be {'1 with `comparison`' if comparison else 'at least 1'}, got {last}"
-        )
+    if check_integer("last", last) != 1 and comparison:
+        raise ValueError(f"`last` must be 1 with `comparison`, got {last}")
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise ValueError("`paths` must name at least one run directory, got none")

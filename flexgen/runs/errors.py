@@ -10,7 +10,7 @@ from typing import Any
 
 from flexgen._conf import conf_dir
 
-__all__ = ["MeasurementFailed", "TrainingStopped", "check_whole", "error_line", "error_reason"]
+__all__ = ["MeasurementFailed", "TrainingStopped", "error_line", "error_reason"]
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -63,17 +63,6 @@ def error_line(error: BaseException) -> str:
 def error_reason(error: BaseException) -> str:
     """What went wrong, as a part of another line."""
     return error_line(error).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")[:300]
-
-
-def check_whole(name: str, value: Any, least: int) -> int:
-    """`value`, refused unless it is a whole number of at least `least`.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if type(value) is not int or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return value
 
 
 def _configuration(error: BaseException) -> str:

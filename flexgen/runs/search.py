@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from flexgen.checks import check_integer
 from flexgen.files import in_turn
 from flexgen.runs.cells import Cell, train_cell
 from flexgen.runs.compose import compose, quoted
-from flexgen.runs.errors import check_whole
 
 __all__ = ["Best", "Search", "parse_override"]
 
@@ -81,7 +81,7 @@ class Search:
     ) -> None:
         for name, value, least in (("trials", trials, 1), ("last", last, 1),
                                    ("search_seed", seed, 0)):  # fmt: skip
-            check_whole(name, value, least)
+            check_integer(name, value, least)
         if direction not in ("minimize", "maximize"):
             raise ValueError(f"`direction` must be minimize or maximize, got {direction!r}")
         if not space:

@@ -15,11 +15,12 @@ import torch
 
 from flexgen.callbacks import Scheduled
 from flexgen.callbacks.measurement import rewind_notes
+from flexgen.checks import check_integer
 from flexgen.report import write_report
 from flexgen.runs.build import build_trainer
 from flexgen.runs.compose import is_sweep
 from flexgen.runs.devices import wants_several
-from flexgen.runs.errors import TrainingStopped, check_whole, error_line, error_reason
+from flexgen.runs.errors import TrainingStopped, error_line, error_reason
 from flexgen.runs.folder import (
     alone,
     check_parent,
@@ -168,11 +169,11 @@ def _check(config: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the key and the remedy.
     """
-    check_whole("steps", config["steps"], 1)
-    if check_whole("seed", config["seed"], 0) >= 2**32:
+    check_integer("steps", config["steps"], 1)
+    if check_integer("seed", config["seed"], 0) >= 2**32:
         raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
     if config.get("threads") is not None:
-        check_whole("threads", config["threads"], 1)
+        check_integer("threads", config["threads"], 1)
     for key in ("fast_dev_run", "max_steps", "min_steps", "min_epochs"):
         if config["trainer"].get(key) not in (None, False, -1):
             raise ValueError(

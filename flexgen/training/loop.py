@@ -15,13 +15,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Batch, BatchStream
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.lightning_limits import check_trainer, count_steps, last_step
 from flexgen.training.processes import copy_from_zero, gather_from_all
 from flexgen.training.rng import rng_state, seed_of_rank, set_rng_state
 
-__all__ = ["Loop", "at_least_one"]
+__all__ = ["Loop"]
 
 _SECONDS_A_CALL = 0.25
 _UPDATES_A_CALL = 64
@@ -71,11 +72,11 @@ class Loop(pl.LightningModule):
     ) -> None:
         super().__init__()
         for name, count in (("accumulate", accumulate), ("log_every", log_every)):
-            at_least_one(name, count)
+            check_integer(name, count, 1, f"set `model.{name}=1`")
         if num_classes is not None:
-            at_least_one("num_classes", num_classes)
-        if gradient_clip is not None and not gradient_clip > 0:
-            raise ValueError(f"`gradient_clip` must be above 0, got {gradient_clip}; or null")
+            check_integer("num_classes", num_classes)
+        if gradient_clip is not None:
+            check_positive("gradient_clip", gradient_clip, "null turns clipping off")
         self.automatic_optimization = False
         self._make_optimizers, self._make_schedulers = optimizers, schedulers
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
@@ -384,8 +385,3 @@ class Loop(pl.LightningModule):
             norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.training]
             running = [[m.running_mean, m.running_var] for m in norms]
             self._statistics = [b for pair in running for b in pair if b is not None]
-
-
-def at_least_one(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {count}; set `model.{name}=1`")

@@ -48,7 +48,11 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
         ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
         ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),
-        ("train", ["model.critic_steps=0"], "`critic_steps` must be at least 1, got 0"),
+        (
+            "train",
+            ["model.critic_steps=0"],
+            "`critic_steps` must be a whole number of",
+        ),
         ("train", ["model.objective.penalty_weight=-1"], "`penalty_weight` must be at least 0"),
         ("train", ["model.ema_decay=2"], "`ema_decay` must be in [0, 1)"),
         ("train", ["model.compile=both"], "double backward; set `model.compile=generator`"),
@@ -62,7 +66,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ),
         ("train", ["network.generator.shape=[3]"], "must make data of shape (2,), got (3,)"),
         ("train", ["network.critic.shape=[3]"], "do not fit"),
-        ("train", ["callbacks.quality.n=0"], "`n` must be at least 1"),
+        ("train", ["callbacks.quality.n=0"], "`n` must be a whole number of at least 1"),
         ("train", ["callbacks.checkpoint.every=0"], "`every` must be a whole number of at least 1"),
         ("train", ["+callbacks=refit"], "callbacks.refit.at"),
         (
@@ -310,7 +314,7 @@ def test_one_bad_cell_does_not_stop_a_sweep(
         flexgen, "train", "-m", *SMALL, "report=false", "model.critic_steps=1,0,2",
         "hydra.sweep.dir=sweep",
     )  # fmt: skip
-    assert "`critic_steps` must be at least 1" in told
+    assert "`critic_steps` must be a whole number of at least 1" in told
     assert "model.critic_steps=0] failed" in capsys.readouterr().err
     assert [p.parent.name for p in sorted(Path("sweep").glob("*/metrics.json"))] == ["0", "2"]
 

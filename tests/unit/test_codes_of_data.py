@@ -220,5 +220,5 @@ def test_pictures_of_a_posterior_are_refused_without_one(callback: Any, lacked: 
 
 @pytest.mark.parametrize("callback", [Reconstructions, AggregatePosterior])
 def test_pictures_of_hardly_any_data_are_refused_before_training(callback: Any) -> None:
-    with pytest.raises(ValueError, match=r"`n` must be at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"`n` must be a whole number of at least 2, got 1"):
         callback(n=1)

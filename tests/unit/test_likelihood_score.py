@@ -208,7 +208,7 @@ def test_bits_per_dimension() -> None:
 
 @pytest.mark.parametrize("options", [{"n": 1}, {"num_samples": 0}, {"num_posteriors": -1}])
 def test_sizes_are_checked(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be at least"):
+    with pytest.raises(ValueError, match="must be a whole number of at least"):
         LikelihoodScore(**options)  # type: ignore[arg-type]
 
 

@@ -316,7 +316,7 @@ def test_a_learnable_mixture_can_be_fitted_to_codes(codes: Tensor) -> None:
         (lambda: Gaussian(0), "`latent_dim`"),
         (lambda: Mixture(2, 0), "`num_components`"),
         (lambda: Mixture(2, max_iter=0), "`max_iter`"),
-        (lambda: Mixture(2, covariance="tied"), "full or diagonal"),
+        (lambda: Mixture(2, covariance="tied"), "one of full, diagonal"),
         (lambda: LearnableMixture(2, 0), "`num_components`"),
         (lambda: LearnableMixture(2, scale=0.0), "`scale`"),
         (lambda: LearnableMixture(2, spread=math.nan), "`spread`"),
