@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from flexgen.reversal.chunks import Parts
 
-# In a log file a line that often, not a bar.
-_SECONDS = 30.0
+SECONDS_A_LINE = 30.0
+"""In a log file there is a line that often, not a bar."""
 
 
 class Watch:
@@ -81,7 +81,7 @@ class Watch:
             text += f", mean loss {loss / done:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
-        elif now - self._told >= _SECONDS or (done == total and self._told > self._started):
+        elif now - self._told >= SECONDS_A_LINE or (done == total and self._told > self._started):
             self._told = now
             print(f"reverse: {text}", file=sys.stderr)
 
