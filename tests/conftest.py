@@ -9,6 +9,8 @@ import torch
 # Small tensors: a second thread costs more in waiting than it computes.
 torch.set_num_threads(1)
 
+CONF = Path(__file__).parents[1] / "conf"
+
 SMALL = (
     "data=ring8",
     "data.num_train=640",

@@ -13,7 +13,7 @@ from flexgen.checks import check_one_of
 
 __all__ = ["ACTIVATIONS", "Conditioner", "Pass"]
 
-_BLOCK_ROWS = 128
+BLOCK_ROWS = 128
 """Rows of a masked product that are computed at once: fewer waste calls, more waste zeros."""
 
 _aten = torch.ops.aten
@@ -233,9 +233,9 @@ def _uniform(fan_in: int, *shape: int) -> Tensor:
 def _blocks(mask: Tensor) -> Blocks:
     """The blocks below the staircase of a mask; none where one product is faster."""
     rows, columns = mask.shape
-    if rows < 2 * _BLOCK_ROWS:
+    if rows < 2 * BLOCK_ROWS:
         return []
-    edges = [*range(0, rows - _BLOCK_ROWS + 1, _BLOCK_ROWS), rows]
+    edges = [*range(0, rows - BLOCK_ROWS + 1, BLOCK_ROWS), rows]
     reach = [0, *(int(mask[bottom - 1].sum()) for bottom in edges[1:-1]), columns]
     return list(zip(edges, edges[1:], reach, reach[1:], strict=False))
 

@@ -28,7 +28,7 @@ def _convolution(cin: int, cout: int, kernel: int, before: Size, after: Size) ->
     return nn.ConvTranspose2d(cin, cout, kernel, 2, kernel // 2, (extra[0], extra[1]))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """y = F(x) + S(x): F two 3 x 3 convolutions with an activation between, S one of 1 x 1.
 
     The convolution that changes size and channels comes first on the way down, last on the way up.
@@ -69,7 +69,7 @@ def _blocks(
         if i < len(ends) - 2:
             steps += [(cout, cout, after, after)] * plain_blocks
         for step in steps:
-            net += [_Block(*step, act, slope, up), layers.activation(act, slope)]
+            net += [ResidualBlock(*step, act, slope, up), layers.activation(act, slope)]
     return net
 
 

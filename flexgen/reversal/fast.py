@@ -23,8 +23,8 @@ _AGREEMENT = {
 }
 
 
-# Floating-point operations of one sample's pass from which bfloat16 pays.
-_WORTH_IT = 1_000_000
+WORTH_BFLOAT16 = 1_000_000
+"""Floating-point operations of one sample's pass from which bfloat16 pays."""
 
 
 class FastPass(nn.Module):
@@ -120,7 +120,7 @@ def worth_bfloat16(generator: nn.Module, z: Tensor, context: tuple[Tensor, ...] 
         return False
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         generator(z, *context)
-    return counter.get_total_flops() >= _WORTH_IT * len(z)
+    return counter.get_total_flops() >= WORTH_BFLOAT16 * len(z)
 
 
 def has_bfloat16(device: torch.device) -> bool:

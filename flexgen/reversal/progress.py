@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flexgen.reversal.chunks import Parts
 
-# In a log file a line that often, not a bar.
-_SECONDS = 30.0
+SECONDS_A_LINE = 30.0
+"""In a log file there is a line that often, not a bar."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ class ChunkProgress:
             text += f", mean loss {loss / done:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
-        elif now - self._told >= _SECONDS or (done == total and self._told > self._started):
+        elif now - self._told >= SECONDS_A_LINE or (done == total and self._told > self._started):
             self._told = now
             print(f"reverse: {text}", file=sys.stderr)
 

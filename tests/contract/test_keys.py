@@ -17,15 +17,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from flexgen._conf import conf_dir
 from flexgen.callbacks import PriorRefit, ReversalScore
 from flexgen.reversal import reverse
 from flexgen.runs import resolvers
 from flexgen.training import WandbLogger
+from tests.conftest import CONF
 
 FILES = {
-    str(path.relative_to(conf_dir()).with_suffix("")): path
-    for path in sorted(conf_dir().rglob("*.yaml"))
+    str(path.relative_to(CONF).with_suffix("")): path
+    for path in sorted(CONF.rglob("*.yaml"))
     if path.parts[-2] not in ("launcher", "job_logging")  # of Hydra and its plugins
 }
 PARENTS = {"data/images", "data/toys", "model/adversarial"}  # whole in their heirs alone
@@ -94,7 +94,7 @@ def composed(name: str) -> dict[str, Any]:
         words.append("model=vae")
     if stem == "refit":
         words.append("callbacks.refit.at=[3]")
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*words, "paths.run_dir=nowhere"])
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 

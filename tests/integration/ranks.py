@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from flexgen import codes
 from flexgen.cli import main
-from flexgen.models import Adversarial, Latent
+from flexgen.models import Latent
+from flexgen.networks import MLPGenerator
+from flexgen.objectives import GAN, WGANGP
 from flexgen.priors import Pushforward
 from tests.conftest import REFIT, SMALL
+from tests.training import at_call, interrupt, not_a_number
 
 SHARED = (
     *SMALL,
@@ -51,14 +55,14 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def watch(notes: dict[str, Any]) -> None:
+def watch(patched: pytest.MonkeyPatch, notes: dict[str, Any]) -> None:
     """Write down codes drawn, rows reversed, priors fitted, and the state when training ends."""
-    draw, find, fit = Adversarial.codes, codes.reverse, Pushforward.fit
+    forward, find, fit = MLPGenerator.forward, codes.reverse, Pushforward.fit
 
-    def drawing(self: Adversarial, *args: Any) -> torch.Tensor:
-        z = draw(self, *args)
-        notes.setdefault("codes", z.detach().clone())
-        return z
+    def drawing(self: MLPGenerator, z: torch.Tensor, *context: Any) -> torch.Tensor:
+        if self.training:
+            notes.setdefault("codes", z.detach().clone())
+        return forward(self, z, *context)
 
     def finding(generator: Any, x: torch.Tensor, **options: Any) -> Any:
         notes.setdefault("reversed", []).append(len(x))
@@ -71,54 +75,36 @@ def watch(notes: dict[str, Any]) -> None:
     def ending(self: Latent) -> None:
         notes["state"] = {name: t.clone() for name, t in self.state_dict().items()}
 
-    Adversarial.codes, Latent.on_train_end = drawing, ending
-    codes.reverse, Pushforward.fit = finding, fitting
+    patched.setattr(MLPGenerator, "forward", drawing)
+    patched.setattr(Latent, "on_train_end", ending)
+    patched.setattr(codes, "reverse", finding)
+    patched.setattr(Pushforward, "fit", fitting)
 
 
-def stop_in_one(rank: int) -> Any:
-    """Have process 1 alone asked to stop, in the middle of a critic's phase."""
-    taken = Adversarial.step_optimizer
-
-    def step(self: Adversarial, optimizer: Any, learner: int) -> None:
-        taken(self, optimizer, learner)
-        is_critic = learner == 1
-        self.stop_requested |= rank == 1 and is_critic and self.counters.critic_steps == 24
-
-    Adversarial.step_optimizer = step
-    return taken
-
-
-def spoil_in_one(rank: int) -> None:
-    """Have the last loss of process 1 be no number."""
-    record = Latent.record
-
-    def recording(self: Latent, name: str, loss: torch.Tensor) -> None:
-        last = rank == 1 and self.counters.generator_steps == 29
-        record(self, name, loss * torch.nan if last and name == "loss/generator" else loss)
-
-    Latent.record = recording
+def command(notes: dict[str, Any], *words: str) -> None:
+    try:
+        main([*words])
+    except SystemExit as end:
+        notes["exit"] = end.code
 
 
 def run(folder: Path, rank: int) -> None:
     notes: dict[str, Any] = {}
-    watch(notes)
-    for name, words in RUNS.items():
-        taken = stop_in_one(rank) if name == "stopped" else None
-        try:
-            main(["train", *words, f"paths.run_dir={folder / name}"])
-        except SystemExit as end:
-            notes["exit"] = end.code
-        if taken is not None:
-            Adversarial.step_optimizer = taken
-            main(["resume", f"run={folder / name}"])
-        torch.save(dict(notes), folder / f"{name}.{rank}.pt")
-        notes.clear()
-    spoil_in_one(rank)
-    try:
-        main(["train", *SHARED, "model=gan", f"paths.run_dir={folder / 'spoilt'}"])
-    except SystemExit as end:
-        notes["exit"] = end.code
-    torch.save(notes, folder / f"spoilt.{rank}.pt")
+    with pytest.MonkeyPatch.context() as patched:
+        watch(patched, notes)
+        for name, words in RUNS.items():
+            with pytest.MonkeyPatch.context() as in_one:
+                if name == "stopped" and rank == 1:  # in the middle of a critic's phase
+                    at_call(in_one, WGANGP, "critic", 25, interrupt)
+                command(notes, "train", *words, f"paths.run_dir={folder / name}")
+            if name == "stopped":
+                main(["resume", f"run={folder / name}"])
+            torch.save(dict(notes), folder / f"{name}.{rank}.pt")
+            notes.clear()
+        if rank == 1:
+            at_call(patched, GAN, "generator", 30, not_a_number)
+        command(notes, "train", *SHARED, "model=gan", f"paths.run_dir={folder / 'spoilt'}")
+        torch.save(notes, folder / f"spoilt.{rank}.pt")
 
 
 if __name__ == "__main__":

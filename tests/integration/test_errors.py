@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.models import Adversarial
+from flexgen.objectives import WGANGP
 from flexgen.priors import Gaussian
 from flexgen.runs.folder import alone
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
+from tests.training import at_call, interrupt, not_a_number
 
 Run = Callable[..., Path]
 
@@ -133,35 +134,24 @@ def test_a_parent_folder_of_runs_names_the_run(flexgen: Run) -> None:
     assert f"did you mean {run}" in message(flexgen, "evaluate", f"run={run.parent}")
 
 
-@pytest.mark.parametrize("term", ["loss/critic", "loss/generator"])
+@pytest.mark.parametrize(("player", "call"), [("critic", 16 * 5 + 2), ("generator", 17)])
 def test_nan_names_the_term_the_step_and_the_last_good_checkpoint(
-    flexgen: Run, monkeypatch: pytest.MonkeyPatch, term: str
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, player: str, call: int
 ) -> None:
-    record = Adversarial.record
-
-    def poison(self: Adversarial, name: str, loss: torch.Tensor) -> None:
-        bad = name == term and self.counters.generator_steps == 16
-        record(self, name, loss * float("nan") if bad else loss)
-
-    monkeypatch.setattr(Adversarial, "record", poison)
+    at_call(monkeypatch, WGANGP, player, call, not_a_number)
     told = message(flexgen, "train", *SMALL)
-    assert f"{term} is nan" in told
+    assert f"loss/{player} is nan at generator step 17" in told
     assert "step=00000010.ckpt" in told
-    # Steps are counted when done: the poison falls in what becomes the 17th.
-    assert "at generator step 17" in told
 
 
 def test_a_weight_that_is_no_number_is_not_saved(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = Adversarial._generator_step
+    def overflow(loss: torch.Tensor) -> torch.Tensor:
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
 
-    def spoiling(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        if self.counters.generator_steps == 20:
-            next(self.generator.parameters()).data.view(-1)[0] = torch.nan
-
-    monkeypatch.setattr(Adversarial, "_generator_step", spoiling)
+    at_call(monkeypatch, WGANGP, "generator", 20, overflow)
     told = message(flexgen, "train", *SMALL)
     assert "is not finite at generator step 20" in told
     assert latest_checkpoint(Path("run")).name == "step=00000010.ckpt"
@@ -187,13 +177,7 @@ def test_going_on_from_an_earlier_checkpoint_survives_a_stop(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = flexgen("train", *SMALL, "report=false")
-    taken = Adversarial._generator_step
-
-    def stopping(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        self.stop_requested = self.counters.generator_steps == 13
-
-    monkeypatch.setattr(Adversarial, "_generator_step", stopping)
+    at_call(monkeypatch, WGANGP, "generator", 3, interrupt)
     with pytest.raises(SystemExit) as stopped:
         flexgen("resume", f"run={run}", "checkpoint=step=00000010.ckpt", "report=false")
     assert stopped.value.code == 130

@@ -22,7 +22,6 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from flexgen._conf import conf_dir
 from flexgen.callbacks import refit
 from flexgen.models import Latent
 from flexgen.priors import MixtureOfPosteriors, Vamp, as_prior
@@ -31,6 +30,7 @@ from flexgen.runs.run import open_run
 from flexgen.runs.saved_config import load_config, relocate
 from flexgen.runs.train import resume, train
 from flexgen.training import find_checkpoints, isolated_rng, load_checkpoint
+from tests.conftest import CONF
 
 RUN = (
     "data=ring8", "data.num_train=320", "data.num_validation=40", "data.num_test=10",
@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 NAMES = sorted(
     path.stem
-    for path in (conf_dir() / "prior").glob("*.yaml")
+    for path in (CONF / "prior").glob("*.yaml")
     if (find_spec("zuko") or not path.stem.startswith("zuko"))
     and get_class(OmegaConf.load(path)["_target_"]) not in (Vamp, MixtureOfPosteriors)
 )
@@ -76,7 +76,7 @@ def codes(model: Latent) -> Tensor:
 @functools.cache
 def composed(name: str, *overrides: str) -> dict[str, Any]:
     resolvers.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)  # type: ignore[return-value]
 
 

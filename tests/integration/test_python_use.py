@@ -14,14 +14,16 @@ import torch
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor
 
 import flexgen
-from flexgen.models import Adversarial
+from flexgen.objectives import WGANGP
 from flexgen.report import table
 from flexgen.runs.compose import grid
 from flexgen.runs.saved_config import relocate
 from tests.conftest import REFIT, SMALL
 from tests.integration.test_sweeps import TINY
+from tests.training import at_call
 
 
 @pytest.fixture
@@ -222,14 +224,13 @@ def test_a_class_of_ones_own_wants_trust(here: Path, monkeypatch: pytest.MonkeyP
 def test_a_signal_saves_and_is_told_by_an_exception(
     here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    taken, handler = Adversarial._generator_step, signal.getsignal(number)
+    handler = signal.getsignal(number)
 
-    def signalled(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        if self.counters.generator_steps == 13:
-            os.kill(os.getpid(), number)
+    def signalled(loss: Tensor) -> Tensor:
+        os.kill(os.getpid(), number)
+        return loss
 
-    monkeypatch.setattr(Adversarial, "_generator_step", signalled)
+    at_call(monkeypatch, WGANGP, "generator", 13, signalled)
     config = flexgen.compose(TINY)
     with pytest.raises(flexgen.TrainingStopped, match=r"^stopped at step 1\d of 30, saved step=0"):
         flexgen.train(config)
@@ -238,10 +239,10 @@ def test_a_signal_saves_and_is_told_by_an_exception(
 
 
 def test_to_be_stopped_twice_ends_no_kernel(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Adversarial, *args: Any) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Adversarial, "_generator_step", interrupted)
+    monkeypatch.setattr(WGANGP, "generator", interrupted)
     with pytest.raises(KeyboardInterrupt):  # Lightning exits
         flexgen.train(flexgen.compose(TINY))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

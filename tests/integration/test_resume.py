@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from flexgen.models import VAE, Adversarial
+from flexgen.models import VAE
+from flexgen.objectives import WGANGP
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
+from tests.training import at_call, interrupt
 
 COSINE = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 30}"
 OPTIONS = (
@@ -23,9 +25,6 @@ OPTIONS = (
     "model.gradient_clip=0.5",
     "optimizer@model.critic_optimizer=rmsprop",
 )
-
-CRITIC = 1
-"""Which of the learners of an adversarial model it is."""
 
 MASKED = ("prior=masked", "prior.warmup=9", *REFIT)
 
@@ -52,17 +51,6 @@ def state(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, critic_step: int) -> None:
-    """Have a run be asked to stop in that step of its critic, which is its last."""
-    taken = Adversarial.step_optimizer
-
-    def stop_here(self: Adversarial, optimizer: Any, learner: int) -> None:
-        taken(self, optimizer, learner)
-        self.stop_requested |= learner == CRITIC and self.counters.critic_steps == critic_step - 1
-
-    monkeypatch.setattr(Adversarial, "step_optimizer", stop_here)
-
-
 @pytest.mark.parametrize(
     ("extra", "critic_step"),
     [((), 64), ((), 61), (REFIT, 113), (OPTIONS, 64), (MASKED, 63)],
@@ -75,8 +63,9 @@ def test_stopped_and_resumed_equals_undisturbed(
     critic_step: int,
 ) -> None:
     undisturbed = flexgen("train", *SMALL, *extra, run_dir="undisturbed")
+    batches = 2 if extra is OPTIONS else 1
     with monkeypatch.context() as patched:
-        stop_after(patched, critic_step)
+        at_call(patched, WGANGP, "critic", batches * critic_step, interrupt)
         with pytest.raises(SystemExit) as stopped:
             flexgen("train", *SMALL, *extra, run_dir="stopped")
     assert stopped.value.code == 130
@@ -100,14 +89,8 @@ def test_a_vae_in_bfloat16_resumes_with_the_same_bits(
         "callbacks=[progress,samples,reversal,quality,checkpoint]", "report=false",
     )  # fmt: skip
     undisturbed = flexgen("train", *words, run_dir="undisturbed")
-    taken = VAE.update
-
-    def stop_here(self: VAE, *args: Any) -> None:
-        taken(self, *args)
-        self.stop_requested |= self.counters.generator_steps == 13
-
     with monkeypatch.context() as patched:
-        patched.setattr(VAE, "update", stop_here)
+        at_call(patched, VAE, "loss", 13, interrupt)
         with pytest.raises(SystemExit):
             flexgen("train", *words, run_dir="stopped")
     stopped = undisturbed.parent / "stopped"
@@ -166,7 +149,7 @@ def test_a_stopped_resume_keeps_its_overrides(
 ) -> None:
     run = flexgen("train", *SMALL, "report=false")
     with monkeypatch.context() as patched:
-        stop_after(patched, 170)
+        at_call(patched, WGANGP, "critic", 20, interrupt)
         with pytest.raises(SystemExit):
             flexgen("resume", f"run={run}", "steps=40")
     flexgen("resume", f"run={run}")

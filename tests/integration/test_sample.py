@@ -97,7 +97,7 @@ def test_paths_lead_from_image_to_image(runs: Any, capsys: Any, path: str) -> No
     opened = open_run(runs["digits"])
     real, _ = opened.data.split("validation")
     assert torch.equal(real[found["index"]], found["real"])
-    torch.testing.assert_close(opened.model.generate(found["z"][1]), found["x"][1])
+    torch.testing.assert_close(opened.model.decode(found["z"][1]), found["x"][1])
     # The ends are codes that the run's own loop found, from about 0.
     loss = 0.5 * (found["x"][:, [0, -1]] - found["real"]).square().flatten(2).sum(-1)
     torch.testing.assert_close(loss, found["loss"])
@@ -116,7 +116,7 @@ def test_with_a_learned_prior_paths_are_those_of_its_base(runs: Any, capsys: Any
     through, _ = base_space(opened.model)
     with torch.no_grad(), opened.model.evaluating():
         torch.testing.assert_close(through(found["z"].flatten(0, 1)), found["x"].flatten(0, 1))
-    assert not torch.allclose(opened.model.generate(found["z"][0]), found["x"][0])
+    assert not torch.allclose(opened.model.decode(found["z"][0]), found["x"][0])
 
 
 def test_points_in_the_plane_are_scattered(runs: Any, capsys: Any) -> None:
@@ -140,13 +140,13 @@ def test_classes_are_averaged_and_exchanged(runs: Any, capsys: Any) -> None:
     assert len(index.unique()) == 40
     torch.testing.assert_close(found["real_mean"], images[index[:, 1:]].mean(1))
     assert torch.equal(found["real"], images[index[:, 0]])
-    torch.testing.assert_close(opened.model.generate(found["z_mean"]), found["x_mean"])
+    torch.testing.assert_close(opened.model.decode(found["z_mean"]), found["x_mean"])
     torch.testing.assert_close(found["z"][:, 1:].mean(1), found["z_mean"])
-    torch.testing.assert_close(opened.model.generate(found["z"][:, 0]), found["x"])
+    torch.testing.assert_close(opened.model.decode(found["z"][:, 0]), found["x"])
     moved, z, mean = found["z_moved"], found["z"][:, 0], found["z_mean"]
     torch.testing.assert_close(moved[2, 7], z[2] - mean[2] + mean[7])
     torch.testing.assert_close(moved[4, 4], z[4])
-    torch.testing.assert_close(found["x_moved"][2, 7], opened.model.generate(moved[2:3, 7])[0])
+    torch.testing.assert_close(found["x_moved"][2, 7], opened.model.decode(moved[2:3, 7])[0])
     shapes = [pixels(file).shape for file in files[1:]]
     assert shapes == [(2 * 42 + 2, 10 * 42 + 2), (10 * 42 + 2, 12 * 42 + 2)]
 

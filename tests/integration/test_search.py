@@ -1,5 +1,6 @@
 """`flexgen search`: a search that was interrupted ends as one that never was."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from flexgen.metrics_table import read_metrics
-from flexgen.models import Adversarial
+from flexgen.objectives import WGANGP
 from tests.integration.test_sweeps import TINY
 
 pytest.importorskip("optuna")
-from flexgen.runs.search import Best, Search, _distribution, parse_override
 
 Run = Callable[..., Path]
 WORDS = (
@@ -62,15 +63,15 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
     assert said[-2] == f"loss/critic: {values[best]:.6g}"
     assert all(word in said[-1] for word in whole[best][0] if word.startswith("model."))
 
-    taken = Adversarial.step_optimizer
+    generator, calls = WGANGP.generator, itertools.count(1)
 
-    def killed(self: Adversarial, *args: Any) -> None:
-        taken(self, *args)
-        if Path("killed/1").exists() and self.counters.generator_steps == 9:
+    def killed(self: WGANGP, logits: Tensor) -> Tensor:
+        if Path("killed/1").exists() and next(calls) == 9:
             raise KeyboardInterrupt
+        return generator(self, logits)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Adversarial, "step_optimizer", killed)
+        patched.setattr(WGANGP, "generator", killed)
         with pytest.raises(SystemExit):
             flexgen("search", *WORDS, "trials=3", "hydra.run.dir=killed")
     assert "stopped" in {state for _, state in trials("killed").values()}
@@ -87,19 +88,18 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
 def test_a_search_killed_while_it_drew_draws_that_trial_again(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from optuna.trial import Trial
+    from optuna.samplers import TPESampler
 
     flexgen("search", *WORDS, "trials=3", "hydra.run.dir=undisturbed")
-    suggest, asked = Trial._suggest, []
+    draw, calls = TPESampler.sample_independent, itertools.count(1)
 
-    def killed(self: Trial, *args: Any) -> Any:
-        asked.append(args)
-        if len(asked) == 4:
+    def killed(self: TPESampler, *args: Any) -> Any:
+        if next(calls) == 4:
             raise KeyboardInterrupt
-        return suggest(self, *args)
+        return draw(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trial, "_suggest", killed)
+        patched.setattr(TPESampler, "sample_independent", killed)
         with pytest.raises(SystemExit):
             flexgen("search", *WORDS, "trials=3", "hydra.run.dir=killed")
     capsys.readouterr()
@@ -111,28 +111,25 @@ def test_a_search_killed_while_it_drew_draws_that_trial_again(
 def test_a_trial_with_the_overrides_of_one_at_another_process_gets_its_value(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, running, trained = Search.run, [], []
-
-    def remember(self: Search) -> Best | None:
-        running.append(self)
-        return run(self)
-
-    def train(config: dict[str, Any], overrides: list[str], number: int) -> None:
-        trained.append(number)
-        other = running[0]._next()  # as another process would: this one has the cell's lock
-        running[0]._trial(other.number, other.params)
-        pretend(Path(config["paths"]["run_dir"]))
-
-    monkeypatch.setattr(Search, "run", remember)
-    monkeypatch.setattr("flexgen.runs.search.train_cell", train)
-    flexgen(
+    words = (
         "search", *TINY, "model.critic_steps=choice(1)", "metric=loss/critic", "trials=2",
         "hydra.run.dir=shared",
     )  # fmt: skip
-    said = capsys.readouterr()
+    trained, others = [], []
+
+    def train(config: dict[str, Any], overrides: list[str], number: int) -> None:
+        trained.append(number)
+        # Its trials are this one and one alike: their cell is locked while this one trains.
+        command = [sys.executable, "-m", "flexgen", *words]
+        others.append(subprocess.run(command, capture_output=True, text=True, check=True))
+        pretend(Path(config["paths"]["run_dir"]))
+
+    monkeypatch.setattr("flexgen.runs.search.train_cell", train)
+    flexgen(*words)
     assert trained == [0]
-    assert "another process is at it" in said.err
-    assert "best of 2 trials, 0 of them failed" in said.out
+    assert "another process is at it" in others[0].stderr
+    assert "some trials are at other processes" in others[0].stdout
+    assert "best of 2 trials, 0 of them failed" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("untrained")
@@ -209,14 +206,25 @@ def test_without_a_space_or_optuna(flexgen: Run, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("a=tag(log,interval(1e-4,1e-2))", "FloatDistribution(high=0.01, log=True, low=0.0001"),
-        ("a=int(interval(2,8))", "IntDistribution(high=8, log=False, low=2"),
-        ("a=range(1,8,2)", "IntDistribution(high=7, log=False, low=1, step=2"),
-        ("a=range(0,1,0.25)", "FloatDistribution(high=0.75, log=False, low=0.0, step=0.25"),
+        (
+            "model.generator_optimizer.lr=tag(log,interval(1e-4,1e-2))",
+            "FloatDistribution(high=0.01, log=True, low=0.0001",
+        ),
+        ("model.critic_steps=int(interval(2,8))", "IntDistribution(high=8, log=False, low=2"),
+        ("model.critic_steps=range(1,8,2)", "IntDistribution(high=7, log=False, low=1, step=2"),
+        (
+            "model.objective.penalty_weight=range(0,1,0.25)",
+            "FloatDistribution(high=0.75, log=False, low=0.0, step=0.25",
+        ),
         ("prior=normal,uniform", "CategoricalDistribution(choices=('normal', 'uniform')"),
     ],
 )
-def test_the_space_is_in_hydras_own_words(word: str, expected: str) -> None:
-    override = parse_override(word)
-    assert override is not None
-    assert str(_distribution(override)).startswith(expected)
+@pytest.mark.usefixtures("untrained")
+def test_the_space_is_in_hydras_own_words(flexgen: Run, word: str, expected: str) -> None:
+    import optuna
+
+    flexgen("search", *TINY, "metric=loss/critic", "trials=1", "hydra.run.dir=one", word)
+    journal = optuna.storages.journal.JournalFileBackend("one/search.journal")
+    storage = optuna.storages.JournalStorage(journal)
+    (trial,) = optuna.load_study(study_name="search", storage=storage).trials
+    assert str(trial.distributions[word.partition("=")[0]]).startswith(expected)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.plugins import TorchSyncBatchNorm
 from torch import nn
 
 from flexgen.models import Adversarial
 from flexgen.reversal import reverse
-from flexgen.runs.build import build_trainer
 from tests.conftest import SMALL
 from tests.contract.test_configs import config
 
@@ -24,17 +24,14 @@ def test_it_replaces_every_batch_norm_and_changes_nothing_that_is_measured() -> 
 
     torch.manual_seed(0)
     small = ("network.generator.hidden_features=[8]", "network.critic.hidden_features=[8]")
-    cfg = config(*small, "network.generator.norm=batch", "trainer=ddp_cpu",
-                 "trainer.sync_batchnorm=true")  # fmt: skip
-    cfg["logger"] = {}
-    model: Adversarial = instantiate(cfg["model"])
+    model: Adversarial = instantiate(config(*small, "network.generator.norm=batch")["model"])
     z = model.prior().sample(torch.Size((4,)))
     before, weights = model.decode(z), list(model.parameters())
     codes = reverse(model.decoder, before, latent_shape=model.latent_dim, steps=5).z
 
-    synced = build_trainer(cfg, []).strategy._layer_sync.apply(model)
+    synced = TorchSyncBatchNorm().apply(model)
 
-    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in synced.modules() if isinstance(m, nn.BatchNorm1d | nn.SyncBatchNorm)]
     assert norms
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
     assert all(a is b for a, b in zip(weights, synced.parameters(), strict=True))

@@ -292,20 +292,19 @@ def test_the_dashboards_panels_are_averaged_over_seeds() -> None:
         "me", project="flexgen", name="FlexGen", sweep="priors", group_by="prior",
         axes=["generator_steps", "images_seen"],
     )  # fmt: skip
-    section = workspace._to_model().model_dump(by_alias=True)["spec"]["section"]
-    runs = section["runSets"][0]
-    assert [key["name"] for key in runs["grouping"]] == ["prior.value"]
-    assert runs["filters"]["filters"][0]["value"] == "priors"
-    by_name = {s["name"]: s["panels"] for s in section["panelBankConfig"]["sections"]}
+    runs = workspace.runset_settings
+    assert [key.name for key in runs.groupby] == ["prior"]
+    assert "'priors'" in runs.filters
+    by_name = {section.name: section.panels for section in workspace.sections}
     for axis in ("generator_steps", "images_seen"):
-        drawn = [panel["config"] for panel in by_name[f"By {axis}"]]
-        assert [p["metrics"][0] for p in drawn] == ["pag/unit", "emd/samples", "nll/samples"]
+        drawn = by_name[f"By {axis}"]
+        assert [panel.y[0] for panel in drawn] == ["pag/unit", "emd/samples", "nll/samples"]
         for panel in drawn:
-            assert (panel["xAxis"], panel["groupBy"]) == (axis, "prior.value")
-            assert (panel["groupAgg"], panel["groupArea"]) == ("mean", "stddev")
-    ends = [panel["config"]["metrics"] for panel in by_name["At the end: mean of the last values"]]
-    assert ends[1] == ["summary_metrics.emd/samples.mean_of_last"]
-    kinds = {key for panel in by_name["Pictures"] for key in panel["config"]["mediaKeys"]}
+            assert (panel.x, panel.groupby.name) == (axis, "prior")
+            assert (panel.groupby_aggfunc, panel.groupby_rangefunc) == ("mean", "stddev")
+    ends = by_name["At the end: mean of the last values"]
+    assert [metric.name for metric in ends[1].metrics] == ["emd/samples.mean_of_last"]
+    kinds = {key for panel in by_name["Pictures"] for key in panel.media_keys}
     assert kinds == {f"images/{kind}" for kind in (*SAMPLES, *CODES)}
 
 

@@ -1,18 +1,17 @@
-"""The adversarial module: what its options do, without a trainer where that will do."""
+"""The adversarial module: what its options do in a step or two."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flexgen.contracts import Batch
 from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, LSGAN, WGAN, WGANGP
 from flexgen.priors import Normal, Staged
+from tests.training import noise, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 
@@ -20,72 +19,72 @@ SGD = functools.partial(torch.optim.SGD, lr=0.1)
 def model(objective: Any = None, **options: Any) -> Adversarial:
     torch.manual_seed(0)
     optimizers = {"generator_optimizer": SGD, "critic_optimizer": SGD} | options
-    made = Adversarial(
+    return Adversarial(
         MLPGenerator(2, (3,), hidden_features=[8]),
         MLPCritic((3,), hidden_features=[8]),
         Normal(2),
         objective or GAN(),
         **optimizers,
     )
-    made._trainer = type("Alone", (), {"world_size": 1})()
-    made.manual_backward = lambda loss: made._scaled(loss).backward()
-    made._scaled = lambda loss: loss if made._scaler is None else made._scaler.scale(loss)
-    made._scaler = None
-    return made
 
 
-def batches(*x: Tensor) -> Iterator[Batch]:
-    return iter([Batch(each) for each in x])
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 def test_clipping_bounds_every_critic_weight() -> None:
     made = model(WGAN(clip=0.01))
-    made.update(batches(torch.randn(4, 3)), *made.configure_optimizers()[0])
-    assert max(float(p.detach().abs().max()) for p in made.critic.parameters()) <= 0.01
+    train(made, noise(4, 3))
+    assert float(weights(made.critic).abs().max()) == pytest.approx(0.01)
 
 
 def test_the_gradient_is_clipped_to_its_norm() -> None:
     made = model(LSGAN(), gradient_clip=1e-3)
-    before = [p.detach().clone() for p in made.critic.parameters()]
-    made.update(batches(100 * torch.randn(4, 3)), *made.configure_optimizers()[0])
-    moved = torch.cat(
-        [(a - b).flatten() for a, b in zip(before, made.critic.parameters(), strict=True)]
-    )
-    assert float(moved.detach().norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    before = {player: weights(player) for player in (made.critic, made.generator)}
+    train(made, iter([100 * torch.randn(4, 3)]))
+    for player, old in before.items():
+        assert float((weights(player) - old).norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
 def test_accumulated_batches_equal_one_of_their_size() -> None:
     x = torch.randn(8, 3)
-    weights = []
-    for accumulate, stream in ((1, batches(x)), (2, batches(x[:4], x[4:]))):
-        made = model(LSGAN(), accumulate=accumulate)
+    found = []
+    for batches in ([x], [x[:4], x[4:]]):
+        made = model(LSGAN(), accumulate=len(batches))
         made.prior = Staged([Normal(2, scale=1e-12)])  # all fakes alike, however they are drawn
-        made.update(stream, *made.configure_optimizers()[0])
-        weights.append(torch.cat([p.detach().flatten() for p in made.critic.parameters()]))
+        train(made, iter(batches))
+        found.append(weights(made))
         assert made.counters.critic_steps == 1
-        assert made.counters.batches == accumulate
+        assert made.counters.batches == len(batches)
         assert made.counters.images_seen == 8
-    torch.testing.assert_close(*weights)
+    torch.testing.assert_close(*found)
 
 
 def test_the_critic_is_frozen_in_the_generators_step() -> None:
     made = model()
-    generator_opt, critic_opt = made.configure_optimizers()[0]
-    made.update(batches(torch.randn(4, 3)), generator_opt, critic_opt)
-    critic_opt.zero_grad()
-    before = [p.detach().clone() for p in made.critic.parameters()]
-    made._generator_step(generator_opt)
-    assert all(p.grad is None for p in made.critic.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, made.critic.parameters(), strict=True))
+    seen = []
+
+    def note(critic: nn.Module, _: Any) -> None:
+        gradients = [torch.zeros(0) if p.grad is None else p.grad for p in critic.parameters()]
+        seen.append((weights(critic), torch.cat([g.flatten() for g in gradients])))
+
+    made.critic.register_forward_pre_hook(note)
+    train(made, noise(4, 3))
+    note(made.critic, None)
+    # It is shown real data, fakes for itself, and fakes for the generator.
+    assert len(seen) == 4
+    (_, first), *_, before, after = seen
+    assert not first.any()
+    assert before[1].any()
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_schedulers_step_once_a_generator_step() -> None:
     halve = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     made = model(critic_steps=3, generator_scheduler=halve, critic_scheduler=halve)
-    optimizers, _ = made.configure_optimizers()
-    for _ in range(2):
-        made.update(batches(*torch.randn(3, 4, 3)), *optimizers)
-    assert [o.param_groups[0]["lr"] for o in optimizers] == [0.025, 0.025]
+    train(made, noise(4, 3), steps=2)
+    assert [o.param_groups[0]["lr"] for o in made.optimizers()] == [0.025, 0.025]
 
 
 class Scaler:
@@ -114,13 +113,12 @@ class Scaler:
 
 def test_the_loss_scale_is_updated_once_a_batch() -> None:
     x = torch.randn(2, 4, 3)
-    plain, scaled = model(critic_steps=2), model(critic_steps=2)
-    scaled._scaler = Scaler()
+    plain, scaled, scaler = model(critic_steps=2), model(critic_steps=2), Scaler()
     for made in (plain, scaled):
         torch.manual_seed(1)
-        made.update(batches(*x), *made.configure_optimizers()[0])
+        train(made, iter(x), scaler=scaler if made is scaled else None)
     # Two batches, three steps, two updates: the second batch serves critic and generator.
-    assert scaled._scaler.calls == [
+    assert scaler.calls == [
         "unscale", "step", "update", "unscale", "step", "unscale", "step", "update",
     ]  # fmt: skip
     for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
@@ -144,10 +142,7 @@ def test_a_learnable_prior_learns_with_the_generator() -> None:
         zuko.flows.NSF(2, transforms=1, hidden_features=[8]), GAN(),
         generator_optimizer=SGD, critic_optimizer=SGD,
     )  # fmt: skip
-    made._trainer = type("Alone", (), {"world_size": 1})()
-    made.manual_backward = lambda loss: loss.backward()
-    made._scaler = None
-    made.update(batches(torch.randn(4, 3)), *made.configure_optimizers()[0])
+    train(made, noise(4, 3))
     gradients = [p.grad for p in made.prior.parameters()]
     assert all(g is not None and g.isfinite().all() for g in gradients)
     assert any(g.any() for g in gradients)

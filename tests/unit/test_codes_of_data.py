@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flexgen.callbacks import AggregatePosterior, PriorRefit, Reconstructions, SampleGrid
 from flexgen.codes import Codes, codes_of_data
 from flexgen.likelihoods import Bernoulli
+from flexgen.metrics import EnergyDistance
 from flexgen.models import VAE, Latent
 from flexgen.networks import MLPEncoder, MLPGenerator
 from flexgen.posteriors import DiagonalGaussian
@@ -107,7 +108,7 @@ def test_a_vaes_refit_is_kept_by_the_nats_of_held_out_codes(
     caplog.set_level("INFO")
     # By energy distance this refit would be dropped, whatever it is worth to the bound.
     far = iter([0.0, 1.0, 0.0])
-    monkeypatch.setattr("flexgen.callbacks.refit._distance", lambda drawn, codes: next(far))
+    monkeypatch.setattr(EnergyDistance, "compute", lambda self: torch.tensor(next(far)))
     with torch.no_grad():
         vae.posterior.head.bias[:D] += 2.0
     values = refit(vae, RealNVP(D, num_layers=2, hidden_features=[8], steps=40))

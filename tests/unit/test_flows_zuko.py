@@ -10,10 +10,9 @@ from flexgen.flows import Autoregressive, Coupling, FlowDistribution, Inverse
 @pytest.fixture(scope="module", autouse=True)
 def zuko():  # type: ignore[no-untyped-def]
     """zuko, which turns torch's validation of arguments off; it is on again for the others."""
-    validate = torch.distributions.Distribution._validate_args
     arguments = torch.distributions.Distribution.arg_constraints
     yield pytest.importorskip("zuko")
-    torch.distributions.Distribution.set_default_validate_args(validate)
+    torch.distributions.Distribution.set_default_validate_args(__debug__)
     torch.distributions.Distribution.arg_constraints = arguments
 
 

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from flexgen._conf import conf_dir
 from flexgen.flows import Planar
 from flexgen.runs import resolvers
+from tests.conftest import CONF
 
 STUDY = Path(__file__).parents[2] / "experiments" / "iaf"
 
@@ -122,7 +122,7 @@ def test_posteriors_at_the_prior_have_no_kl_to_it(monkeypatch: pytest.MonkeyPatc
 
 def config(experiment: str) -> dict[str, Any]:
     resolvers.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"experiment={experiment}", "paths.run_dir=nowhere"])
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from flexgen.networks import DCGANCritic, DCGANGenerator, MLPCritic, MLPGenerator
-from flexgen.networks.dcgan import _Double, map_sizes
+from flexgen.networks.dcgan import map_sizes
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 13, 30), (1, 3, 5)]
 POINTS = [(2,), (3,), (4, 5)]
@@ -95,9 +95,14 @@ def test_every_map_of_generator_and_critic_has_the_planned_size(shape):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (7, 7)])
 def test_nearest_upsampling_repeats_pixels(size):
-    x = torch.randn(2, 3, 4, 4)
+    generator = DCGANGenerator(5, (1, *size), None, [3], upsampling="nearest")
+    seen = []
+    for module in generator.net:
+        module.register_forward_hook(lambda _, x, y: seen.append((*x, y)))
+    generator(torch.randn(2, 5))
+    ((x, doubled),) = [(x, y) for x, y in seen if x.shape[2:] == (4, 4) != y.shape[2:]]
     expected = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
-    assert torch.equal(_Double(size)(x), expected[:, :, : size[0], : size[1]])
+    assert torch.equal(doubled, expected[:, :, : size[0], : size[1]])
 
 
 def test_nearest_upsampling_has_no_transposed_convolution():

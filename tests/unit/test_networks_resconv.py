@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from flexgen.networks import MLPEncoder, ResConvEncoder, ResConvGenerator
-from flexgen.networks.resconv import _Block
+from flexgen.networks.resconv import ResidualBlock
 
 IMAGES = [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 15, 17), (1, 9, 30), (6, 105, 105)]
 
 
-def blocks(network: nn.Module) -> list[_Block]:
-    return [m for m in network.modules() if isinstance(m, _Block)]
+def blocks(network: nn.Module) -> list[ResidualBlock]:
+    return [m for m in network.modules() if isinstance(m, ResidualBlock)]
 
 
 @pytest.mark.parametrize("shape", IMAGES)
@@ -70,7 +70,7 @@ def test_led_table_1() -> None:
 def test_a_block_adds_its_shortcut(before: tuple[int, int], up: bool) -> None:
     half = tuple(-(-side // 2) for side in before)
     sizes = (half, before) if up else (before, half)
-    block = _Block(3, 5, *sizes, "ELU", 0.2, up)
+    block = ResidualBlock(3, 5, *sizes, "ELU", 0.2, up)
     x = torch.randn(2, 3, *sizes[0])
     with torch.no_grad():
         full = block(x)
@@ -82,7 +82,7 @@ def test_a_block_adds_its_shortcut(before: tuple[int, int], up: bool) -> None:
 
 
 def test_a_block_that_changes_nothing_has_the_identity_as_shortcut() -> None:
-    block = _Block(4, 4, (4, 4), (4, 4), "ELU", 0.2, False)
+    block = ResidualBlock(4, 4, (4, 4), (4, 4), "ELU", 0.2, False)
     assert isinstance(block.shortcut, nn.Identity)
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexgen.contracts import Batch, Prior
+from flexgen.contracts import Prior
 from flexgen.distributions import DiagonalNormal
 from flexgen.models import Adversarial
+from flexgen.models.critic_score import CriticScore
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, WGAN
 from flexgen.priors import Masked, Normal, Uniform, Weighted
+from tests.training import noise, train
 
 SCORES = torch.tensor([0.3, -1.2, 4.0, 0.31, 2.2, -0.5, 0.0, 1.0, -3.0, 0.9])
 WEIGHTS = ("exponential", "minmax", "rank", "sigmoid")
@@ -228,32 +230,35 @@ def test_neither_density_nor_fit() -> None:
 def model(prior: nn.Module, objective: Any = None, **options: Any) -> Adversarial:
     torch.manual_seed(0)
     sgd = functools.partial(torch.optim.SGD, lr=0.1)
-    made = Adversarial(
+    return Adversarial(
         nn.Sequential(
             MLPGenerator(2, (3,), hidden_features=[8], norm="batch"), nn.Dropout(0.5)
         ),
         MLPCritic((3,), hidden_features=[8]), prior, objective or GAN(),
         generator_optimizer=sgd, critic_optimizer=sgd, **options,
     )  # fmt: skip
-    made._trainer = type("Alone", (), {"world_size": 1, "loggers": [], "callback_metrics": {}})()
-    made.manual_backward = lambda loss: loss.backward()
-    made._scaler = None
-    return made
 
 
-def step(made: Adversarial) -> None:
-    made.update(iter(lambda: Batch(torch.randn(60, 3)), None), *made.configure_optimizers()[0])
+def scoring(made: Adversarial) -> list[nn.Module]:
+    """The networks that make data of codes in eval mode, as those that a prior scores, in turn."""
+    scored: list[nn.Module] = []
+    for network in (made.generator, *([] if made.ema is None else [made.ema.module])):
+        network.register_forward_pre_hook(lambda m, _: None if m.training else scored.append(m))
+    return scored
 
 
 @pytest.mark.parametrize(
     ("where", "expected"), [("critic", 2), ("generator", 1), ("both", 3), ("generation", 0)]
 )
 def test_where_says_which_steps_draw_by_score(where: str, expected: int) -> None:
-    made = model(Masked(Normal(2), where=where, warmup=1), critic_steps=2)
-    step(made)
-    assert "prior/critic_std" not in made._losses
-    step(made)
-    assert len(made._losses.get("prior/critic_std", [])) == expected
+    made = model(Masked(Normal(2), where=where, warmup=1), critic_steps=2, log_every=1)
+    scored = scoring(made)
+    train(made, noise(60, 3))
+    assert scored == []
+    assert "prior/critic_std" not in made.last_losses
+    train(made, noise(60, 3))
+    assert scored == [made.generator] * expected
+    assert ("prior/critic_std" in made.last_losses) == (expected > 0)
 
 
 def test_scoring_leaves_modes_statistics_and_generators_alone() -> None:
@@ -261,21 +266,20 @@ def test_scoring_leaves_modes_statistics_and_generators_alone() -> None:
     modes = [m.training for m in made.modules()]
     buffers = {k: v.clone() for k, v in made.generator.named_buffers()}
     z, drawn = torch.randn(2500, 2), torch.get_rng_state()
+    score = CriticScore(made.generator, made.critic)
     with torch.no_grad():
-        scores = made._score(z)
-        torch.testing.assert_close(made._score(z[:7]), scores[:7])
+        scores = score(z)
+        torch.testing.assert_close(score(z[:7]), scores[:7])
     assert torch.equal(torch.get_rng_state(), drawn)
     assert [m.training for m in made.modules()] == modes
     assert all(torch.equal(v, buffers[k]) for k, v in made.generator.named_buffers())
 
 
 def test_training_scores_the_live_generator_and_sampling_the_average() -> None:
-    made = model(Masked(Normal(2)), ema_decay=0.5)
-    scored = []
-    for network in (made.generator, made.ema.module):
-        network.register_forward_pre_hook(lambda m, _: scored.append(m))
-    made.codes("critic", 60)
-    assert scored == [made.generator]
+    made = model(Masked(Normal(2), where="both"), ema_decay=0.5)
+    scored = scoring(made)
+    train(made, noise(60, 3))
+    assert scored == [made.generator] * 2
     scored.clear()
     made.prior().sample((60,))
     assert scored == [made.ema.module]
@@ -288,9 +292,7 @@ def test_a_clipped_critic_and_a_flat_one_are_told_once(caplog: pytest.LogCapture
         for weight in made.critic.parameters():
             weight.data.zero_()
         caplog.clear()
-        for _ in range(2):
-            made.codes("generator", 10)
-            made._log_losses()
+        train(made, noise(60, 3), 2)
     assert caplog.text.count("hardly differ") == 1
     caplog.clear()
     model(Normal(2), WGAN(clip=0.01))

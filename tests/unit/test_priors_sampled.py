@@ -15,6 +15,7 @@ from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN
 from flexgen.priors import KernelDensity, Langevin, Masked, Normal, Rejection, Uniform
+from tests.training import train
 
 SHARP, CENTRE = 1.5, 1.0
 # N(0, 1) times exp(−SHARP/2 (z − CENTRE)²), in each coordinate.
@@ -142,28 +143,30 @@ def test_reflection_folds_at_both_walls() -> None:
     assert torch.equal(Langevin(Normal(6)).reflect(z), z)
 
 
-def test_a_chain_is_the_same_beside_more_chains_than_a_pass_takes() -> None:
-    prior = Langevin(Normal(2))
-    prior.bind(score=bell)
-    z = torch.randn(1700, 2)
-    energy, slope, scores = prior()._energy(z, None)
-    torch.testing.assert_close(slope, z + SHARP * (z - CENTRE))
-    torch.testing.assert_close(energy, -prior.base().log_prob(z) - bell(z))
-    torch.testing.assert_close(scores, bell(z))
+def test_a_step_is_its_formula_for_more_chains_than_a_pass_takes() -> None:
+    eps, sizes = 0.2, []
+
+    def score(z: Tensor) -> Tensor:
+        sizes.append(len(z))
+        return bell(z)
+
+    z, statistics = drawn(Langevin(Normal(2), steps=1, step_size=eps), score, 1700)
+    assert max(sizes) < 1700
+    torch.manual_seed(0)
+    start, kick = Normal(2)().sample((1700,)), torch.randn(1700, 2)
+    slope = start + SHARP * (start - CENTRE)
+    torch.testing.assert_close(z, start - eps / 2 * slope + math.sqrt(eps) * kick)
+    assert statistics["critic_std"] == pytest.approx(float(bell(start).std(correction=0)))
 
 
 def model(prior: nn.Module) -> Adversarial:
     torch.manual_seed(0)
     sgd = functools.partial(torch.optim.SGD, lr=0.1)
-    made = Adversarial(
+    return Adversarial(
         MLPGenerator(2, (3,), hidden_features=[8], norm="batch"),
         MLPCritic((3,), hidden_features=[8]), prior, GAN(),
         generator_optimizer=sgd, critic_optimizer=sgd,
     )  # fmt: skip
-    made._trainer = type("Alone", (), {"world_size": 1, "loggers": []})()
-    made.manual_backward = lambda loss: loss.backward()
-    made._scaler = None
-    return made
 
 
 @pytest.mark.parametrize("make", PRIORS)
@@ -184,16 +187,19 @@ def test_drawing_leaves_gradients_flags_and_statistics_alone(make: Any) -> None:
 @pytest.mark.parametrize("make", PRIORS)
 def test_training_draws_from_the_base_and_sampling_by_score(make: Any) -> None:
     made = model(make(Normal(2)))
-    scored = []
-    made.critic.register_forward_pre_hook(lambda m, _: scored.append(m))
+    codes, scored = [], []
+    made.generator.register_forward_pre_hook(lambda _, z: codes.append(*z))
+    made.critic.register_forward_pre_hook(lambda m, _: scored.append(m.training))
+    x = torch.randn(60, 3)
     torch.manual_seed(1)
-    z = made.codes("critic", 60)
+    train(made, iter([x]))
     torch.manual_seed(1)
-    assert torch.equal(z, Normal(2)().sample((60,)))
-    made.codes("generator", 60)
-    assert scored == []
+    for z in codes:
+        assert torch.equal(z, Normal(2)().sample((60,)))
+    assert len(codes) == 2
+    assert scored == [True] * 3
     assert made.sample(4).shape == (4, 3)
-    assert scored
+    assert not all(scored)
 
 
 @pytest.mark.parametrize("make", PRIORS)

@@ -30,20 +30,20 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.text = ""
-        self._in: str = ""
+        self.inside: str = ""
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in = tag
+        self.inside = tag
         self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        self._in = ""
+        self.inside = ""
 
     def handle_data(self, data: str) -> None:
-        if self._in == "script":
+        if self.inside == "script":
             self.scripts.append(data)
-        elif self._in != "style":
+        elif self.inside != "style":
             self.text += data
 
     def figures(self, metric: str) -> list[dict[str, str | None]]:

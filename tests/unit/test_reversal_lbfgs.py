@@ -81,7 +81,7 @@ def test_misfit_gives_the_least_squares_code():
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 @pytest.mark.parametrize("precision", ["auto", "float32", "plain"])
 def test_result_is_of_the_generator_itself(kind, precision, monkeypatch):
-    monkeypatch.setattr(fast, "_WORTH_IT", 0)
+    monkeypatch.setattr(fast, "WORTH_BFLOAT16", 0)
     generator, x = network(kind), images(20)
     found = reverse(generator, x, latent_shape=12, steps=30, precision=precision)
     torch.testing.assert_close(found.x_hat, generator(found.z).detach())
@@ -113,7 +113,7 @@ def test_half_precision_generators_are_searched_in_float32(method):
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
 @pytest.mark.parametrize("latent_dim", [2, 10, 17])
 def test_a_code_does_not_depend_on_its_companions(kind, latent_dim, monkeypatch):
-    monkeypatch.setattr(fast, "_WORTH_IT", 0)  # bfloat16 for these small networks too
+    monkeypatch.setattr(fast, "WORTH_BFLOAT16", 0)  # bfloat16 for these small networks too
     generator, x = network(kind, latent_dim), images(37)
     options = {"latent_shape": latent_dim, "steps": 25, "bank": 256}
     whole = reverse(generator, x, **options)
@@ -178,16 +178,33 @@ def test_tolerance_0_takes_all_evaluations():
     assert not found.converged.any()
 
 
-def test_codes_stay_within_bounds_and_reach_the_constrained_minimum():
+def narrowing(n=8, latent_dim=12):
+    """A linear map with ever weaker directions, and data that lie beyond codes within 1."""
     draw = torch.Generator().manual_seed(1)
-    weight = torch.randn(20, 12, generator=draw).double() * torch.logspace(0, -1, 12).double()
-    x = torch.randn(8, 20, generator=draw).double() * 3
-    box = {"latent_shape": 12, "constraint": "clip", "bounds": (-1, 1)}
+    weight = torch.randn(20, latent_dim, generator=draw).double()
+    weight *= torch.logspace(0, -1, latent_dim).double()
+    return weight, torch.randn(n, 20, generator=draw).double() * 3
+
+
+@pytest.mark.parametrize("bounds", [(-1, 1), (-0.3, 1), (-1, 0.3), (0.2, 1)])
+def test_codes_stay_within_bounds_and_reach_the_constrained_minimum(bounds):
+    weight, x = narrowing()
+    box = {"latent_shape": 12, "constraint": "clip", "bounds": bounds}
     found = reverse(lambda z: z @ weight.T, x, **box, tolerance=1e-10, steps=150)
     slow = reverse(lambda z: z @ weight.T, x, **box, method="gd", lr=0.02, steps=2000, tolerance=0)
-    assert found.z.abs().max() <= 1
-    assert (found.z.abs() == 1).any()
+    assert (found.z.min(), found.z.max()) == bounds
     torch.testing.assert_close(found.loss, slow.loss, atol=0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_the_mirrored_problem_takes_the_mirrored_course(steps):
+    weight, x = narrowing()
+    start = codes(8, 12, dtype=torch.float64).clamp(-0.3, 1)[:, None]
+    options = {"latent_shape": 12, "constraint": "clip", "tolerance": 0, "steps": steps}
+    found = reverse(lambda z: z @ weight.T, x, bounds=(-0.3, 1), init=start, **options)
+    mirrored = reverse(lambda z: -z @ weight.T, x, bounds=(-1, 0.3), init=-start, **options)
+    # No rounding tells a number from its negative, so only the bounds could.
+    assert torch.equal(mirrored.z, -found.z)
 
 
 def test_hard_samples_take_more_starts_and_easy_ones_two():

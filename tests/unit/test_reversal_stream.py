@@ -214,7 +214,7 @@ def test_mistakes(tmp_path: Path, options: dict[str, Any], expected: str) -> Non
 def test_progress_counts_all_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexgen.reversal.progress._SECONDS", 0.0)
+    monkeypatch.setattr("flexgen.reversal.progress.SECONDS_A_LINE", 0.0)
     stream(tmp_path, rank=1, world_size=2, progress=True)
     assert capsys.readouterr().err == ""
     stream(tmp_path, rank=0, world_size=2, progress=True)

@@ -15,6 +15,7 @@ from flexgen.networks import MLPGenerator
 from flexgen.objectives import LSGAN, importance_weighted_bound, kl_floor
 from flexgen.posteriors import DiagonalGaussian, FullGaussian
 from flexgen.priors import Masked, Normal, Pushforward, Uniform, as_prior
+from tests.training import train
 from tests.unit.linear_gaussian import ADAM, D, Encoder, Linear
 
 
@@ -56,18 +57,34 @@ class TestLinear:
 
     def test_closed_form_and_estimated_kl_agree(self) -> None:
         linear = Linear(DiagonalGaussian, off=0.3)
-        x = linear.x.repeat(500, 1)
-        torch.manual_seed(1)
-        _, closed = linear.model._terms(x, None)
+        closed = losses(linear)
         # The same normal, which only its density tells.
-        linear.model.prior.stages[0] = as_prior(_Plain())
-        _, estimated = linear.model._terms(x, None)
-        assert closed.shape == (D,)
-        assert estimated.shape == (1,)
-        assert closed.sum().item() == pytest.approx(estimated.item(), abs=0.03)
+        linear.model.prior.stages[0] = as_prior(Plain())
+        assert losses(linear) == pytest.approx(closed, abs=0.03)
+
+    def test_free_bits_are_of_each_dimension_in_closed_form_and_of_all_by_an_estimate(self) -> None:
+        linear = Linear(DiagonalGaussian, off=0.3)
+        with torch.no_grad():
+            q = linear.model.posterior(linear.x)
+        kl = (q.loc.square() + q.scale.square() - 1) / 2 - q.scale.log()
+        low, high = kl.mean(0).sort().values.tolist()
+        assert high - low > 0.5
+        free, without = (low + high) / 2, losses(linear)
+        assert losses(linear, free) - without == pytest.approx(free - low, abs=1e-6)
+        linear.model.prior.stages[0] = as_prior(Plain())
+        without = losses(linear)
+        assert losses(linear, free) == pytest.approx(without, abs=0.03)
+        assert losses(linear, high) - without == pytest.approx(high - low, abs=0.03)
 
 
-class _Plain(nn.Module):
+def losses(linear: Linear, free_bits: float = 0.0) -> float:
+    """The loss of many copies of the data, with the same noise each time."""
+    linear.model.free_bits = free_bits
+    torch.manual_seed(1)
+    return float(linear.model.loss(linear.x.repeat(500, 1)).detach())
+
+
+class Plain(nn.Module):
     def forward(self) -> MultivariateNormal:
         return MultivariateNormal(torch.zeros(D), torch.eye(D))
 
@@ -90,21 +107,19 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_kl_warmup_weighs_the_kl() -> None:
-    x = torch.rand(6, 4).round()
     torch.manual_seed(0)
-    model = vae(Normal(D), kl_warmup=10)
+    model, weights = vae(Normal(D), kl_warmup=10, log_every=1), []
     with torch.no_grad():
         model.posterior.head.bias += 2
-    losses = []
-    for step in (0, 4, 9, 20):
-        model.counters.generator_steps = step
-        torch.manual_seed(1)
-        model.loss(x)
-        recorded = {k: float(v[-1]) for k, v in model._losses.items()}
-        losses.append(
-            (recorded["loss/generator"] - recorded["loss/reconstruction"]) / recorded["loss/kl"]
+
+    def after() -> None:
+        logged = model.last_losses
+        weights.append(
+            (logged["loss/generator"] - logged["loss/reconstruction"]) / logged["loss/kl"]
         )
-    assert losses == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=1e-4)
+
+    train(model, iter(lambda: torch.rand(6, 4).round(), None), 12, after=after)
+    assert weights == pytest.approx([n / 10 for n in range(1, 11)] + [1.0, 1.0], rel=1e-4)
 
 
 def test_free_bits_are_a_floor_for_each_group() -> None:
