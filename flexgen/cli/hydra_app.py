@@ -22,6 +22,9 @@ from flexgen.runs.saved_config import load_config
 
 __all__ = ["explain", "run_hydra"]
 
+# Of Hydra's flags those with a value.
+_WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"}
+
 
 def run_hydra(
     command: str,
@@ -66,7 +69,7 @@ def run_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
     # Completion is installed for the program, not for one of its commands.
-    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *argv]
+    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {command}", *_flags_first(argv)]
 
     failed: list[Exception] = []
     entry = uuid.uuid4().hex
@@ -169,6 +172,19 @@ def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     if not folders and all(word.partition("=")[0] in keys for word in rest):
         raise ValueError(f"which runs? give a folder, as in `flexgen {command} multirun/…`")
     return folders, rest
+
+
+def _flags_first(argv: list[str]) -> list[str]:
+    """The words in an order that Hydra's parser reads: it takes no override after a flag's value.
+
+    Lightning starts further processes by the words of the first, with overrides behind them.
+    """
+    flags: list[str] = []
+    rest: list[str] = []
+    for i, word in enumerate(argv):
+        is_value = i > 0 and argv[i - 1] in _WITH_VALUE
+        (flags if word.startswith("-") or is_value else rest).append(word)
+    return [*flags, *rest]
 
 
 def _take(argv: list[str], names: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
