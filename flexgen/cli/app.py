@@ -30,6 +30,9 @@ COMMANDS = {
     "dashboard": "a W&B workspace of PAG, EMD and NLL, averaged over seeds",
 }
 
+# Of Hydra's flags those with a value.
+_WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"}
+
 
 def usage() -> str:
     lines = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
@@ -149,7 +152,7 @@ def run_hydra(command: Command) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     typed = sys.argv
     # Completion is installed for the program, not for one of its commands.
-    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {root}", *argv]
+    sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {root}", *_flags_first(argv)]
 
     failed: list[Exception] = []
     entry = uuid.uuid4().hex
@@ -273,6 +276,19 @@ def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     if not folders and all(word.partition("=")[0] in keys for word in rest):
         raise ValueError(f"which runs? give a folder, as in `flexgen {command} multirun/…`")
     return folders, rest
+
+
+def _flags_first(argv: list[str]) -> list[str]:
+    """The words in an order that Hydra's parser reads: it takes no override after a flag's value.
+
+    Lightning starts further processes by the words of the first, with overrides behind them.
+    """
+    flags: list[str] = []
+    rest: list[str] = []
+    for i, word in enumerate(argv):
+        is_value = i > 0 and argv[i - 1] in _WITH_VALUE
+        (flags if word.startswith("-") or is_value else rest).append(word)
+    return [*flags, *rest]
 
 
 def _take(argv: list[str], names: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

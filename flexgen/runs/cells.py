@@ -224,7 +224,7 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         TrainingStopped: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
-    words += [f"--config-dir={source.path}" for source in _sources("command-line")]
+    words += [f"--config-dir={folder}" for folder in _typed_config_dirs()]
     with (run_dir / "log.txt").open("a+") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False
@@ -245,11 +245,10 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         raise RuntimeError(last)
 
 
-def _sources(provider: str) -> list[Any]:
-    """Where Hydra finds YAML, as far as `provider` says so."""
-    if not HydraConfig.initialized():
-        return []
-    return [s for s in HydraConfig.get().runtime.config_sources if s.provider == provider]
+def _typed_config_dirs() -> list[str]:
+    """What `--config-dir` named."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [source.path for source in sources if source.provider == "command-line"]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """Configurations that Hydra composes from the YAML and overrides, as plain values."""
 
 import itertools
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -153,18 +150,3 @@ def _hydra() -> Iterator[None]:
         raise ValueError(error_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = others
-
-
-def _unique() -> str:
-    """Eight digits that no other command has, for its folder; all processes of a job have the same.
-
-    Those that torchrun or srun starts compose their configurations apart.
-    """
-    env = os.environ
-    if max(int(env.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) == 1:
-        return uuid.uuid4().hex[:8]
-    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-    return sha256(" ".join(env.get(name, "") for name in names).encode()).hexdigest()[:8]
-
-
-OmegaConf.register_new_resolver("flexgen.unique", _unique, replace=True, use_cache=True)

@@ -1,5 +1,8 @@
 """What YAML can ask for in `${…}` beyond other keys."""
 
+import os
+import uuid
+from hashlib import sha256
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,8 +11,13 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Make `${classes:CONDITIONAL,DATA}` known: how many classes the data have, null if false."""
+    """Make them known.
+
+    `${classes:CONDITIONAL,DATA}`: how many classes the data have, null if false.
+    `${unique:}`: eight digits for the name of a folder that no other command has.
+    """
     OmegaConf.register_new_resolver("classes", _classes, replace=True)
+    OmegaConf.register_new_resolver("unique", _unique, replace=True, use_cache=True)
 
 
 def _classes(conditional: bool, data: DictConfig) -> int | None:
@@ -29,3 +37,15 @@ def _classes(conditional: bool, data: DictConfig) -> int | None:
             "data=digits or mnist, or conditional=false"
         )
     return int(module.num_classes)
+
+
+def _unique() -> str:
+    """Eight digits that no other command has, for its folder; all processes of a job have the same.
+
+    Those that torchrun or srun starts compose their configurations apart.
+    """
+    env = os.environ
+    if max(int(env.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) == 1:
+        return uuid.uuid4().hex[:8]
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return sha256(" ".join(env.get(name, "") for name in names).encode()).hexdigest()[:8]

@@ -3,10 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from flexgen.cli import explain, main
+from flexgen.training import find_checkpoints
 from tests.integration.test_sweeps import TINY
 
 Run = Callable[..., Path]
@@ -135,6 +138,28 @@ def test_help_lists_the_keys_that_the_yaml_has(
     assert told.startswith(f"flexgen {command}")
     assert explain(command) in told
     assert "Hydra" not in told
+
+
+def test_flags_may_stand_anywhere(flexgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML of one's own is found by the further processes of a sweep's cells too."""
+    words: list[str] = []
+
+    class Recorded:
+        def __init__(self, typed: list[str], **kwargs: Any) -> None:
+            words.extend(typed)
+
+        def wait(self) -> int:
+            return 0
+
+    mine = Path("my conf") / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\nsteps: 3\n")
+    flags = ("--config-dir", "my conf")
+    run = flexgen("train", "experiment=mine", *flags, *(w for w in TINY if w != "steps=30"))
+    assert [path.stem for path in find_checkpoints(run)] == ["step=00000003"]
+    monkeypatch.setattr("flexgen.runs.cells.subprocess", SimpleNamespace(Popen=Recorded))
+    flexgen("train", "experiment=mine", *flags, "trainer=ddp_cpu", "-m", "hydra.sweep.dir=sweep")
+    assert f"--config-dir={Path('my conf').resolve()}" in words
 
 
 def test_data_that_lie_elsewhere_change_no_other_word(
