@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from flexgen.callbacks.measurement import ALONE, Measurement, note
+from flexgen.callbacks.measurement import ALONE, Measurement
 from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
@@ -24,6 +24,7 @@ from flexgen.metrics import (
 from flexgen.models import VAE
 from flexgen.models.vae import CODES_AT_ONCE
 from flexgen.priors import base_codes
+from flexgen.run_notes import RunNote, add_note
 
 __all__ = ["LikelihoodScore"]
 
@@ -119,13 +120,12 @@ class LikelihoodScore(Measurement):
             values |= self._surgery(model, x, context)
         if not believed:
             name = type(model.prior.current).__name__
-            note(
-                run_dir,
-                model.counters.generator_steps,
-                type(self).__name__,
+            why = (
                 f"no NLL and no ELBO: the density of a {name} prior is not normalised, so it says "
-                "nothing of a likelihood; fit one that is, by flexgen refit with prior=realnvp",
+                "nothing of a likelihood; fit one that is, by flexgen refit with prior=realnvp"
             )
+            step = model.counters.generator_steps
+            add_note(run_dir, RunNote(step, type(self).__name__, False, why))
             kept = {name: value for name, value in values.items() if name not in _OF_DENSITIES}
             # The prior before a refit may have had them: its values must not stay the last ones.
             values = kept | (dict.fromkeys(_OF_DENSITIES, math.nan) if model.prior.in_use else {})

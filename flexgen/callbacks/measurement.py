@@ -1,6 +1,5 @@
 """What measures a model at chosen steps: saved first, and never the loss of a training."""
 
-import json
 import logging
 import traceback
 from pathlib import Path
@@ -11,16 +10,16 @@ import pytorch_lightning as pl
 from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
+from flexgen.run_notes import RunNote, add_note
 from flexgen.training import isolated_rng, rank
 
-__all__ = ["ALONE", "Measurement", "note", "notes", "rewind_notes"]
+__all__ = ["ALONE", "Measurement"]
 
 log = logging.getLogger(__name__)
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """For the metrics of a measurement, each of which is taken of all the data by one process."""
 
-_NOTES = "notes.jsonl"
 _LACKED = {
     "samples": "samples of the model",
     "prior": "a prior over codes, which this model does not have",
@@ -125,51 +124,13 @@ class Measurement(contracts.Measurement, Scheduled):
                 run_dir,
             )
             if rank() == 0:
-                note(run_dir, step, name, why, failed=True)
+                add_note(run_dir, RunNote(step, name, True, why))
             return None
 
     def run(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         """:meth:`measure` with the generators kept apart."""
         with isolated_rng(self.seed):
             return self.measure(model, data, run_dir)
-
-
-def note(run_dir: Path, step: int, name: str, why: str, *, failed: bool = False) -> None:
-    """Add a line to a run's `notes.jsonl`: what was not measured at a step, and why.
-
-    Args:
-        run_dir: of the run.
-        step: generator steps.
-        name: of the measurement.
-        why: in one line.
-        failed: whether it failed; else it was left out with a reason.
-    """
-    line = {"step": step, "measurement": name, "failed": failed, "why": why}
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / _NOTES, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def notes(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `notes.jsonl`, none if there is no such file; a cut last one is left."""
-    try:
-        lines = (run_dir / _NOTES).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def rewind_notes(run_dir: Path, step: int) -> None:
-    """Drop the notes of steps after `step`, from which a run goes on."""
-    kept = [line for line in notes(run_dir) if line["step"] <= step]
-    if (run_dir / _NOTES).exists():
-        (run_dir / _NOTES).write_text("".join(json.dumps(k) + "\n" for k in kept), "utf-8")
 
 
 def _first_line(error: BaseException) -> str:

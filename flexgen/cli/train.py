@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flexgen.cli.app import Command
+from flexgen.run_notes import read_notes
 from flexgen.runs.cells import train_cell
 from flexgen.runs.compose import is_sweep, plain, task_overrides
 from flexgen.runs.errors import MeasurementFailed
@@ -38,7 +39,6 @@ def show(config: dict[str, Any]) -> None:
     Raises:
         MeasurementFailed: if something could not be measured on the way.
     """
-    from flexgen.callbacks.measurement import notes
     from flexgen.report import print_comparison
     from flexgen.training import rank
 
@@ -49,5 +49,5 @@ def show(config: dict[str, Any]) -> None:
         print_comparison(run_dir)
         print(f"report: {run_dir / 'report.html'}")
     print(f"run: {run_dir}")
-    if failed := [note for note in notes(run_dir) if note["failed"]]:
+    if failed := [note for note in read_notes(run_dir) if note.failed]:
         raise MeasurementFailed(failed, {})

@@ -122,7 +122,8 @@ class Chart:
             texts = [compact(value) for value in values]
         else:
             values = ticks(self._low, self._high)
-            step = np.diff(values).min(initial=self._high - self._low)
+            gaps = np.diff(values)
+            step = gaps[gaps > 0].min(initial=self._high - self._low) or 1.0
             decimals = max(0, -int(np.floor(np.log10(step) + 1e-9)))
             large = np.abs(values).max(initial=0) >= 10_000 and step >= 10
             texts = [compact(value) if large else f"{value:.{decimals}f}" for value in values]

@@ -21,6 +21,7 @@ from flexgen.report.curves import (
     read_metrics_json,
     read_text,
 )
+from flexgen.run_notes import RunNote, read_notes
 from flexgen.untrusted import lies_in, parse_plain
 
 _MARKERS = ("config.yaml", "provenance.json", "metrics.csv", "metrics.json")
@@ -44,6 +45,7 @@ class Run:
         checkpoints: generator step to checkpoint file, in order of step.
         control: the run that trained as long from the old prior, where there is one.
         notes: what was left out on reading, one line each.
+        unmeasured: what was not measured when it was to be, and why.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Run:
     checkpoints: dict[int, Path]
     control: "Run | None"
     notes: tuple[str, ...]
+    unmeasured: tuple[RunNote, ...]
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
@@ -110,6 +113,7 @@ class Run:
             checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes),
             control=control,
             notes=tuple(notes),
+            unmeasured=tuple(read_notes(path)),
         )
 
     @property

@@ -6,9 +6,9 @@ import re
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from flexgen._conf import conf_dir
+from flexgen.run_notes import RunNote
 
 __all__ = ["MeasurementFailed", "TrainingStopped", "error_line", "error_reason"]
 
@@ -30,11 +30,11 @@ class MeasurementFailed(RuntimeError):
         values: what could.
     """
 
-    def __init__(self, failed: list[dict[str, Any]], values: dict[str, float]) -> None:
+    def __init__(self, failed: list[RunNote], values: dict[str, float]) -> None:
         first = failed[0]
         super().__init__(
-            f"{len(failed)} measurements failed, the first was {first['measurement']} at step "
-            f"{first['step']}: {first['why']}; the run itself is whole"
+            f"{len(failed)} measurements failed, the first was {first.measurement} at step "
+            f"{first.step}: {first.why}; the run itself is whole"
         )
         self.values = values
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from flexgen.callbacks import Measurement, ReversalScore
-from flexgen.callbacks.measurement import notes
 from flexgen.codes import base_space, load_codes, reverse_data
 from flexgen.models import Latent
 from flexgen.report import Run as RunFiles
 from flexgen.reversal import Reversal
+from flexgen.run_notes import read_notes
 from flexgen.runs.build import Objects, build
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.folder import find_checkpoint, write_json
@@ -201,12 +201,12 @@ class Run:
         values: dict[str, float] = {}
         for measurement in self.measurements.values():
             measurement.check(self.model, self.data)
-        before = len(notes(self.folder))
+        before = len(read_notes(self.folder))
         for measurement in self.measurements.values():
             values |= measurement.attempt(self.model, self.data, self.folder) or {}
         about = {"checkpoint": str(self.checkpoint), "counters": self.model.counters.axes()}
         write_json(self.folder / "evaluation.json", about | {"values": values})
-        if failed := [note for note in notes(self.folder)[before:] if note["failed"]]:
+        if failed := [note for note in read_notes(self.folder)[before:] if note.failed]:
             raise MeasurementFailed(failed, values)
         return values
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from flexgen.callbacks import Scheduled
-from flexgen.callbacks.measurement import rewind_notes
 from flexgen.checks import check_integer
 from flexgen.report import write_report
+from flexgen.run_notes import rewind_notes
 from flexgen.runs.build import build_trainer
 from flexgen.runs.compose import is_sweep
 from flexgen.runs.devices import wants_several

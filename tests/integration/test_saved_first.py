@@ -115,3 +115,17 @@ def test_what_can_be_known_is_said_before_the_first_step(
         flexgen("train", *SMALL, *words, "steps=12")
     assert all(key in str(ended.value.code) for key in keys), ended.value.code
     assert not Path("run/checkpoints").exists()
+
+
+def test_the_page_says_what_was_not_measured_and_why(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Any, *args: Any) -> dict[str, float]:
+        raise RuntimeError("<b>no such thing</b>")
+
+    monkeypatch.setattr(SampleQuality, "measure", failing)
+    with pytest.raises(SystemExit):
+        flexgen("train", *MEASURED, "report=true")
+    page = Path("run/report.html").read_text()
+    assert "Not measured" in page
+    assert "failed: RuntimeError: &lt;b&gt;no such thing" in page

@@ -1,0 +1,64 @@
+"""A run's `notes.jsonl`: what was not measured at a step, and why, a line of JSON each."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunNote", "add_note", "read_notes", "rewind_notes"]
+
+_NAME = "notes.jsonl"
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """One line.
+
+    Attributes:
+        step: generator steps at which something was to be measured.
+        measurement: its name.
+        failed: whether it failed; else it was left out for a reason.
+        why: in one line.
+    """
+
+    step: int
+    measurement: str
+    failed: bool
+    why: str
+
+
+def add_note(run_dir: Path, note: RunNote) -> None:
+    """Add a line to the notes of a run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / _NAME, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(note)) + "\n")
+
+
+def read_notes(run_dir: Path) -> list[RunNote]:
+    """The notes of a run, none if it has none; a line that is none is left out."""
+    try:
+        with open(run_dir / _NAME, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_MOST_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    return [note for line in lines if (note := _note(line)) is not None]
+
+
+def rewind_notes(run_dir: Path, step: int) -> None:
+    """Drop the notes of steps after `step`, from which a run goes on."""
+    if (notes := read_notes(run_dir)) and notes[-1].step > step:
+        (run_dir / _NAME).unlink()
+        for note in notes:
+            if note.step <= step:
+                add_note(run_dir, note)
+
+
+def _note(line: str) -> RunNote | None:
+    try:
+        found: Any = json.loads(line)
+        return RunNote(
+            int(found["step"]), str(found["measurement"]), bool(found["failed"]), str(found["why"])
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
