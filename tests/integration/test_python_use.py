@@ -43,6 +43,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> flexgen.Run:
     return flexgen.train(flexgen.compose(words))
 
 
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readmes_own_lines_run(here: Path) -> None:
+    lines = README.read_text().partition("## From Python")[2].partition("```python")[2]
+    code = lines.partition("```")[0]
+    words = ["network.generator.hidden_features=[16]", "callbacks.reversal.options.steps=5",
+             "callbacks.reversal.num_resamples=40", "trainer=cpu"]  # fmt: skip
+    assert '"steps=2000"' in code
+    code = code.replace('"steps=2000"', f'"steps=3", *{words}')
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["x"].shape == (64, 1, 8, 8)
+    assert names["steps"].tolist() == [3]
+    assert names["values"]["pag/unit"] == names["pag"][-1]
+
+
 def test_importing_flexgen_imports_nothing_heavy() -> None:
     code = (
         "import sys, flexgen; heavy = {'torch', 'hydra', 'numpy', 'yaml'} & sys.modules.keys();"
