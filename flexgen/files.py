@@ -64,9 +64,10 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
 
     Raises:
         ValueError: with `refusal`, if another process holds it.
+        OSError: if a link stands in its place.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
+    with open(lock, "a", opener=_no_link) as file:
         if not try_lock(file) or not _is_at(file, lock):
             raise ValueError(refusal)
         try:
@@ -77,11 +78,19 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
-    """Hold a lock file, when whoever holds it is done."""
-    with open(lock, "a") as file:
+    """Hold a lock file, when whoever holds it is done.
+
+    Raises:
+        OSError: if a link stands in its place.
+    """
+    with open(lock, "a", opener=_no_link) as file:
         while not try_lock(file):
             time.sleep(0.05)
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:

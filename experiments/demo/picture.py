@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from flexgen.drawing import draw_figure
-from flexgen.report import Run, compare
+from flexgen.report import RunFiles, compare
 
 
 def main(run_dir: str, target: str) -> None:
     from matplotlib.image import imread
 
-    run = Run.load(run_dir)
+    run = RunFiles.load(run_dir)
     comparison = compare(run)
     if comparison is None:
         raise SystemExit(f"{run_dir} has no refit to compare; name a run of experiment=demo")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flexgen.drawing import draw_figure
 from flexgen.priors import Normal
-from flexgen.report import Run, find_runs
+from flexgen.report import RunFiles, find_runs
 from flexgen.report.catalogue import PALETTE
 from flexgen.runs.run import open_run
 from flexgen.training import isolated_rng
@@ -111,7 +111,7 @@ def draw_curves(runs: list[Path], out: Path) -> None:
     loss: Curves = defaultdict(dict)
     nll: Curves = defaultdict(dict)
     for path in runs:
-        run = Run.load(path)
+        run = RunFiles.load(path)
         row = run.name.removeprefix("led_table1_mlp_")
         for curves, metric in ((loss, "loss/generator"), (nll, "nll/samples")):
             curve = run.curves[metric]

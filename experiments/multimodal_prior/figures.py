@@ -29,8 +29,7 @@ from torch import Tensor
 from flexgen.drawing import draw_figure
 from flexgen.metrics import ClassBalance, load_or_train_classifier
 from flexgen.priors import Masked, Staged, Weighted
-from flexgen.report import Run as RunFiles
-from flexgen.report import find_runs, table
+from flexgen.report import RunFiles, find_runs, table
 from flexgen.report.catalogue import PALETTE
 from flexgen.runs.run import Run, open_run
 from flexgen.training import isolated_rng

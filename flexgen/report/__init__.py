@@ -8,7 +8,7 @@ from flexgen.report.curves import Curve, RunError, Value
 from flexgen.report.index import write_reports
 from flexgen.report.page import write_report
 from flexgen.report.priors import PriorRow, PriorTable
-from flexgen.report.run import Run, find_runs
+from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Table
 from flexgen.report.table import table
 from flexgen.report.terminal import print_comparison, print_priors, print_values, write_table
@@ -18,8 +18,8 @@ __all__ = [
     "Curve",
     "PriorRow",
     "PriorTable",
-    "Run",
     "RunError",
+    "RunFiles",
     "Table",
     "Value",
     "compare",

@@ -122,7 +122,7 @@ HEADLINE: tuple[str, ...] = (
     "modes/total_variation",
     "reversal/error",
 )
-"""The metrics of a table that was not told which ones to show."""
+"""The metrics of a table, unless others are named."""
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Prior agreement (PAG)", ("pag/unit",)),

@@ -66,7 +66,7 @@ class Line:
         cuts = np.flatnonzero(np.diff(finite.astype(int))) + 1
         return [part for part in np.split(np.arange(len(finite)), cuts) if finite[part].all()]
 
-    def lost_steps(self) -> np.ndarray:
+    def non_finite_steps(self) -> np.ndarray:
         """The generator steps whose value is not finite."""
         return self.steps[~np.isfinite(self.values)]
 

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from flexgen.report.catalogue import describe, number, ordered, signed
 from flexgen.report.curves import Curve, Point
-from flexgen.report.run import Run
+from flexgen.report.run_files import RunFiles
 
 WHEN = ("before", "after", "control")
 
 # What decides whether a refit is kept, by the first that was logged.
-_CLOSER = {
+_DISTANCES = {
     "refit/nll": "−log p(z) of held-out codes, nats",
     "refit/energy": "distance to held-out codes",
 }
@@ -89,7 +89,7 @@ class Comparison:
         """What to know beside the figures: each refit, then the notes."""
         return [*map(str, self.refits), *self.notes]
 
-    def rich(self) -> Group:
+    def __rich__(self) -> Group:
         """The table and its notes, for a terminal."""
         grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         grid.add_column("", no_wrap=True)
@@ -109,11 +109,8 @@ class Comparison:
             lines.append("difference: after less control")
         return Group(grid, *(Text(line) for line in lines))
 
-    def __rich__(self) -> Group:
-        return self.rich()
 
-
-def compare(run: Run) -> Comparison | None:
+def compare(run: RunFiles) -> Comparison | None:
     """Compares the run before its prior was replaced with its end and with its control's end.
 
     `before` is the last measurement under the run's first prior (`prior/stage` at its initial
@@ -145,15 +142,15 @@ def compare(run: Run) -> Comparison | None:
     return Comparison(points, refits, tuple(_notes(run, points, refits)))
 
 
-def _refits(run: Run) -> Iterator[Refit]:
+def _refits(run: RunFiles) -> Iterator[Refit]:
     kept = run.curves.get("refit/kept")
     if kept is not None:
-        name = next((name for name in _CLOSER if f"{name}_after" in run.curves), "refit/energy")
+        name = next((name for name in _DISTANCES if f"{name}_after" in run.curves), "refit/energy")
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
             before, after = (
                 _at_row(run.curves.get(f"{name}_{when}"), row) for when in ("before", "after")
             )
-            yield Refit(int(step), bool(value > 0), before, after, _CLOSER[name])
+            yield Refit(int(step), bool(value > 0), before, after, _DISTANCES[name])
         return
     stage = run.curves.get("prior/stage")
     if stage is not None:
@@ -167,7 +164,7 @@ def _at_row(curve: Curve | None, row: int) -> float:
     return float(curve.values[np.flatnonzero(curve.rows == row)[0]])
 
 
-def _stages(run: Run, rows: np.ndarray) -> np.ndarray:
+def _stages(run: RunFiles, rows: np.ndarray) -> np.ndarray:
     """The prior's stage under which those rows were measured."""
     stage = run.curves.get("prior/stage")
     kept = run.curves.get("refit/kept")
@@ -181,7 +178,7 @@ def _stages(run: Run, rows: np.ndarray) -> np.ndarray:
     return stages - np.isin(rows, changes)
 
 
-def _last(run: Run, metric: str, keep: np.ndarray) -> Point | None:
+def _last(run: RunFiles, metric: str, keep: np.ndarray) -> Point | None:
     curve = run.curves[metric].where(keep)
     if not len(curve):
         return None
@@ -198,7 +195,7 @@ def _last(run: Run, metric: str, keep: np.ndarray) -> Point | None:
 
 
 def _notes(
-    run: Run, points: dict[str, dict[str, Point]], refits: tuple[Refit, ...]
+    run: RunFiles, points: dict[str, dict[str, Point]], refits: tuple[Refit, ...]
 ) -> Iterator[str]:
     steps = {when: [at[when].step for at in points.values() if when in at] for when in WHEN}
     measured = []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flexgen.report.comparison import Comparison
-from flexgen.report.run import Run
+from flexgen.report.run_files import RunFiles
 
 SAMPLES = ("samples", "draws")
 CODES = ("aggregate_posterior", "code_map", "spectrum", "disagreement", "reconstructions")
@@ -49,7 +49,7 @@ class Strip(NamedTuple):
     frames: list[Frame]
 
 
-def strips(run: Run, comparison: Comparison | None, kinds: Iterable[str]) -> list[Strip]:
+def strips(run: RunFiles, comparison: Comparison | None, kinds: Iterable[str]) -> list[Strip]:
     """Images over time, the control's last one after them.
 
     Samples show at most eight evenly spaced steps, the other kinds four, with the first and last

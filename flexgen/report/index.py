@@ -7,7 +7,7 @@ from typing import Any
 from flexgen.report.curves import RunError
 from flexgen.report.gallery import TITLES
 from flexgen.report.page import save, write_report
-from flexgen.report.run import Run, find_runs
+from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.table import table
 from flexgen.report.templating import render
 
@@ -52,7 +52,7 @@ def _folder(root: Path, runs: list[Path]) -> list[Path]:
         except RunError:
             continue  # the table lists it among the runs left out
         pages.append(page)
-        found.append((Run.load(path), page.relative_to(root)))
+        found.append((RunFiles.load(path), page.relative_to(root)))
     words = [set(run.overrides) for run, _ in found]
     shared = set.intersection(*words) if len(words) > 1 else set()
     shown = [_entry(run, page, shared) for run, page in found]
@@ -75,7 +75,7 @@ def _folder(root: Path, runs: list[Path]) -> list[Path]:
     return [save(root / "report.html", text), *pages]
 
 
-def _entry(run: Run, page: Path, shared: set[str]) -> dict[str, Any]:
+def _entry(run: RunFiles, page: Path, shared: set[str]) -> dict[str, Any]:
     """What an index shows of a run: its page, its last pictures and how far its codes agree."""
     samples, posterior = (
         next(reversed(run.images.get(kind, {}).values()), None)

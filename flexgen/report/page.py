@@ -15,7 +15,7 @@ from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
 from flexgen.report.curves import Curve, Point
 from flexgen.report.gallery import CODES, SAMPLES, strips
-from flexgen.report.run import Run
+from flexgen.report.run_files import RunFiles
 from flexgen.report.templating import render
 
 CHIEF = (
@@ -75,7 +75,7 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         RunError: when the directory cannot be read as a run.
     """
-    run = Run.load(run_dir)
+    run = RunFiles.load(run_dir)
     return save(run.path / "report.html", page(run))
 
 
@@ -85,33 +85,33 @@ def save(target: Path, text: str) -> Path:
     return target
 
 
-def page(run: Run) -> str:
+def page(run: RunFiles) -> str:
     """The page's HTML."""
     comparison = compare(run)
-    points = comparison.points if comparison else {}
+    if comparison:
+        in_tiles = [m for m in CHIEF if len(comparison.points.get(m, {})) > 1]
+    else:
+        in_tiles = [m for m in CHIEF if m in run.final]
+    agreement = ["pag/unit", *(name for name in _BESIDE_PAG if name in run.final)]
     codes = [*CODES, *sorted(set(run.images) - {*CODES, *SAMPLES})]  # unknown kinds come last
+    galleries = {
+        "samples": strips(run, comparison, SAMPLES),
+        "codes": strips(run, comparison, codes),
+    }
     return render(
         "run.html",
         title=run.name,
         run=run,
         comparison=comparison,
         verdict=_verdict(comparison) if comparison else "",
-        tiles=[m for m in CHIEF if (len(points.get(m, {})) > 1 if comparison else run.value(m))][
-            :3
-        ],
-        last=_LAST,
-        metrics=ordered(set(run.final) - IN_OTHER_PANELS),
+        tiles=in_tiles[:3],
         scale=scale,
-        agreement=["pag/unit", *(name for name in _BESIDE_PAG if name in run.final)]
-        if run.value("pag/unit")
-        else [],
+        metrics=ordered(set(run.final) - IN_OTHER_PANELS),
+        last=_LAST,
+        agreement=agreement if "pag/unit" in run.final else [],
         described_codes=_described_codes(run),
         panels=list(_panels(run, comparison)),
-        galleries={
-            name: shown
-            for name, kinds in (("samples", SAMPLES), ("codes", codes))
-            if (shown := strips(run, comparison, kinds))
-        },
+        galleries={name: shown for name, shown in galleries.items() if shown},
         facts=_facts(run),
         command=command(run),
         provenance=_provenance(run),
@@ -119,7 +119,7 @@ def page(run: Run) -> str:
     )
 
 
-def data(run: Run, comparison: Comparison | None) -> dict[str, Any]:
+def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
     """What the page shows, for scripts: final values, the comparison and the curves as drawn."""
     curves = {"run": run.curves} | ({"control": run.control.curves} if run.control else {})
     return {
@@ -152,7 +152,7 @@ def data(run: Run, comparison: Comparison | None) -> dict[str, Any]:
     }
 
 
-def command(run: Run) -> str:
+def command(run: RunFiles) -> str:
     """The command line that makes the run again."""
     name = str(run.provenance.get("command") or "train")
     return " ".join(["flexgen", *map(shlex.quote, [name, *run.overrides])])
@@ -185,7 +185,7 @@ def _verdict(comparison: Comparison) -> str:
     return text
 
 
-def _described_codes(run: Run) -> str:
+def _described_codes(run: RunFiles) -> str:
     """What the last saved codes say about how they were found."""
     if not run.codes:
         return ""
@@ -200,7 +200,7 @@ def _described_codes(run: Run) -> str:
     )
 
 
-def _panels(run: Run, comparison: Comparison | None) -> Iterator[Panel]:
+def _panels(run: RunFiles, comparison: Comparison | None) -> Iterator[Panel]:
     """The known panels that have a curve of two points, then every other metric by itself."""
     marks = [
         (refit.step, "refit" if refit.kept else "refit, not kept")
@@ -218,7 +218,9 @@ def _panels(run: Run, comparison: Comparison | None) -> Iterator[Panel]:
             yield _panel(run, describe(name).label, (name,), marks)
 
 
-def _panel(run: Run, title: str, names: tuple[str, ...], marks: list[tuple[int, str]]) -> Panel:
+def _panel(
+    run: RunFiles, title: str, names: tuple[str, ...], marks: list[tuple[int, str]]
+) -> Panel:
     """Each metric of a panel with the control's beside it, dashed."""
     lines, keys = [], []
     alone = sum(not name.endswith("floor") for name in names) == 1
@@ -248,7 +250,7 @@ def _interval(curves: dict[str, Curve], name: str) -> tuple[Curve, Curve] | None
     return None if low is None or high is None else (low, high)
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunFiles) -> list[tuple[str, str]]:
     facts = [("Status", run.status), ("Seed", "unknown" if run.seed is None else str(run.seed))]
     for key, name in (("generator_steps", "Generator steps"), ("images_seen", "Images seen")):
         if key in run.counters:
@@ -256,7 +258,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [*facts, *(("Duration", text) for text in [_duration(run)] if text)]
 
 
-def _provenance(run: Run) -> list[tuple[str, Any]]:
+def _provenance(run: RunFiles) -> list[tuple[str, Any]]:
     """Where the run came from and what it left."""
     rows: list[tuple[str, Any]] = [("Directory", run.path)]
     for key in ("started", "finished", "commit", "parent", "machine", "versions"):
@@ -273,7 +275,7 @@ def _pairs(about: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
 
 
-def _duration(run: Run) -> str:
+def _duration(run: RunFiles) -> str:
     try:
         times = [datetime.fromisoformat(str(run.provenance[k])) for k in ("started", "finished")]
         seconds = int((times[1] - times[0]).total_seconds())

@@ -12,7 +12,7 @@ from flexgen.checks import check_integer
 from flexgen.report.catalogue import choose
 from flexgen.report.comparison import WHEN, compare
 from flexgen.report.curves import RunError, Value, read_json
-from flexgen.report.run import Run, find_runs
+from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Cell, Row, Table
 
 # The seed is what a table averages over; where a run writes changes nothing in it.
@@ -55,7 +55,7 @@ def table(
     runs, left_out = [], []
     for path in found:
         try:
-            runs.append(Run.load(path))
+            runs.append(RunFiles.load(path))
         except RunError as error:
             left_out.append(str(error))
     if not runs:
@@ -67,7 +67,7 @@ def table(
     ]
     chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
     notes: list[str] = []
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[Run, dict[str, Value]]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[RunFiles, dict[str, Value]]]] = {}
     for run, settings in zip(runs, _settings(runs), strict=True):
         for extra, values in _measured(run, chosen, last, comparison, notes):
             group = groups.setdefault(tuple({**settings, **extra}.items()), [])
@@ -80,7 +80,7 @@ def table(
 
 
 def _measured(
-    run: Run, metrics: Sequence[str], last: int, comparison: bool, notes: list[str]
+    run: RunFiles, metrics: Sequence[str], last: int, comparison: bool, notes: list[str]
 ) -> Iterator[tuple[dict[str, str], dict[str, Value]]]:
     if not comparison:
         found = {metric: run.value(metric, last) for metric in metrics}
@@ -102,7 +102,7 @@ def _measured(
 
 def _row(
     settings: dict[str, str],
-    members: list[tuple[Run, dict[str, Value]]],
+    members: list[tuple[RunFiles, dict[str, Value]]],
     metrics: Sequence[str],
     last: int,
     notes: list[str],
@@ -125,13 +125,13 @@ def _row(
     return Row(settings, tuple(run.path for run, _ in members), seeds, cells)
 
 
-def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _settings(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
     """Each run's value of every key that any run overrides."""
     parsed = []
     for run in runs:
         parent = (run.provenance.get("parent") or {}).get("run")
         command = str(run.provenance.get("command"))
-        parsed.append(_told(command, run.overrides, parent and Path(parent)))
+        parsed.append(_with_inherited(command, run.overrides, parent and Path(parent)))
     keys = list(dict.fromkeys(key for overrides in parsed for key in overrides))
     settings = [
         {key: _setting(run, key, overrides.get(key)) for key in keys}
@@ -143,12 +143,12 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, str]]:
     return settings
 
 
-def _told(
+def _with_inherited(
     command: str, overrides: Sequence[str], parent: Path | None, most: int = 20
 ) -> dict[str, str]:
-    """What a run was told to do; a refit was told what its parent was, and its own on top.
+    """The overrides of a run; those of a refit are its parent's, and its own on top.
 
-    At most so many parents are asked: a run that says it is its own has no end of them.
+    At most so many parents are read: a run that names itself as its parent has no end of them.
     """
     own = _parse(overrides)
     if command != "refit" or parent is None or not most:
@@ -158,10 +158,10 @@ def _told(
     except RunError:
         return own
     above = (about.get("parent") or {}).get("run")
-    told = _told(
+    inherited = _with_inherited(
         about.get("command", ""), about.get("overrides", []), above and Path(above), most - 1
     )
-    return told | {f"refit:{key}": value for key, value in own.items() if key != "run"}
+    return inherited | {f"refit:{key}": value for key, value in own.items() if key != "run"}
 
 
 def _parse(overrides: Sequence[str]) -> dict[str, str]:
@@ -172,7 +172,7 @@ def _parse(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, value in parsed.items() if not _NO_SETTING.match(key)}
 
 
-def _setting(run: Run, key: str, override: str | None) -> str:
+def _setting(run: RunFiles, key: str, override: str | None) -> str:
     """The configuration's value rather than the text typed, so that 1e-3 and 0.001 are one."""
     value: Any = run.config
     for part in key.split("."):

@@ -11,7 +11,7 @@ from rich.text import Text
 from flexgen.report.catalogue import describe, number, ordered
 from flexgen.report.comparison import compare
 from flexgen.report.priors import PriorTable
-from flexgen.report.run import Run
+from flexgen.report.run_files import RunFiles
 from flexgen.report.summary import Table
 from flexgen.report.table import table
 
@@ -22,7 +22,7 @@ def print_comparison(run_dir: str | Path) -> None:
     Raises:
         RunError: when the directory cannot be read as a run.
     """
-    comparison = compare(Run.load(run_dir))
+    comparison = compare(RunFiles.load(run_dir))
     if comparison is not None:
         Console().print(comparison)
 

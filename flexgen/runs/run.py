@@ -12,7 +12,7 @@ from torch import Tensor
 from flexgen.callbacks import Measurement, ReversalScore
 from flexgen.codes import base_space, load_codes, reverse_data
 from flexgen.models import Latent
-from flexgen.report import Run as RunFiles
+from flexgen.report import RunFiles
 from flexgen.reversal import Reversal
 from flexgen.run_notes import read_notes
 from flexgen.runs.build import Objects, build

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from flexgen.report import Run, RunError, compare
+from flexgen.report import RunError, RunFiles, compare
 from flexgen.report.catalogue import METRICS, describe, ordered
 from flexgen.runs.errors import TrainingStopped
 from flexgen.training import WandbLogger, rank
@@ -104,10 +104,12 @@ def _summarise(logger: WandbLogger, config: dict[str, Any]) -> None:
     """
     run_dir, tables = Path(config["paths"]["run_dir"]), {}
     try:
-        run = Run.load(run_dir)
+        run = RunFiles.load(run_dir)
         # A control's curves complete the comparison of the run that it lies in.
         comparison = compare(
-            Run.load(run_dir.parent) if config["logger"]["wandb"]["job_type"] == "control" else run
+            RunFiles.load(run_dir.parent)
+            if config["logger"]["wandb"]["job_type"] == "control"
+            else run
         )
     except RunError:
         return  # it stopped before it logged anything

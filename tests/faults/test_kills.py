@@ -1,14 +1,16 @@
 """What a process that was killed leaves behind, and two at once in one run directory."""
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from flexgen.files import locked
+from flexgen.files import in_turn, locked
 from flexgen.runs.folder import alone
 from tests.conftest import SMALL
 
@@ -44,6 +46,26 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken(
     monkeypatch.setattr(fcntl, "flock", lambda *args: (tmp_path / ".lock").unlink())
     with pytest.raises(ValueError, match="busy"), locked(tmp_path / ".lock", "busy"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed here")
+@pytest.mark.parametrize("hold", [lambda lock: locked(lock, "busy"), in_turn])
+def test_a_link_in_place_of_a_lock_is_not_followed(
+    tmp_path: Path, hold: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    target, lock = tmp_path / "target", tmp_path / ".lock"
+    target.write_text("whole")
+    lock.symlink_to(target)
+    with pytest.raises(OSError, match=r"\.lock"), hold(lock):
+        pass
+    assert target.read_text() == "whole"
+
+
+def test_what_a_lock_file_holds_is_not_cut_off(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.write_text("not ours")
+    with locked(lock, "busy"):
+        assert lock.read_text() == "not ours"
 
 
 def test_half_written_files_of_a_killed_process_are_cleared(flexgen: Callable[..., Path]) -> None:

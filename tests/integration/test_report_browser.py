@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from report_runs import write_refit_run
 
-from flexgen.report import Run, compare, write_report
+from flexgen.report import RunFiles, compare, write_report
 
 pytestmark = pytest.mark.skipif(
     shutil.which("chromium") is None, reason="needs the `chromium` browser, which is not installed"
@@ -60,7 +60,7 @@ def _chromium(page: Path, *options: str) -> str:
 
 @pytest.mark.parametrize("when", ["before", "after", "control"])
 def test_browser_shows_the_figures_of_the_run(report: Path, dom: str, when: str) -> None:
-    compared = compare(Run.load(report.parent))
+    compared = compare(RunFiles.load(report.parent))
     assert compared is not None
     for metric in ("pag/unit", "emd/samples"):
         found = re.findall(rf'<span data-metric="{metric}"[^>]*data-when="{when}"[^>]*>', dom)

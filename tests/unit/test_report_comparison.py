@@ -7,7 +7,7 @@ import pytest
 from report_runs import refit_rows, write_refit_run, write_run
 from rich.console import Console
 
-from flexgen.report import Comparison, Run, compare, print_comparison
+from flexgen.report import Comparison, RunFiles, compare, print_comparison
 
 
 def _row(step: int, **values: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _compare(path: Path, rows: list[dict[str, Any]], control: Any = None) -> Com
     run = write_run(path / "run", rows)
     if control is not None:
         write_run(run / "control", control)
-    compared = compare(Run.load(run))
+    compared = compare(RunFiles.load(run))
     assert compared is not None
     return compared
 
@@ -127,7 +127,7 @@ def test_before_of_several_rounds_is_before_the_first_that_was_kept(tmp_path: Pa
 
 
 def test_refit_that_was_not_kept_is_said(tmp_path: Path) -> None:
-    run = Run.load(write_refit_run(tmp_path / "run", kept=False))
+    run = RunFiles.load(write_refit_run(tmp_path / "run", kept=False))
     compared = compare(run)
     assert compared is not None
     assert not compared.kept
@@ -145,7 +145,7 @@ def test_run_that_stopped_at_the_refit_has_no_after(tmp_path: Path) -> None:
 
 def test_run_without_refit_has_no_comparison(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [_row(10, pag=1.0, stage=0), _row(20, pag=1.0, stage=0)])
-    assert compare(Run.load(run)) is None
+    assert compare(RunFiles.load(run)) is None
 
 
 def test_losses_and_bookkeeping_are_not_compared(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_losses_and_bookkeeping_are_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_terminal_shows_every_number_whole(tmp_path: Path, width: int) -> None:
-    compared = compare(Run.load(write_refit_run(tmp_path / "run")))
+    compared = compare(RunFiles.load(write_refit_run(tmp_path / "run")))
     console = Console(width=width, record=True, file=(tmp_path / "out").open("w"))
     console.print(compared)
     console.file.close()

@@ -15,7 +15,7 @@ import pytest
 from report_runs import write_metrics, write_png, write_refit_run, write_run
 
 from flexgen.metrics_table import COUNTERS
-from flexgen.report import Run, RunError, write_report, write_reports
+from flexgen.report import RunError, RunFiles, write_report, write_reports
 from flexgen.report.chart import Chart, Line, ticks
 from flexgen.report.curves import Curve
 from flexgen.report.pairs import Pair, pairs_page
@@ -313,5 +313,5 @@ def test_policy_allows_the_script_of_the_page_alone(tmp_path: Path, part: str) -
 def test_run_reports_after_a_control_that_has_nothing_yet(tmp_path: Path) -> None:
     run = write_refit_run(tmp_path / "run", control=False)
     (run / "control").mkdir()
-    assert Run.load(run).control is None
+    assert RunFiles.load(run).control is None
     assert "control left out" in _page(run).text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_runs import write_metrics, write_png, write_refit_run, write_run
 
-from flexgen.report import Run, RunError, find_runs
+from flexgen.report import RunError, RunFiles, find_runs
 
 LOGGED = (
     {"generator_steps": 10, "loss/critic": 4.0},
@@ -19,7 +19,7 @@ LOGGED = (
 
 
 def test_curve_has_the_logged_cells_alone(tmp_path: Path) -> None:
-    run = Run.load(write_run(tmp_path / "run", LOGGED))
+    run = RunFiles.load(write_run(tmp_path / "run", LOGGED))
     assert run.curves["pag/unit"].values.tolist() == [0.5, 0.25]
     assert run.curves["pag/unit"].steps.tolist() == [20, 30]
     assert run.curves["pag/unit"].rows.tolist() == [1, 3]
@@ -27,7 +27,7 @@ def test_curve_has_the_logged_cells_alone(tmp_path: Path) -> None:
 
 
 def test_value_is_mean_and_sample_deviation_of_last_evaluations(tmp_path: Path) -> None:
-    run = Run.load(write_run(tmp_path / "run", LOGGED))
+    run = RunFiles.load(write_run(tmp_path / "run", LOGGED))
     value = run.value("loss/critic", last=2)
     assert value is not None
     assert (value.mean, value.count, value.step) == (1.5, 2, 30)
@@ -36,20 +36,20 @@ def test_value_is_mean_and_sample_deviation_of_last_evaluations(tmp_path: Path) 
 
 
 def test_value_counts_the_evaluations_there_are(tmp_path: Path) -> None:
-    value = Run.load(write_run(tmp_path / "run", LOGGED)).value("pag/unit", last=9)
+    value = RunFiles.load(write_run(tmp_path / "run", LOGGED)).value("pag/unit", last=9)
     assert value is not None
     assert (value.mean, value.count) == (0.375, 2)
 
 
 def test_logged_nan_is_not_hidden_by_the_value_before(tmp_path: Path) -> None:
     rows = [{"generator_steps": 1, "fid": 3.0}, {"generator_steps": 2, "fid": "nan"}]
-    value = Run.load(write_run(tmp_path / "run", rows, finished=False)).value("fid")
+    value = RunFiles.load(write_run(tmp_path / "run", rows, finished=False)).value("fid")
     assert value is not None
     assert math.isnan(value.mean)
 
 
 def test_metric_without_a_curve_has_its_final_value(tmp_path: Path) -> None:
-    run = Run.load(write_run(tmp_path / "run", final={"kid": 0.125}))
+    run = RunFiles.load(write_run(tmp_path / "run", final={"kid": 0.125}))
     value = run.value("kid", last=5)
     assert value is not None
     assert (value.mean, value.count) == (0.125, 1)
@@ -58,7 +58,7 @@ def test_metric_without_a_curve_has_its_final_value(tmp_path: Path) -> None:
 def test_run_without_metrics_csv_has_its_final_values(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", final={"kid": 0.125})
     (path / "metrics.csv").unlink()
-    run = Run.load(path)
+    run = RunFiles.load(path)
     assert run.curves == {}
     assert run.final["kid"] == 0.125
     assert run.counters["generator_steps"] == 10
@@ -68,7 +68,7 @@ def test_row_cut_by_a_kill_is_left_out_and_said(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", LOGGED, finished=False)
     with (path / "metrics.csv").open("a") as stream:
         stream.write("240,200,40,12800,0.12")  # of 0.1234
-    run = Run.load(path)
+    run = RunFiles.load(path)
     assert run.curves["loss/critic"].values.tolist() == [4.0, 2.0, 1.0]
     assert run.step == 30
     assert "cut short" in run.notes[0]
@@ -78,11 +78,11 @@ def test_rows_older_than_a_column_may_be_shorter(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     header = "batches,critic_steps,generator_steps,images_seen,loss/critic,fid\n"
     (path / "metrics.csv").write_text(header + "1,1,1,9,0.5\n2,2,2,18,0.25,7\n")
-    assert Run.load(path).curves["fid"].steps.tolist() == [2]
+    assert RunFiles.load(path).curves["fid"].steps.tolist() == [2]
 
 
 def test_files_are_found_by_kind_and_step(tmp_path: Path) -> None:
-    run = Run.load(write_refit_run(tmp_path / "run"))
+    run = RunFiles.load(write_refit_run(tmp_path / "run"))
     assert list(run.images["samples"]) == list(range(500, 4001, 500))
     assert set(run.images) == {
         "samples",
@@ -100,7 +100,7 @@ def test_broken_image_is_left_out_and_said(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     whole = write_png(path / "images/samples/step=00000001.png")
     (path / "images/samples/step=00000002.png").write_bytes(whole.read_bytes()[:-12])
-    run = Run.load(path)
+    run = RunFiles.load(path)
     assert list(run.images["samples"]) == [1]
     assert "step=00000002.png" in run.notes[0]
 
@@ -109,20 +109,20 @@ def test_broken_control_does_not_take_the_run_with_it(tmp_path: Path) -> None:
     path = write_refit_run(tmp_path / "run")
     write_metrics(path / "control", [])
     (path / "control/metrics.json").unlink()
-    run = Run.load(path)
+    run = RunFiles.load(path)
     assert run.control is None
     assert "control left out: has no metrics" in run.notes[0]
 
 
 def test_status_says_how_far_an_unfinished_run_came(tmp_path: Path) -> None:
-    assert Run.load(write_run(tmp_path / "a")).status == "finished"
-    unfinished = Run.load(write_run(tmp_path / "b", finished=False))
+    assert RunFiles.load(write_run(tmp_path / "a")).status == "finished"
+    unfinished = RunFiles.load(write_run(tmp_path / "b", finished=False))
     assert unfinished.status == "unfinished at generator step 10 of 100"
 
 
 def _message(path: Path) -> str:
     with pytest.raises(RunError) as caught:
-        Run.load(path)
+        RunFiles.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -204,4 +204,4 @@ def test_find_runs_without_any_is_an_error(tmp_path: Path) -> None:
 def test_metrics_json_may_hold_nan(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     (path / "metrics.json").write_text(json.dumps({"counters": {}, "values": {"fid": math.nan}}))
-    assert np.isnan(Run.load(path).final["fid"])
+    assert np.isnan(RunFiles.load(path).final["fid"])

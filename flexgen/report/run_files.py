@@ -29,8 +29,8 @@ _STEP = re.compile(r"step=(\d+)\.(png|safetensors|ckpt)")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run directory says; `Run.load` reads one.
+class RunFiles:
+    """What a run directory says; `RunFiles.load` reads one.
 
     Args:
         path: the directory.
@@ -58,12 +58,12 @@ class Run:
     images: dict[str, dict[int, Path]]
     codes: dict[int, Path]
     checkpoints: dict[int, Path]
-    control: "Run | None"
+    control: "RunFiles | None"
     notes: tuple[str, ...]
     unmeasured: tuple[RunNote, ...]
 
     @classmethod
-    def load(cls, path: str | Path) -> "Run":
+    def load(cls, path: str | Path) -> "RunFiles":
         """Reads a run directory; the control in it as well.
 
         Raises:
