@@ -138,9 +138,8 @@ def own_code(command: str, words: list[str]) -> bool:
 
     Without, it is not looked for there: it may be the folder of a run from elsewhere.
     """
-    named = ("generator=", "trust=true")
     return command in ("train", "search") or any(
-        "_target_" in w or w.startswith(named) for w in words
+        "_target_" in word or word == "trust=true" for word in words
     )
 
 

@@ -1,7 +1,10 @@
 """The training core: counters, schedules, averages, generators' states, files."""
 
+import io
 import math
 import random
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +147,46 @@ def test_a_flipped_bit_and_another_steps_checkpoint_are_told(tmp_path: Path) -> 
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(weight[:4].numpy().tobytes())] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="does not match its checksum"):
+    with pytest.raises(ValueError, match="Bad CRC-32"):
         load_checkpoint(path)
+
+
+def archive(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", how) as made:
+        warnings.simplefilter("ignore", UserWarning)  # of two entries with one name
+        for name, content in entries:
+            made.writestr(name, content)
+    return file.getvalue()
+
+
+def test_what_torch_reads_is_what_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step=00000000.ckpt"
+    content = {
+        "flexgen": {"counters": Counters().state_dict()}, "state_dict": {}, "callbacks": {}
+    }  # fmt: skip
+    save_checkpoint(content, path)
+    whole = path.read_bytes()
+    first = [(entry.filename, zipfile.ZipFile(path).read(entry)) for entry in _entries(path)]
+    legacy = io.BytesIO()
+    torch.save(content, legacy, _use_new_zipfile_serialization=False)
+    for bad, told in (
+        (whole + whole, "something comes before it"),
+        (legacy.getvalue() + whole, "something comes before it"),
+        (legacy.getvalue(), "not a zip file"),
+        (archive([*first, first[0]]), "two of its entries have one name"),
+        (archive(first, zipfile.ZIP_DEFLATED), "it is compressed"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=told):
+            load_checkpoint(path)
+    path.write_bytes(archive(first))
+    load_checkpoint(path)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as opened:
+        return opened.infolist()
 
 
 def test_the_latest_checkpoint_is_by_step(tmp_path: Path) -> None:
