@@ -82,7 +82,10 @@ class WandbLogger(loggers.WandbLogger):
     def log_pictures(self, axes: Mapping[str, int], pictures: Mapping[str, Path]) -> None:
         """Log PNG files under their names, at the counters' values `axes`."""
         import wandb
+        from PIL import Image
 
+        for path in pictures.values():
+            Image.open(path, formats=["PNG"]).close()  # W&B would open any, EPS by Ghostscript
         images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
         self.experiment.log({**axes, **images})
 
