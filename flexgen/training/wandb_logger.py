@@ -43,6 +43,8 @@ class WandbLogger(loggers.WandbLogger):
         self.last = check_integer("last", last, 1, "set `logger.wandb.last`")
         where = Path(save_dir).resolve()
         name = name or f"{where.parent.name}/{where.name}"
+        # No git, which a folder can configure to start programs; the commit is in provenance.json.
+        init.setdefault("settings", {"disable_git": True, "disable_code": True})
         super().__init__(name, save_dir, offline=offline, resume="allow", **init)
         # W&B warns of this setting whenever it is passed, and Lightning always passes it.
         self._wandb_init.pop("anonymous", None)
