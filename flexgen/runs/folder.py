@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from flexgen.files import locked, write_atomically
-from flexgen.metrics_table import read_metrics
+from flexgen.metrics_table import read_rows
 from flexgen.training import file_sha256, latest_checkpoint
 
 __all__ = [
@@ -117,9 +117,8 @@ def check_parent(run_dir: Path) -> None:
 
 def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
     """Write `metrics.json`, the last value of each metric, and mark the run as finished."""
-    rows = read_metrics(run_dir / "metrics.csv").rows
     values: dict[str, float] = {}
-    for row in rows:
+    for row, _ in read_rows(run_dir / "metrics.csv"):
         values |= row
     values = {name: value for name, value in values.items() if name not in counters}
     write_json(run_dir / "metrics.json", {"counters": counters, "values": values})

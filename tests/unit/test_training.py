@@ -237,6 +237,47 @@ def test_the_counters_of_training_are_the_columns_that_every_row_has() -> None:
     assert tuple(Counters().axes()) == COUNTERS
 
 
+def test_a_row_is_appended_however_many_there_are(tmp_path: Path) -> None:
+    def row(step: int, **values: float) -> dict[str, float]:
+        return {**Counters(generator_steps=step).axes(), **values}
+
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics(row(1, a=1.0))
+    logger.save()
+    kept = logger.path.stat().st_ino
+    for step in range(2, 2000):
+        logger.log_metrics(row(step, a=1 / step))
+    logger.save()
+    before = logger.path.read_bytes()
+    logger.log_metrics(row(1999, a=2.0))
+    logger.save()
+    assert logger.path.stat().st_ino == kept
+    assert logger.path.read_bytes() == before.replace(repr(1 / 1999).encode(), b"2.0")
+    logger.log_metrics(row(2000, b=3.0))  # a new column: the file is copied once
+    logger.save()
+    assert logger.path.stat().st_ino != kept
+    columns, rows, _ = read_metrics(logger.path)
+    assert (columns[4:], len(rows), rows[0]["a"], rows[-1]["b"]) == (["a", "b"], 2000, 1.0, 3.0)
+    assert logger.path.read_text().splitlines()[1] == "0,0,1,0,1.0"
+
+
+def test_rewinding_leaves_out_a_cut_line_and_is_told_of_damage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    whole = "batches,critic_steps,generator_steps,images_seen,a\n1,1,1,1,0.5\n2,2,2,2\n"
+    path.write_text(whole + "3,3,3,3,0.")
+    (tmp_path / "linked").hardlink_to(path)
+    logger = CSVLogger(str(tmp_path))
+    logger.rewind(7)
+    logger.log_metrics({**Counters(generator_steps=2).axes(), "a": 0.25})
+    logger.save()
+    assert path.read_text().splitlines()[2] == "0,0,2,0,0.25"
+    assert (tmp_path / "linked").read_text() == whole + "3,3,3,3,0."
+    for bad in ("3,3,x,3\n", "3,3\n", "3,3,3,3,1,1\n", "3,3,3,3,\0\n"):
+        path.write_text(whole + bad)
+        with pytest.raises(ValueError, match=r"corrupt: line 4.*; remove that line"):
+            CSVLogger(str(tmp_path)).rewind(7)
+
+
 def test_processes_of_all_seeds_draw_apart() -> None:
     seeds = [seed_of_rank(seed, rank) for seed in range(20) for rank in range(8)]
     assert len(set(seeds)) == len(seeds)
