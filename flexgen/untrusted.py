@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "read_start"]
+__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "printable", "read_start"]
 
 _MOST_CHARACTERS = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
@@ -114,6 +114,11 @@ def check_folder(run_dir: Path) -> None:
                 refuse(path, "is neither a file nor a folder", "remove it")
         if own:
             folders.clear()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A stranger's text without what a terminal would obey, but for the characters `keep`."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def lies_in(path: Path, folder: Path) -> bool:

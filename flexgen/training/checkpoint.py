@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable
@@ -74,8 +75,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         check_size(checkpoint, _children, _MOST_VALUES)
         _check_tensors(checkpoint, path.stat().st_size)
     except Exception as error:
+        # Torch's own line says how to load it all the same.
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors" if pickled else first_line(error)
         raise ValueError(
-            f"checkpoint {path} is cut short, damaged or not FlexGen's ({first_line(error)}); "
+            f"checkpoint {path} is cut short, damaged or not FlexGen's ({reason}); "
             f"go on from an earlier one: flexgen resume run={path.parent.parent} checkpoint=…"
         ) from error
     if missing := _missing(checkpoint):
