@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flexgen.files import open_file
+
 __all__ = [
     "COUNTERS",
     "MetricsTable",
@@ -74,7 +76,7 @@ def read_columns(path: Path) -> tuple[list[str], int]:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         line = file.readline()
     try:
         return parse_metrics(line.decode()).columns, len(line)
@@ -90,7 +92,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, float], int]]:
         ValueError: if it is damaged.
     """
     columns, start = read_columns(path)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(start)
         for number, line in enumerate(file, 2):
             if not line.endswith(b"\n"):

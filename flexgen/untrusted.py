@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 
 import yaml
 
+from flexgen.files import keep_within, open_file
+
 __all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "printable", "read_start"]
 
-_MOST_CHARACTERS = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
+_MOST_BYTES = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
 _DEEPEST = 50
 
@@ -19,10 +21,11 @@ def read_start(path: Path) -> str:
     """The text of a file, so much of it at most that :func:`parse_plain` refuses more.
 
     Raises:
+        OSError: if it is no file.
         ValueError: if it is no UTF-8.
     """
-    with path.open(encoding="utf-8") as file:
-        return file.read(_MOST_CHARACTERS + 1)
+    with open_file(path) as file:
+        return file.read(_MOST_BYTES + 1).decode()
 
 
 def parse_plain(text: str) -> dict[str, Any]:
@@ -33,8 +36,8 @@ def parse_plain(text: str) -> dict[str, Any]:
     Raises:
         ValueError: saying why it is none, in a few words.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters")
+    if len(text.encode()) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -82,7 +85,7 @@ def check_size(
 
 
 def check_folder(run_dir: Path) -> None:
-    """Refuse a run with a link in its folder, through which others would be read and written.
+    """Refuse a run with a link in its folder, and follow none that is put there from now on.
 
     W&B's own folder is left out: each run in there links to a log elsewhere, and it is not read.
 
@@ -90,6 +93,8 @@ def check_folder(run_dir: Path) -> None:
         ValueError: naming the link, what is neither a file nor a folder, a folder that cannot be
             listed, or settings of W&B.
     """
+
+    keep_within(run_dir, links=False)
 
     def refuse(path: str, what: str, remedy: str) -> NoReturn:
         raise ValueError(f"{path} {what}; {remedy}, or if you trust this run say trust=true")

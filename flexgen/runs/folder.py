@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from flexgen.files import locked, write_atomically
+from flexgen.files import keep_within, locked, write_atomically
 from flexgen.metrics_table import read_rows
 from flexgen.training import file_sha256, latest_checkpoint
 
@@ -41,6 +41,7 @@ def alone(run_dir: Path) -> Iterator[None]:
     """
     refusal = f"another process is at work in {run_dir}; wait for it to end, or stop it"
     with locked(run_dir / ".lock", refusal):
+        keep_within(run_dir)
         # safetensors writes to a `.tmp` and six characters first.
         for half in (*run_dir.rglob(".*.part"), *run_dir.rglob(".tmp??????")):
             half.unlink(missing_ok=True)

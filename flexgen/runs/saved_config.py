@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flexgen.files import keep_within
 from flexgen.runs.trust import check_form, check_provenance, confine, own_folder
 from flexgen.untrusted import check_folder, parse_plain, read_start
 
@@ -36,7 +37,9 @@ def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -
         )
         hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
         raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
-    if not trust:
+    if trust:
+        keep_within(run_dir, links=True)
+    else:
         check_folder(run_dir)
     try:
         saved = parse_plain(read_start(path))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -15,7 +16,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from flexgen.checks import first_line
-from flexgen.files import write_atomically
+from flexgen.files import open_file, write_atomically
 from flexgen.training.counters import Counters
 from flexgen.untrusted import check_size
 
@@ -71,9 +72,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; name one that is in checkpoints/")
     try:
-        checkpoint = torch.load(_written_anew(path), map_location="cpu", weights_only=True)
+        archive = _written_anew(path)
+        checkpoint = torch.load(archive, map_location="cpu", weights_only=True)
         check_size(checkpoint, _children, _MOST_VALUES)
-        _check_tensors(checkpoint, path.stat().st_size)
+        _check_tensors(checkpoint, len(archive.getbuffer()))
     except Exception as error:
         # Torch's own line says how to load it all the same.
         pickled = isinstance(error, pickle.UnpicklingError)
@@ -106,7 +108,9 @@ def _written_anew(path: Path) -> io.BytesIO:
         ValueError: if the file is no archive as torch.save writes it, from its first byte on.
     """
     new = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w") as copy:
+    with (
+        open_file(path) as file, zipfile.ZipFile(file) as old, zipfile.ZipFile(new, "w") as copy
+    ):  # fmt: skip
         entries = old.infolist()
         if not entries or min(entry.header_offset for entry in entries):
             raise ValueError("something comes before it")
@@ -114,7 +118,7 @@ def _written_anew(path: Path) -> io.BytesIO:
             raise ValueError("two of its entries have one name")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
             raise ValueError("its entries overlap")
         for entry in entries:
             copy.writestr(entry.filename, old.read(entry))

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from flexgen.files import write_atomically
+from flexgen.files import open_file, write_atomically
 from flexgen.metrics_table import COUNTERS, format_line, read_columns, read_rows
 
 __all__ = ["CSVLogger"]
@@ -93,7 +93,7 @@ class CSVLogger(Logger):
             self._copy()
         lines = [format_line([row.get(name, "") for name in self._columns]) for row in self._rows]
         try:
-            with open(self.path, "r+b") as file:
+            with open_file(self.path, os.O_RDWR) as file:
                 file.seek(self._end)
                 file.write(b"".join(lines))
                 file.truncate()
@@ -101,8 +101,7 @@ class CSVLogger(Logger):
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
-                f"could not write {self.path}: {error.strerror}; free disk space, or see where "
-                "the folder is"
+                f"could not write {self.path}: {error.strerror}; free some disk space"
             ) from error
         self._end += sum(map(len, lines[:-1]))
         self._rows = self._rows[-1:]
@@ -120,7 +119,7 @@ class CSVLogger(Logger):
             with open(beside, "wb") as new:
                 new.write(header)
                 if length:
-                    with open(self.path, "rb") as old:
+                    with open_file(self.path) as old:
                         old.seek(self._start)
                         shutil.copyfileobj(old, new)
                 new.truncate(len(header) + length)
