@@ -257,8 +257,9 @@ def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None)
 
 
 def printable(path: str) -> str:
-    r"""A path as text: bytes in it that are no UTF-8 are written as `\xe9`."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    r"""A path as text that no terminal obeys; bytes that are no UTF-8 become `\xe9`."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextmanager

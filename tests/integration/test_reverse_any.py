@@ -62,7 +62,7 @@ def test_names_that_are_no_utf8_are_kept_and_shown(flexgen: Run, work: Path) -> 
     os.rename("images", folder)
     os.rename(f"{folder}/03.png", os.fsencode(folder) + b"/caf\xe9.png")
     flexgen(
-        "reverse", "generator=g.pt", "data=folder", f"path={folder}", "latent_dim=4", "out=codes",
+        "reverse", *SCRIPT, "data=folder", f"path={folder}", "latent_dim=4", "out=codes",
         *QUICK,
     )  # fmt: skip
     with safe_open("codes/codes.safetensors", "pt") as file:
@@ -77,7 +77,7 @@ def test_a_torchscript_file_and_a_folder(
 ) -> None:
     Image.new("RGB", (30, 20)).save(work / "images" / "other.jpg")
     words = (
-        "generator=g.pt",
+        *SCRIPT,
         "trust=true",
         "data=folder",
         "path=images/",
@@ -169,7 +169,7 @@ def test_a_run_of_flexgens_own(flexgen: Run, work: Path) -> None:
 
 def test_cross_entropy_moves_both_sides_to_the_unit_range(flexgen: Run, work: Path) -> None:
     words = (
-        "generator=g.pt",
+        *SCRIPT,
         "trust=true",
         "latent_dim=4",
         "data=array",
