@@ -33,11 +33,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from flexgen.callbacks import PriorRefit, ReversalScore
-from flexgen.callbacks import checkpoint as checkpoints
 from flexgen.cli import main
 from flexgen.models import Latent
 from flexgen.runs.run import Run
-from flexgen.training import latest_checkpoint, load_checkpoint
+from flexgen.training import checkpoint, latest_checkpoint, load_checkpoint
 
 STEPS = 60
 WORDS = (
@@ -57,7 +56,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "training step": (Latent, "training_step"),
     "reversal": (ReversalScore, "measure"),
     "refit": (PriorRefit, "refit"),
-    "checkpoint writing": (checkpoints, "save"),
+    "checkpoint writing": (checkpoint, "save_checkpoint"),
     "start": (Run, "build"),
 }
 """Of each phase the function that runs it."""

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from flexgen.contracts import Prior, in_context
+from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
@@ -48,7 +49,8 @@ def load_codes(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no codes at {path}; run `flexgen reverse run=…` first")
     try:
-        return load_file(path)
+        with open_file(path) as file:
+            return load(file.read())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and reverse again") from error
 

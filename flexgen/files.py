@@ -1,24 +1,49 @@
 """Files that are whole or absent, and those that more than one process may want."""
 
+import errno
 import os
+import secrets
+import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from safetensors import SafetensorError
 
 from flexgen.checks import first_line
 
-__all__ = ["in_turn", "locked", "try_lock", "write_atomically"]
+__all__ = [
+    "in_turn",
+    "keep_within",
+    "locked",
+    "open_file",
+    "open_lock",
+    "try_lock",
+    "write_atomically",
+]
+
+_NO_LINK, _NO_WAITING = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+class _Kept(NamedTuple):
+    """A folder that this process works in, opened; and whether links below it are followed."""
+
+    descriptor: int
+    links: bool
+
+
+_kept: dict[Path, _Kept] = {}
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for as long as it is open; False if another process has.
+    """Lock a file, open to be changed, for as long as it is open; False if another process has.
 
-    The system drops the lock when this process dies, however it does. Where there are no locks, on
-    Windows and on some file systems, nobody is kept out.
+    The system drops the lock when this process dies, however it does. Where it has no locks, as on
+    Windows and some network file systems, the file says who holds it, and who died here does not.
     """
     try:
         import fcntl
@@ -27,8 +52,56 @@ def try_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     except (ImportError, OSError):
-        pass
+        host, _, process = _holder(file).partition(" ")
+        here = host == socket.gethostname()
+        if host and not (here and process.isdigit() and not _is_alive(int(process))):
+            return False
+    os.ftruncate(file.fileno(), 0)
+    os.pwrite(file.fileno(), f"{socket.gethostname()} {os.getpid()}".encode(), 0)
     return True
+
+
+def _holder(file: IO[Any]) -> str:
+    """Which machine and process have locked a file last."""
+    return os.pread(file.fileno(), 200, 0).decode(errors="replace")
+
+
+def keep_within(folder: Path, *, links: bool | None = None) -> None:
+    """From now on write nothing below a folder once it has been moved, and follow no link there.
+
+    What was looked through before, to see that there are no links, may have been changed since.
+
+    Args:
+        folder: an absolute path.
+        links: whether links may be followed; None: as an earlier call has said, or else they may.
+    """
+    before = _kept.get(folder)
+    if links is None:
+        links = before is None or _moved(folder, before) or before.links
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows
+        _kept[folder] = _Kept(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), links)
+        if before is not None:
+            os.close(before.descriptor)
+
+
+def open_file(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
+    """A regular file, opened to be read, or with other flags to be changed.
+
+    Raises:
+        OSError: if it is not there, or something else: a pipe would be waited for.
+    """
+    with _opened(path.parent) as folder:
+        link = 0 if folder == path.parent else _NO_LINK
+        number = os.open(folder / path.name, flags | link | _NO_WAITING, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(number, "rb" if flags == os.O_RDONLY else "r+b")
+
+
+def open_lock(path: Path) -> IO[bytes]:
+    """A file for :func:`try_lock`, made if it is not there; what it holds is left as it is."""
+    return open_file(path, os.O_RDWR | os.O_CREAT | _NO_LINK)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -39,23 +112,24 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         OSError: if the file cannot be written; what was half written is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)  # it could be a link, to be written through
     try:
-        write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        # A full disk is a RuntimeError of torch's zip writer, and safetensors has one of its own.
-        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            reason = first_line(error)
-            raise OSError(
-                f"could not write {path}: {reason}; free some disk space or choose another folder"
-            ) from error
-        raise
+        with _opened(path.parent, make=True) as folder:
+            # Nobody can guess the name, and put a link there to be written through.
+            beside = folder / f".{path.name}.{secrets.token_hex(4)}.part"
+            try:
+                write(beside)
+                _sync(beside)
+                os.replace(beside, folder / path.name)
+                _sync(folder)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+    # A full disk is a RuntimeError of torch's zip writer, and safetensors has one of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise OSError(
+            f"could not write {path}: {reason}; free some disk space or choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -67,9 +141,11 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
         OSError: if a link stands in its place.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a", opener=_no_link) as file:
+    if (kept := _kept.get(lock.parent)) is not None and _moved(lock.parent, kept):
+        os.close(_kept.pop(lock.parent).descriptor)  # work in another folder of that name begins
+    with open_lock(lock) as file:
         if not try_lock(file) or not _is_at(file, lock):
-            raise ValueError(refusal)
+            raise ValueError(f"{refusal} ({_holder(file)}), or remove {lock} if it is gone")
         try:
             yield
         finally:
@@ -83,14 +159,61 @@ def in_turn(lock: Path) -> Iterator[None]:
     Raises:
         OSError: if a link stands in its place.
     """
-    with open(lock, "a", opener=_no_link) as file:
+    with open_lock(lock) as file:
         while not try_lock(file):
             time.sleep(0.05)
         yield
 
 
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+@contextmanager
+def _opened(folder: Path, *, make: bool = False) -> Iterator[Path]:
+    """A path to a folder, for as long as this lasts; without links, a path of its descriptor."""
+    root = next((kept for kept in _kept if folder.is_relative_to(kept)), None)
+    if root is not None and _moved(root, _kept[root]):
+        raise OSError(errno.ENOENT, f"{root} was moved or removed while it was worked in", root)
+    if root is None or _kept[root].links or not _DESCRIPTORS.is_dir():
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    here = os.dup(_kept[root].descriptor)
+    try:
+        for part in folder.relative_to(root).parts:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=here)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=here)
+            os.close(here)
+            here = inner
+        yield _DESCRIPTORS / str(here)
+    finally:
+        os.close(here)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written; a folder, the names in it, where that can be asked."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _moved(folder: Path, kept: _Kept) -> bool:
+    try:
+        return not os.path.samestat(os.fstat(kept.descriptor), folder.stat())
+    except OSError:
+        return True
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return process != os.getpid()
 
 
 def _is_at(file: IO[Any], path: Path) -> bool:

@@ -2,13 +2,21 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flexgen.files import write_atomically
+from flexgen.files import open_file
 
-__all__ = ["COUNTERS", "MetricsTable", "parse_metrics", "read_metrics", "write_metrics"]
+__all__ = [
+    "COUNTERS",
+    "MetricsTable",
+    "format_line",
+    "parse_metrics",
+    "read_columns",
+    "read_metrics",
+    "read_rows",
+]
 
 COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 """The columns that every row has, in whole numbers."""
@@ -61,17 +69,48 @@ def parse_metrics(text: str) -> MetricsTable:
     return MetricsTable(columns, rows, bool(cut))
 
 
-def write_metrics(path: Path, columns: Sequence[str], rows: Iterable[dict[str, float]]) -> None:
-    """Write a `metrics.csv`, whole or not at all, every digit of it.
+def read_columns(path: Path) -> tuple[list[str], int]:
+    """The columns of a `metrics.csv`, and at which byte its rows begin.
 
     Raises:
-        OSError: if it cannot be written.
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
     """
+    with open_file(path) as file:
+        line = file.readline()
+    try:
+        return parse_metrics(line.decode()).columns, len(line)
+    except ValueError as error:
+        raise ValueError(f"{path} is corrupt: {error}; correct that line") from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[dict[str, float], int]]:
+    """Each row of a `metrics.csv` and its length in bytes; a last one that was cut is left out.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    columns, start = read_columns(path)
+    with open_file(path) as file:
+        file.seek(start)
+        for number, line in enumerate(file, 2):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield (
+                    _row(columns, line.decode().rstrip("\r\n").split(","), f"line {number}"),
+                    len(line),
+                )
+            except ValueError as error:
+                raise ValueError(f"{path} is corrupt: {error}; remove that line") from error
+
+
+def format_line(cells: Sequence[object]) -> bytes:
+    """A line of a `metrics.csv`, with every digit, up to its last cell that is not empty."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda beside: beside.write_text(text.getvalue(), encoding="utf-8"))
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().rstrip(",\n").encode() + b"\n"
 
 
 def _row(columns: Sequence[str], cells: Sequence[str], line: str) -> dict[str, float]:

@@ -1,15 +1,18 @@
 """Runs from elsewhere: their files are read as plain values, and none outside their folder."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "read_start"]
+from flexgen.files import keep_within, open_file
 
-_MOST_CHARACTERS = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
+__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "printable", "read_start"]
+
+_MOST_BYTES = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
 _DEEPEST = 50
 
@@ -18,10 +21,11 @@ def read_start(path: Path) -> str:
     """The text of a file, so much of it at most that :func:`parse_plain` refuses more.
 
     Raises:
+        OSError: if it is no file.
         ValueError: if it is no UTF-8.
     """
-    with path.open(encoding="utf-8") as file:
-        return file.read(_MOST_CHARACTERS + 1)
+    with open_file(path) as file:
+        return file.read(_MOST_BYTES + 1).decode()
 
 
 def parse_plain(text: str) -> dict[str, Any]:
@@ -32,8 +36,8 @@ def parse_plain(text: str) -> dict[str, Any]:
     Raises:
         ValueError: saying why it is none, in a few words.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters")
+    if len(text.encode()) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -81,30 +85,45 @@ def check_size(
 
 
 def check_folder(run_dir: Path) -> None:
-    """Refuse a run with links out of its folder, through which it would be read and written.
+    """Refuse a run with a link in its folder, and follow none that is put there from now on.
+
+    W&B's own folder is left out: each run in there links to a log elsewhere, and it is not read.
 
     Raises:
-        ValueError: naming the link, what is neither a file nor a folder, or settings of W&B.
+        ValueError: naming the link, what is neither a file nor a folder, a folder that cannot be
+            listed, or settings of W&B.
     """
-    for where, folders, files in os.walk(run_dir):
-        for path in (Path(where, name) for name in (*folders, *files)):
-            if not lies_in(path, run_dir):
-                raise ValueError(
-                    f"{path} is a link out of the run's folder, to {os.readlink(path)}; put there "
-                    "what it links to, or if you trust this run say trust=true"
-                )
-            known = path.is_symlink() or path.is_file() or path.is_dir()
-            if not known and os.path.lexists(path):  # one that is being written goes meanwhile
-                raise ValueError(f"{path} is neither a file nor a folder; remove it")
-        if os.path.basename(where) in ("wandb", ".wandb") and "settings" in files:
+
+    keep_within(run_dir, links=False)
+
+    def refuse(path: str, what: str, remedy: str) -> NoReturn:
+        raise ValueError(f"{path} {what}; {remedy}, or if you trust this run say trust=true")
+
+    def unlisted(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # one that is gone holds no link
+            refuse(str(error.filename), f"cannot be listed ({error.strerror})", "chmod u+rwx it")
+
+    for where, folders, files in os.walk(run_dir, onerror=unlisted):
+        own = where in (os.path.join(run_dir, "wandb"), os.path.join(run_dir, "control", "wandb"))
+        if os.path.basename(where) in ("wandb", ".wandb") and "settings" in (*folders, *files):
             # Started in the folder above, W&B would take its server from it.
-            raise ValueError(
-                f"{where}/settings would set up W&B; remove it, or if you trust this run say "
-                "trust=true"
-            )
-        if where in (os.path.join(run_dir, "wandb"), os.path.join(run_dir, "control", "wandb")):
-            # Each W&B run in there links to W&B's own log elsewhere, and nothing reads them again.
+            refuse(f"{where}/settings", "would set up W&B", "remove it")
+        for path in () if own else (os.path.join(where, name) for name in (*folders, *files)):
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:  # one that was being written
+                continue
+            if stat.S_ISLNK(mode):
+                refuse(path, f"is a link, to {os.readlink(path)}", "put there what it links to")
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                refuse(path, "is neither a file nor a folder", "remove it")
+        if own:
             folders.clear()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A stranger's text without what a terminal would obey, but for the characters `keep`."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def lies_in(path: Path, folder: Path) -> bool:

@@ -1,5 +1,7 @@
 """The generator that `flexgen reverse generator=…` names: loaded, tried, ready to reverse."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from flexgen.contracts import Prior
 from flexgen.reversal.freezing import Generator
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
 from flexgen.reversal.losses import FromUnit, ToUnit
+from flexgen.runs.build import instantiate
 
 __all__ = ["Found", "open_generator", "pair", "shape_text"]
 
@@ -128,7 +131,14 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     """The generator; of a FlexGen run also its range and the prior over its codes."""
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
-        return load_generator(asked["generator"], trust=asked["trust"], device=device), None, None
+        network = asked["network"] and instantiate(asked["network"])
+        loaded = load_generator(
+            asked["generator"], network=network, trust=asked["trust"], device=device
+        )
+        if network:
+            about = f"{loaded.sha256} {json.dumps(asked['network'], sort_keys=True)}"
+            loaded = replace(loaded, sha256=hashlib.sha256(about.encode()).hexdigest())
+        return loaded, None, None
     from flexgen.codes import base_space
     from flexgen.runs.run import open_run
     from flexgen.training import file_sha256

@@ -10,7 +10,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Shards"]
+__all__ = ["Shards", "work_as_shard"]
 
 
 class Shards:
@@ -28,8 +28,10 @@ class Shards:
     def __enter__(self) -> "Shards":
         for rank in range(1, self.processes):
             told = tempfile.TemporaryFile()
+            # From where this process has its modules: -m would look in the working directory first.
+            start = f"import sys; sys.path[:] = {sys.path!r}; import flexgen.analysis.workers as w"
             process = subprocess.Popen(
-                [sys.executable, "-m", "flexgen.analysis.workers"],
+                [sys.executable, "-P", "-c", f"{start}; w.work_as_shard()"],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told,
             )  # fmt: skip
             assert process.stdin is not None
@@ -71,7 +73,7 @@ class Shards:
                 )
 
 
-def _shard() -> None:
+def work_as_shard() -> None:
     """One shard: what to do is the first line of standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to tell
     order = json.loads(sys.stdin.buffer.readline())
@@ -81,7 +83,6 @@ def _shard() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    sys.path.append(os.getcwd())
     from flexgen.analysis.reversal_job import prepare, work
     from flexgen.runs.errors import error_line
 
@@ -93,7 +94,3 @@ def _shard() -> None:
         os._exit(1)
     # Not through the interpreter's end, which would wait for the thread that reads.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _shard()

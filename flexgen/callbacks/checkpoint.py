@@ -7,28 +7,9 @@ import pytorch_lightning as pl
 
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer
-from flexgen.files import write_atomically
 from flexgen.training import CSVLogger, Loop, find_checkpoints
 
-__all__ = ["Checkpoint", "save", "save_first"]
-
-
-def save(trainer: pl.Trainer, path: Path) -> None:
-    """Save the trainer's whole state to `path`, or leave `path` as it was.
-
-    Every process must call it, as every process's generators are saved.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    if trainer.world_size == 1:
-        write_atomically(path, trainer.save_checkpoint)
-        return
-    beside = path.with_name(f".{path.name}.part")
-    trainer.save_checkpoint(beside)
-    if trainer.is_global_zero:
-        beside.replace(path)
-    trainer.strategy.barrier()
+__all__ = ["Checkpoint", "save_first"]
 
 
 def save_first(trainer: pl.Trainer, model: Loop) -> None:
@@ -72,7 +53,7 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()
-        save(trainer, run_dir / "checkpoints" / f"step={step:08d}.ckpt")
+        trainer.save_checkpoint(run_dir / "checkpoints" / f"step={step:08d}.ckpt")
         self._saved_at = step
         if not trainer.is_global_zero:
             return

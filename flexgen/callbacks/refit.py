@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from flexgen.callbacks.checkpoint import save
 from flexgen.callbacks.measurement import ALONE
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer
@@ -143,7 +142,7 @@ class PriorRefit(Scheduled):
     def act(self, trainer: pl.Trainer, model: Any) -> None:
         step = model.counters.generator_steps
         run_dir = Path(trainer.default_root_dir)
-        save(trainer, run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
+        trainer.save_checkpoint(run_dir / "checkpoints" / f"before_refit_step={step:08d}.ckpt")
         self._done.append(step)
         stage = self._stage_at[step]
         with isolated_rng(self.seed):

@@ -238,7 +238,7 @@ def _take_run(command: str, argv: list[str]) -> list[str]:
         run_dir = Path(paths["run"]).resolve()
         # Tab completion builds nothing, and waits for no import.
         trust = paths["trust"] == "true" or "-sc" in argv
-        saved = load_config(run_dir, trust) | {"run": str(run_dir)}
+        saved = load_config(run_dir, trust, rest) | {"run": str(run_dir)}
     elif not any(word.startswith("-") for word in argv):
         raise ValueError(f"which run? give run=PATH, as in `flexgen {command} run=runs/…`")
     saved["checkpoint"] = paths["checkpoint"] or None

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from flexgen.data.sources import Database, Encoded, Files, Pixels, Source
@@ -88,7 +87,8 @@ class Torchvision(Origin):
 
     def _source(self, dataset: Any) -> Source:
         if not hasattr(dataset, "data"):
-            return _Items(dataset)
+            folder = Path(dataset.root) / dataset.base_folder / "img_align_celeba"
+            return Files([folder / name for name in dataset.filename], None)
         pixels = torch.as_tensor(dataset.data)
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
@@ -96,24 +96,6 @@ class Torchvision(Origin):
             pixels = pixels.permute(0, 3, 1, 2).contiguous()
         labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
         return Pixels(pixels, torch.as_tensor(labels), self.dataset)
-
-
-class _Items:
-    """A torchvision data set that opens an image file an item; without labels (CelebA)."""
-
-    labels: Tensor | None = None
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def open(self, i: int) -> Image.Image:
-        return self.dataset[i][0]
-
-    def name(self, i: int) -> str:
-        return f"{self.dataset.filename[i]} under {self.dataset.root}"
 
 
 @dataclass(frozen=True)

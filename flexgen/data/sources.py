@@ -9,14 +9,40 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 Shape = tuple[int, int, int]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, whatever a file's name says: Pillow's others start programs (EPS, Ghostscript)."""
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """An image file, its pixels not read yet.
+
+    Raises:
+        OSError: if it is not there, or of none of these formats.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        yield _opened(file)
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise OSError(f"it is none of {', '.join(FORMATS)}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe that nobody writes to as an empty file."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class Source(Protocol):
@@ -105,7 +131,7 @@ class Files:
 
     def open(self, i: int) -> Image.Image:
         """Image `i`, turned upright where its camera says how."""
-        with Image.open(self.paths[i]) as image:
+        with open_image(self.paths[i]) as image:
             return _inverted(image) if self.invert else ImageOps.exif_transpose(image)
 
     def header(self, i: int) -> Header:
@@ -114,7 +140,7 @@ class Files:
         Raises:
             ValueError: if it is no image, or not one of 8 bits; the message names it.
         """
-        with _naming(self, i), Image.open(self.paths[i]) as image:
+        with _naming(self, i), open_image(self.paths[i]) as image:
             _check_depth(image)
             return Header(image.size, image.mode, _is_transparent(image))
 
@@ -148,7 +174,7 @@ class Encoded:
 
     def open(self, i: int) -> Image.Image:
         """Image `i`."""
-        image = Image.open(io.BytesIO(self.blobs[i]))
+        image = _opened(io.BytesIO(self.blobs[i]))
         return _inverted(image) if self.invert else image
 
     def name(self, i: int) -> str:
@@ -180,7 +206,7 @@ class Database:
     def open(self, i: int) -> Image.Image:
         """Image `i`."""
         with _environment(self.folder).begin() as transaction:
-            return Image.open(io.BytesIO(transaction.get(bytes(self.keys[i]))))
+            return _opened(io.BytesIO(transaction.get(bytes(self.keys[i]))))
 
     def name(self, i: int) -> str:
         """The folder and the key."""
@@ -231,8 +257,9 @@ def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None)
 
 
 def printable(path: str) -> str:
-    r"""A path as text: bytes in it that are no UTF-8 are written as `\xe9`."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    r"""A path as text that no terminal obeys; bytes that are no UTF-8 become `\xe9`."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from flexgen.metrics_table import COUNTERS, parse_metrics
 from flexgen.report.catalogue import number
-from flexgen.untrusted import lies_in
+from flexgen.untrusted import lies_in, printable
 
 
 class RunError(ValueError):
@@ -25,11 +25,6 @@ class RunError(ValueError):
         self.path = path
         self.problem = printable(" ".join(problem.split()))
         super().__init__(f"{path}: {self.problem}")
-
-
-def printable(text: str, keep: str = "") -> str:
-    """A stranger's text without what a terminal would obey, but for the characters `keep`."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flexgen.reversal.exported import load_exported
 from flexgen.reversal.freezing import Generator, frozen
-from flexgen.reversal.scripted import check_script
 from flexgen.reversal.starts import normal_codes
 
-_HOW = (
-    "save the generator with its code: `torch.jit.script(generator.eval()).save('generator.pt')`, "
-    "or `torch.export.save(torch.export.export(generator.eval(), (z,)), 'generator.pt2')`"
+_WEIGHTS = (
+    "Weights need no trust: safetensors.torch.save_file(generator.state_dict(), 'g.safetensors'), "
+    "then generator=g.safetensors network={_target_: package.Class, latent_dim: 100}"
 )
 
 
@@ -47,20 +48,24 @@ class Loaded:
 
 
 def load_generator(
-    source: str | Path, *, trust: bool = False, device: torch.device | str = "cpu"
+    source: str | Path,
+    *,
+    network: nn.Module | None = None,
+    trust: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Loaded:
     """The generator in a file or at an import path.
 
-    A file is known by its content, whatever its name: TorchScript (`torch.jit.save`), an archive of
-    `torch.export.save`, or a module saved whole with `torch.save`, which is unpickled and so runs
-    whatever code its writer put there: only with `trust`. Nothing else is unpickled. Files of the
-    other kinds hold operations, not Python; without `trust` they are refused if one of these could
-    write a file or reach Python.
+    Weights, a .safetensors file, are loaded into `network`. Everything else is a program and does
+    what its writer wants, so it needs `trust`: TorchScript (`torch.jit.save`), an archive of
+    `torch.export.save`, a module saved whole with `torch.save`, each known by its content, and a
+    module that is imported.
 
     Args:
         source: a file, or `package.module:attribute` of a module or a function from codes to data,
             found on `sys.path`.
-        trust: whether to load it whatever it could do.
+        network: what the weights belong to.
+        trust: whether a program may run.
         device: where to put it. A function stays where it is.
 
     Returns:
@@ -68,24 +73,32 @@ def load_generator(
 
     Raises:
         FileNotFoundError: if there is no such file, module or attribute.
-        ValueError: if the file holds weights alone, a pickle without `trust`, something else, or is
-            damaged; or if the attribute is no generator.
+        ValueError: if it is a program and there is no `trust`; weights without `network`, or of
+            another; no generator, or damaged.
     """
-    path = Path(source)
+    path, device = Path(source), torch.device(device)
     if path.is_dir():
         raise ValueError(
             f"{source} is a folder; name a generator's file in it, or a FlexGen run's folder, "
             "which holds config.yaml"
         )
-    if path.is_file():
-        return _from_file(path, trust, torch.device(device))
-    name, colon, attribute = str(source).partition(":")
-    if colon and all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
-        return _from_import(name, attribute, torch.device(device))
-    raise FileNotFoundError(
-        f"there is no file {source}; give the path of a TorchScript or torch.export file, the "
-        "folder of a FlexGen run, or package.module:attribute"
-    )
+    name, _, attribute = str(source).partition(":")
+    imported = all(part.isidentifier() for part in (*name.split("."), *attribute.split(".")))
+    if not path.is_file() and not imported:
+        raise FileNotFoundError(
+            f"there is no file {source}; give the path of weights or of a program, the folder of a "
+            "FlexGen run, or package.module:attribute"
+        )
+    if path.is_file() and path.suffix == ".safetensors":
+        return _weights(path, network, device)
+    if network is not None:
+        raise ValueError(f"`network` goes with weights in a .safetensors file, got {source}")
+    if not trust:
+        raise ValueError(
+            f"{source} is a program, not weights: it can do on this machine whatever you can; if "
+            f"you trust who made it, say trust=true. {_WEIGHTS}"
+        )
+    return _from_file(path, device) if path.is_file() else _from_import(name, attribute, device)
 
 
 @dataclass(frozen=True)
@@ -170,71 +183,51 @@ def missing_latent_shape(loaded: Loaded) -> str:
     )
 
 
-def _from_file(path: Path, trust: bool, device: torch.device) -> Loaded:
-    with open(path, "rb") as file:
-        sha256, start = hashlib.file_digest(file, "sha256").hexdigest(), b""
-        file.seek(0)
-        start = file.read(16)
-    if path.suffix == ".safetensors":
-        raise ValueError(_weights_only(path, "safetensors"))
-    if start[:2] == b"PK" or zipfile.is_zipfile(path):
-        names = _names(path)
+def _weights(path: Path, network: nn.Module | None, device: torch.device) -> Loaded:
+    if network is None:
+        raise ValueError(
+            f"{path} holds weights alone; name what they belong to: network={{_target_: "
+            "package.Class, latent_dim: 100}"
+        )
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"cannot load {path} into {type(network).__name__} ({first}); it is damaged, or of "
+            "another network"
+        ) from error
+    return _of_module(network, "weights", _digest(path), device)
+
+
+def _from_file(path: Path, device: torch.device) -> Loaded:
+    sha256 = _digest(path)
+    try:
+        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
         inside = {name.partition("/")[2] for name in names}
-        if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
-            return _script(path, sha256, trust, device)
         if "archive_format" in inside or "serialized_exported_program.json" in names:
-            run, shape, dtype, notes = load_exported(path, names, trust=trust, device=device)
+            run, shape, dtype, notes = load_exported(path, device)
             return Loaded(run, shape, "torch.export archive", sha256, dtype, notes)
-        if "data.pkl" in inside:
-            return _pickle(path, sha256, trust, device)
-    elif start[:1] == b"\x80":  # what torch.save wrote before it wrote zip files
-        return _pickle(path, sha256, trust, device)
-    raise ValueError(
-        f"{path} is no generator: neither TorchScript nor torch.export nor a file of torch.save; "
-        f"it may be cut short; {_HOW}"
-    )
-
-
-def _script(path: Path, sha256: str, trust: bool, device: torch.device) -> Loaded:
-    try:
-        if not trust:
-            check_script(path)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(_damaged(path, error)) from error
-    try:
-        with warnings.catch_warnings():
-            # Deprecated for writing; there are many files of it, and they are to be read.
-            warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
-            module = torch.jit.load(path, map_location=device)
+        if "constants.pkl" in inside:
+            with warnings.catch_warnings():
+                # Deprecated for writing; there are many files of it, and they are to be read.
+                warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
+                script = torch.jit.load(path, map_location=device)
+            return _of_module(script, "TorchScript file", sha256, device)
+        content: Any = torch.load(path, map_location="cpu", weights_only=False)
+    except ValueError:
+        raise
     except Exception as error:
-        raise ValueError(_damaged(path, error)) from error
-    return _of_module(module, "TorchScript file", sha256, device)
-
-
-def _pickle(path: Path, sha256: str, trust: bool, device: torch.device) -> Loaded:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # What the safe loader refuses is a pickle of objects; all else is damage.
-        if "weights_only" not in str(error).lower():
-            raise ValueError(_damaged(path, error)) from error
-        if not trust:
-            raise ValueError(
-                f"{path} is a pickle: to load it would run whatever code its writer put there; "
-                f"if you trust it, say trust=true; better, {_HOW}"
-            ) from error
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as unpickling:
-            raise ValueError(
-                f"cannot unpickle {path} ({_last_line(unpickling)}); the classes of the generator "
-                "must be importable from this folder"
-            ) from unpickling
+        raise ValueError(
+            f"cannot load {path} ({_last_line(error)}); it is cut short, no file of torch's, or "
+            "the classes in it cannot be imported from this folder"
+        ) from error
     if isinstance(content, nn.Module):
         return _of_module(content, "pickled module", sha256, device)
+    what = type(content).__name__
     if isinstance(content, dict):
-        raise ValueError(_weights_only(path, _describe(content)))
-    raise ValueError(f"{path} holds {type(content).__name__}, not a generator; {_HOW}")
+        what = f"a dictionary ({', '.join(map(str, list(content)[:3]))}, …)"
+    raise ValueError(f"{path} holds {what}, not a generator. {_WEIGHTS}")
 
 
 def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
@@ -269,6 +262,11 @@ def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
     return _of_module(found, "module", digest.hexdigest(), device)
 
 
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _of_module(module: nn.Module, kind: str, sha256: str, device: torch.device) -> Loaded:
     module.to(device).eval()
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
@@ -284,32 +282,6 @@ def _said_shape(generator: object) -> tuple[int, ...] | None:
         return tuple(shape)
     dim = getattr(generator, "latent_dim", None)
     return (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else None
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(_damaged(path, error)) from error
-
-
-def _describe(content: dict[Any, Any]) -> str:
-    inner = next((k for k in ("state_dict", "model_state_dict", "model") if k in content), None)
-    if inner is not None or not all(isinstance(value, Tensor) for value in content.values()):
-        return f"a checkpoint, {', '.join(map(str, list(content)[:4]))}"
-    return f"a state dict, {', '.join(map(str, list(content)[:2]))}, …"
-
-
-def _weights_only(path: Path, what: str) -> str:
-    return (
-        f"{path} holds weights alone ({what}): the class that they belong to is missing; build the "
-        f"generator, load them with load_state_dict, and {_HOW}"
-    )
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return f"cannot load {path} ({_last_line(error)}); it is cut short or damaged: copy it again"
 
 
 def _steady(generator: Generator) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexgen.callbacks import PriorRefit
 from flexgen.models import Latent
-from flexgen.training import isolated_rng
+from flexgen.training import CheckpointFiles, isolated_rng
 
 __all__ = ["Objects", "build", "build_trainer", "examples", "instantiate"]
 
@@ -67,6 +67,7 @@ def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Tr
     trainer: pl.Trainer = instantiate(
         config["trainer"], logger=loggers or False, callbacks=callbacks
     )
+    trainer.strategy.checkpoint_io = CheckpointFiles()
     return trainer
 
 

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from flexgen.files import try_lock
+from flexgen.files import open_lock, try_lock
 from flexgen.runs.compose import quoted
 from flexgen.runs.devices import keep_to_one_device, wants_several
 from flexgen.runs.errors import TrainingStopped, error_line
@@ -94,7 +94,7 @@ class Cell:
         Raises:
             BaseException: what is no failure, as a wish to stop.
         """
-        with open(self.folder / "cell.lock", "a") as lock:
+        with open_lock(self.folder / "cell.lock") as lock:
             # A process of the cell's own holds it on if this one is killed.
             os.set_inheritable(lock.fileno(), True)
             if not try_lock(lock):

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from flexgen.files import try_lock
+from flexgen.files import open_lock, try_lock
 
 __all__ = ["claim_device", "keep_to_one_device", "wants_several"]
 
-_devices: list[IO[str]] = []  # the lock on this process's device, held for its life
+_devices: list[IO[bytes]] = []  # the lock on this process's device, held for its life
 
 
 def wants_several(trainer: dict[str, Any]) -> bool:
@@ -62,7 +62,7 @@ def claim_device(names: list[str], folder: Path, number: int) -> str:
     """
     folder.mkdir(exist_ok=True)
     for name in names:
-        lock = (folder / name).open("a")
+        lock = open_lock(folder / name)
         if try_lock(lock):
             _devices.append(lock)
             return name

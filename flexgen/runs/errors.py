@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flexgen._conf import conf_dir
 from flexgen.run_notes import RunNote
+from flexgen.untrusted import printable
 
 __all__ = ["MeasurementFailed", "TrainingStopped", "error_line", "error_reason"]
 
@@ -40,12 +41,16 @@ class MeasurementFailed(RuntimeError):
 
 
 def error_line(error: BaseException) -> str:
-    """What went wrong and what to do, in one line."""
+    """What went wrong and what to do, in one line that no terminal obeys."""
+    return printable(_line(error))
+
+
+def _line(error: BaseException) -> str:
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return error_line(error.__cause__)
+        return _line(error.__cause__)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _configuration(error)
     message = " ".join(str(error).split())

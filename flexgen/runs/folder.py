@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from flexgen.files import locked, write_atomically
-from flexgen.metrics_table import read_metrics
+from flexgen.files import keep_within, locked, write_atomically
+from flexgen.metrics_table import read_rows
 from flexgen.training import file_sha256, latest_checkpoint
 
 __all__ = [
@@ -41,6 +41,7 @@ def alone(run_dir: Path) -> Iterator[None]:
     """
     refusal = f"another process is at work in {run_dir}; wait for it to end, or stop it"
     with locked(run_dir / ".lock", refusal):
+        keep_within(run_dir)
         # safetensors writes to a `.tmp` and six characters first.
         for half in (*run_dir.rglob(".*.part"), *run_dir.rglob(".tmp??????")):
             half.unlink(missing_ok=True)
@@ -117,9 +118,8 @@ def check_parent(run_dir: Path) -> None:
 
 def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
     """Write `metrics.json`, the last value of each metric, and mark the run as finished."""
-    rows = read_metrics(run_dir / "metrics.csv").rows
     values: dict[str, float] = {}
-    for row in rows:
+    for row, _ in read_rows(run_dir / "metrics.csv"):
         values |= row
     values = {name: value for name, value in values.items() if name not in counters}
     write_json(run_dir / "metrics.json", {"counters": counters, "values": values})

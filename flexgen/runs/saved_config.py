@@ -1,10 +1,12 @@
 """The configuration that a run saved, with its paths as they are today."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flexgen.runs.trust import check_form, check_provenance, confine
+from flexgen.files import keep_within
+from flexgen.runs.trust import check_form, check_provenance, confine, own_folder
 from flexgen.untrusted import check_folder, parse_plain, read_start
 
 __all__ = ["load_config", "relocate"]
@@ -13,14 +15,16 @@ __all__ = ["load_config", "relocate"]
 _PATHS = {"paths", "root", "cache_dir", "data_dir", "run_dir", "save_dir", "default_root_dir"}
 
 
-def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
+def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -> dict[str, Any]:
     """The configuration that a run saved, with its paths as they are today.
 
-    A run directory may have been moved since, and `FLEXGEN_DATA` may name another place for data.
+    A run directory may have been moved since. Data are looked for where `paths.data_dir` is typed
+    to be, else in `FLEXGEN_DATA`; else a trusted run says where, and others find them in `data`.
 
     Args:
         run_dir: the run.
         trust: whether it may build and write whatever it says; see :mod:`flexgen.runs.trust`.
+        typed: the overrides on top of it.
 
     Raises:
         FileNotFoundError: if `run_dir` is not a run directory.
@@ -33,7 +37,9 @@ def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
         )
         hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
         raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
-    if not trust:
+    if trust:
+        keep_within(run_dir, links=True)
+    else:
         check_folder(run_dir)
     try:
         saved = parse_plain(read_start(path))
@@ -42,12 +48,16 @@ def load_config(run_dir: Path, trust: bool = False) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path} is damaged ({reason}); restore it or train again") from error
     check_provenance(run_dir)
+    words = [word.partition("=") for word in typed]
+    data_dir = next((value for key, _, value in words if key == "paths.data_dir"), None)
+    if not data_dir:
+        data_dir = os.environ.get("FLEXGEN_DATA") if trust else own_folder("data_dir")
     moved = [(saved["paths"]["run_dir"], str(run_dir))]
-    if data_dir := os.environ.get("FLEXGEN_DATA"):
+    if data_dir:
         moved.append((saved["paths"]["data_dir"], data_dir))
     saved = relocate(saved, moved)
     if not trust:
-        confine(saved, run_dir)
+        confine(saved, run_dir, typed)
     return saved
 
 

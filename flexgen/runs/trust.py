@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -17,7 +17,7 @@ from flexgen.runs.errors import error_reason
 from flexgen.runs.imports import importing
 from flexgen.untrusted import lies_in, read_start
 
-__all__ = ["check_form", "check_provenance", "confine", "own_code", "rebuilding"]
+__all__ = ["check_form", "check_provenance", "confine", "own_code", "own_folder", "rebuilding"]
 
 _PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics",
              "pytorch_lightning", "zuko")  # fmt: skip
@@ -39,7 +39,7 @@ _HOMES = (
 _OF_LOGGERS = {
     "TensorBoardLogger": {"name", "version", "sub_dir", "prefix", "log_graph", "default_hp_metric"},
     "WandbLogger": {"project", "entity", "name", "group", "job_type", "id", "tags", "notes", "last",
-                    "offline", "resume", "log_model", "version", "prefix"},
+                    "offline"},
 }  # fmt: skip
 
 _MOST_THREADS = 1024  # some thousands end the process, without a word
@@ -101,17 +101,18 @@ def check_provenance(run_dir: Path) -> None:
             raise ValueError(f"{path} is damaged (it is not as runs write it); restore it")
 
 
-def confine(saved: dict[str, Any], run_dir: Path) -> None:
-    """Refuse what a run that is not trusted must not build; have the rest write in its folder.
+def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> None:
+    """Refuse what a run that is not trusted must not build; have the rest stay in its folder.
 
     Each `_target_`, at any depth, must be a class that FlexGen or one of the libraries it builds on
     defines for such use. What these write goes into the run's folder, and trained classifiers into
-    the user's own cache, whatever the configuration says; nothing is downloaded. Data are read from
-    where it says, as data: they are not what a run is made of, and its own runs name them so.
+    the user's own cache, whatever the configuration says. Data come from the user's data folder;
+    nothing is downloaded. W&B is told nothing, and machines are not waited for, but as typed.
 
     Args:
-        saved: its configuration; changed in place.
+        saved: its configuration, with `paths.data_dir` as it is today; changed in place.
         run_dir: its folder.
+        typed: the overrides on top of it.
 
     Raises:
         ValueError: naming the key, what it is, and `trust=true`.
@@ -121,16 +122,30 @@ def confine(saved: dict[str, Any], run_dir: Path) -> None:
         _check_name(where, node)
     for where, node in targets:
         _check_class(where, node, run_dir)
-    saved["paths"] |= {"run_dir": str(run_dir), "cache_dir": _cache_dir()}
-    if saved["data"].get("download"):
-        saved["data"]["download"] = False
-    for name in saved.keys() - {"paths", "data"}:
-        _check_paths(name, saved[name], run_dir)
+    keys = [word.lstrip("+~").partition("=")[0] for word in typed]
+    paths, data = saved["paths"], saved["data"]
+    paths |= {"run_dir": str(run_dir), "cache_dir": own_folder("cache_dir")}
+    for logger in filter(None, saved["logger"].values()):
+        if logger["_target_"].endswith(".WandbLogger"):
+            online = any(key.startswith("logger") for key in keys)
+            logger |= {"project": "flexgen", "entity": None, "offline": not online}
+    if "num_nodes" in saved["trainer"]:
+        saved["trainer"]["num_nodes"] = 1
+    if data.get("download"):
+        data["download"] = False
+    root = data.get("root")
+    if root and "data.root" not in keys and not lies_in(Path(str(root)), Path(paths["data_dir"])):
+        raise ValueError(
+            f"the run's data lie in {root!r}, outside of the data folder {paths['data_dir']!r}; if "
+            "these are what you mean, type data.root=…, or if you trust this run say trust=true"
+        )
+    for name in saved.keys() - {"paths"}:
+        _check_paths(name, saved[name], (run_dir, Path(paths["cache_dir"])))
 
 
-def _cache_dir() -> str:
-    """The user's own folder of what can be computed again."""
-    return str(OmegaConf.load(conf_dir() / "common.yaml").paths.cache_dir)
+def own_folder(name: str) -> str:
+    """The user's own `data_dir` or `cache_dir`."""
+    return str(OmegaConf.load(conf_dir() / "common.yaml").paths[name])
 
 
 def own_code(command: str, words: list[str]) -> bool:
@@ -138,9 +153,8 @@ def own_code(command: str, words: list[str]) -> bool:
 
     Without, it is not looked for there: it may be the folder of a run from elsewhere.
     """
-    named = ("generator=", "trust=true")
     return command in ("train", "search") or any(
-        "_target_" in w or w.startswith(named) for w in words
+        "_target_" in word or word == "trust=true" for word in words
     )
 
 
@@ -195,7 +209,7 @@ def _check_class(where: str, node: dict[str, Any], run_dir: Path) -> None:
         raise _untrusted(f"{where}._target_", name)
     # Not only those that are there: the default may be the working directory.
     mine = {"save_dir": str(run_dir), "default_root_dir": str(run_dir),
-            "cache_dir": f"{_cache_dir()}/classifiers"}  # fmt: skip
+            "cache_dir": f"{own_folder('cache_dir')}/classifiers"}  # fmt: skip
     taken = inspect.signature(found).parameters.keys()
     node.update({key: value for key, value in mine.items() if key in taken})
     allowed = _OF_LOGGERS.get(found.__name__)
@@ -236,18 +250,18 @@ def _at_home(found: type) -> bool:
     return listed and (home.startswith("flexgen.") or issubclass(found, kinds))
 
 
-def _check_paths(where: str, value: Any, run_dir: Path) -> None:
+def _check_paths(where: str, value: Any, folders: Sequence[Path]) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_paths(f"{where}.{key}", item, run_dir)
+            if (where, key) != ("data", "root"):
+                _check_paths(f"{where}.{key}", item, folders)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            _check_paths(f"{where}[{i}]", item, run_dir)
+            _check_paths(f"{where}[{i}]", item, folders)
     elif isinstance(value, str):
         path = PurePath(value)
         leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
-        own = any(lies_in(Path(value), Path(folder)) for folder in (run_dir, _cache_dir()))
-        if leads and not own:
+        if leads and not any(lies_in(Path(value), folder) for folder in folders):
             raise _untrusted(where, value)
 
 

@@ -1,6 +1,7 @@
 """The training core: step counters, schedules, averages, generators' states, checkpoints, logs."""
 
 from flexgen.training.checkpoint import (
+    CheckpointFiles,
     file_sha256,
     find_checkpoints,
     latest_checkpoint,
@@ -18,6 +19,7 @@ from flexgen.training.wandb_logger import LogPictures, WandbLogger
 __all__ = [
     "EMA",
     "CSVLogger",
+    "CheckpointFiles",
     "Counters",
     "LogPictures",
     "Loop",

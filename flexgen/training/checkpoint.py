@@ -1,6 +1,9 @@
 """Checkpoint files: written whole or not at all, loaded as tensors only."""
 
 import hashlib
+import io
+import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable
@@ -9,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from flexgen.checks import first_line
-from flexgen.files import write_atomically
+from flexgen.files import open_file, write_atomically
 from flexgen.training.counters import Counters
 from flexgen.untrusted import check_size
 
 __all__ = [
+    "CheckpointFiles",
     "file_sha256",
     "find_checkpoints",
     "latest_checkpoint",
@@ -32,10 +37,30 @@ _MOST_VALUES = 1_000_000  # tensors and plain values; a run's checkpoint has som
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write `checkpoint` to `path` by :func:`~flexgen.files.write_atomically`."""
-    write_atomically(path, lambda beside: torch.save(checkpoint, beside))
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:  # given a path, torch keeps its name in the archive
+            torch.save(checkpoint, file)
+
+    write_atomically(path, write)
 
 
-def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoints by the two functions here.
+
+    Its own would take `::` in a folder's name for a chain of file systems, and write elsewhere.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint with `weights_only=True`: it can hold tensors, never code.
 
     It is refused if what it holds would take more memory than the file itself does.
@@ -47,13 +72,16 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; name one that is in checkpoints/")
     try:
-        _check_file(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        archive = _written_anew(path)
+        checkpoint = torch.load(archive, map_location="cpu", weights_only=True)
         check_size(checkpoint, _children, _MOST_VALUES)
-        _check_tensors(checkpoint, path.stat().st_size)
+        _check_tensors(checkpoint, len(archive.getbuffer()))
     except Exception as error:
+        # Torch's own line says how to load it all the same.
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors" if pickled else first_line(error)
         raise ValueError(
-            f"checkpoint {path} is cut short, damaged or not FlexGen's ({first_line(error)}); "
+            f"checkpoint {path} is cut short, damaged or not FlexGen's ({reason}); "
             f"go on from an earlier one: flexgen resume run={path.parent.parent} checkpoint=…"
         ) from error
     if missing := _missing(checkpoint):
@@ -70,13 +98,32 @@ def load_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     return checkpoint
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what torch.save does not write: other formats, and files that grow when read."""
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+def _written_anew(path: Path) -> io.BytesIO:
+    """The archive in a file, entry by entry as torch.save writes them, so that torch reads those.
+
+    Two readers can find two archives in one file: torch seeks where the directory says, zipfile
+    makes good for what was put before it. zipfile compares checksums too, which torch does not.
+
+    Raises:
+        ValueError: if the file is no archive as torch.save writes it, from its first byte on.
+    """
+    new = io.BytesIO()
+    with (
+        open_file(path) as file, zipfile.ZipFile(file) as old, zipfile.ZipFile(new, "w") as copy
+    ):  # fmt: skip
+        entries = old.infolist()
+        if not entries or min(entry.header_offset for entry in entries):
+            raise ValueError("something comes before it")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("two of its entries have one name")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed")
-        if (bad := archive.testzip()) is not None:  # torch.load does not look at the checksums
-            raise ValueError(f"its part {bad} does not match its checksum")
+        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its entries overlap")
+        for entry in entries:
+            copy.writestr(entry.filename, old.read(entry))
+    new.seek(0)
+    return new
 
 
 def _children(value: Any) -> Iterable[Any]:

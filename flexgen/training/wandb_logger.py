@@ -1,5 +1,6 @@
 """Weights & Biases: one run for a run directory, by FlexGen's own counters."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ class WandbLogger(loggers.WandbLogger):
         self.last = check_integer("last", last, 1, "set `logger.wandb.last`")
         where = Path(save_dir).resolve()
         name = name or f"{where.parent.name}/{where.name}"
+        # W&B would have git look at this folder and at the working directory, which can configure
+        # it to start programs, and send source code; the commit is in provenance.json.
+        os.environ |= {"WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
         super().__init__(name, save_dir, offline=offline, resume="allow", **init)
         # W&B warns of this setting whenever it is passed, and Lightning always passes it.
         self._wandb_init.pop("anonymous", None)
@@ -82,7 +86,10 @@ class WandbLogger(loggers.WandbLogger):
     def log_pictures(self, axes: Mapping[str, int], pictures: Mapping[str, Path]) -> None:
         """Log PNG files under their names, at the counters' values `axes`."""
         import wandb
+        from PIL import Image
 
+        for path in pictures.values():
+            Image.open(path, formats=["PNG"]).close()  # W&B would open any, EPS by Ghostscript
         images = {name: wandb.Image(str(path)) for name, path in pictures.items()}
         self.experiment.log({**axes, **images})
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flexgen.reversal import encoder, reverse
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import generators
 
 Run = Callable[..., Path]
+SCRIPT = ("generator=g.pt", "trust=true")
 QUICK = ("reverse.method=adam", "reverse.steps=8", "device=cpu")
 
 
@@ -61,7 +62,7 @@ def test_names_that_are_no_utf8_are_kept_and_shown(flexgen: Run, work: Path) -> 
     os.rename("images", folder)
     os.rename(f"{folder}/03.png", os.fsencode(folder) + b"/caf\xe9.png")
     flexgen(
-        "reverse", "generator=g.pt", "data=folder", f"path={folder}", "latent_dim=4", "out=codes",
+        "reverse", *SCRIPT, "data=folder", f"path={folder}", "latent_dim=4", "out=codes",
         *QUICK,
     )  # fmt: skip
     with safe_open("codes/codes.safetensors", "pt") as file:
@@ -75,7 +76,14 @@ def test_a_torchscript_file_and_a_folder(
     flexgen: Run, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (30, 20)).save(work / "images" / "other.jpg")
-    words = ("generator=g.pt", "data=folder", "path=images/", "latent_dim=4", "out=my codes")
+    words = (
+        *SCRIPT,
+        "trust=true",
+        "data=folder",
+        "path=images/",
+        "latent_dim=4",
+        "out=my codes",
+    )
     flexgen("reverse", *words, "device=cpu", "reverse.steps=8")
     told = capsys.readouterr().out
     for line in (
@@ -107,22 +115,36 @@ def test_a_torchscript_file_and_a_folder(
 
 @pytest.mark.parametrize(
     "generator",
-    ["g.pt2", "four.pt2", "generators:network", "generators:function", "mine:maps", "whole.pt"],
+    [
+        "g.safetensors",
+        "g.pt2",
+        "four.pt2",
+        "generators:network",
+        "generators:function",
+        "mine:maps",
+        "whole.pt",
+    ],
 )
 def test_every_other_form_gives_the_same_codes(flexgen: Run, work: Path, generator: str) -> None:
     words = [f"generator={generator}", "data=array", "path=x.npy", "pairs=0"]
-    if generator == "g.pt2":
+    if generator == "g.safetensors":
+        save_file(generators.small().state_dict(), "g.safetensors")
+        words += ["network={_target_:generators.Small}", "latent_dim=4"]
+    elif generator == "g.pt2":
         generators.export(work / "g.pt2")
     elif generator == "four.pt2":
         generators.export(work / "four.pt2", dynamic=False)
     elif generator == "whole.pt":
         torch.save(generators.small(), "whole.pt")
-        words += ["trust=true", "latent_dim=4"]
+        words.append("latent_dim=4")
     elif generator == "mine:maps":  # in the working directory
         (work / "mine.py").write_text("from generators import maps\n")
         words.append("latent_shape=[2,2,1]")
-    else:
+    elif generator.startswith("generators:"):
         words.append("latent_dim=4")
+    if generator != "g.safetensors":
+        assert "is a program" in message(flexgen, *words)
+        words.append("trust=true")
     try:
         flexgen("reverse", *words, *QUICK)
     finally:
@@ -146,7 +168,14 @@ def test_a_run_of_flexgens_own(flexgen: Run, work: Path) -> None:
 
 
 def test_cross_entropy_moves_both_sides_to_the_unit_range(flexgen: Run, work: Path) -> None:
-    words = ("generator=g.pt", "latent_dim=4", "data=array", "path=x.npy", "reverse.loss=bce")
+    words = (
+        *SCRIPT,
+        "trust=true",
+        "latent_dim=4",
+        "data=array",
+        "path=x.npy",
+        "reverse.loss=bce",
+    )
     flexgen("reverse", *words, *QUICK)
     x = torch.from_numpy(np.load("x.npy")).float() / 255
     net = generators.small()
@@ -168,7 +197,7 @@ def test_an_encoder_is_learned_once_and_shared(
 
     train = encoder.train_encoder
     monkeypatch.setattr(encoder, "train_encoder", quickly)
-    words = ("generator=g.pt", "latent_dim=4", "data=array", "path=x.npy")
+    words = (*SCRIPT, "latent_dim=4", "data=array", "path=x.npy")
     assert "goes with reverse.init=encoder" in message(flexgen, *words, "encoder=e.safetensors")
     words = (*words, "reverse.init=encoder", "device=cpu", "pairs=0", "reverse.steps=8")
     flexgen("reverse", *words, "out=one")
@@ -180,7 +209,7 @@ def test_an_encoder_is_learned_once_and_shared(
 
 
 def test_only_some_samples(flexgen: Run, work: Path) -> None:
-    words = ("generator=g.pt", "latent_dim=4", "data=array", "path=x.npy", "n=4")
+    words = (*SCRIPT, "latent_dim=4", "data=array", "path=x.npy", "n=4")
     flexgen("reverse", *words, *QUICK)
     assert load_file("codes/codes.safetensors")["index"].tolist() == [0, 3, 6, 9]
 
@@ -189,22 +218,49 @@ def test_only_some_samples(flexgen: Run, work: Path) -> None:
     ("words", "told"),
     [
         ([], "which generator? give run=PATH of a FlexGen run, or generator=FILE"),
-        (["run=x", "generator=g.pt"], "not both"),
-        (["generator=g.pt"], "`path` has no value"),
+        (["run=x", *SCRIPT], "not both"),
+        ([*SCRIPT], "`path` has no value"),
         (["generator=no.pt", "path=images"], "there is no file no.pt"),
-        (["generator=g.pt", "path=images"], "which codes does the generator take?"),
-        (["generator=g.pt", "path=images", "latent_dim=5"], "does not take codes of shape (5,)"),
-        (["generator=g.pt", "path=images", "latent_dim=0"], "whole number above 0"),
-        (["generator=g.pt", "path=no", "latent_dim=4"], "there is no folder no"),
-        (["generator=g.pt", "path=x.npy", "latent_dim=4"], "data=array"),
-        (["generator=g.pt", "path=images", "data=foldr", "latent_dim=4"], "got 'foldr'"),
-        (["generator=g.pt", "path=images", "latnt_dim=4"], "did you mean `latent_dim`"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "range=[1,0]"], "`range` must be"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "processes=0"], "`processes` must be"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "+reverse.stps=4"], "`reverse.stps`"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "reverse.lr=-1"], "`lr` must be"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "device=tpu"], "`device` must be"),
-        (["generator=g.pt", "path=images", "latent_dim=4", "reverse.norm=batch"], "norm=batch"),
+        ([*SCRIPT, "path=images"], "which codes does the generator take?"),
+        (
+            [*SCRIPT, "path=images", "latent_dim=5"],
+            "does not take codes of shape (5,)",
+        ),
+        ([*SCRIPT, "path=images", "latent_dim=0"], "whole number above 0"),
+        ([*SCRIPT, "path=no", "latent_dim=4"], "there is no folder no"),
+        ([*SCRIPT, "path=x.npy", "latent_dim=4"], "data=array"),
+        (
+            [*SCRIPT, "path=images", "data=foldr", "latent_dim=4"],
+            "got 'foldr'",
+        ),
+        (
+            [*SCRIPT, "path=images", "latnt_dim=4"],
+            "did you mean `latent_dim`",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "range=[1,0]"],
+            "`range` must be",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "processes=0"],
+            "`processes` must be",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "+reverse.stps=4"],
+            "`reverse.stps`",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "reverse.lr=-1"],
+            "`lr` must be",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "device=tpu"],
+            "`device` must be",
+        ),
+        (
+            [*SCRIPT, "path=images", "latent_dim=4", "reverse.norm=batch"],
+            "norm=batch",
+        ),
     ],
 )
 def test_mistakes(flexgen: Run, work: Path, words: list[str], told: str) -> None:
@@ -222,7 +278,7 @@ def test_help_explains_every_key(flexgen: Run, capsys: pytest.CaptureFixture[str
 
 
 LONG = (
-    "generator=g.pt", "data=array", "path=long.npy", "latent_dim=4", "chunk=4", "device=cpu",
+    *SCRIPT, "data=array", "path=long.npy", "latent_dim=4", "chunk=4", "device=cpu",
     "reverse.method=adam", "reverse.batch_size=4", "reverse.tolerance=0", "reverse.steps=100",
     "threads=1", "pairs=0", "progress=false",
 )  # fmt: skip

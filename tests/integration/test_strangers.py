@@ -208,9 +208,7 @@ def test_links_out_of_the_folder_are_refused(run: Path, flexgen: Run, tmp_path: 
     out.mkdir()
     (run / "samples").symlink_to(out)
     for command in ("evaluate", "sample", "reverse", "refit", "resume", "compare"):
-        assert f"{run}/samples is a link out of the run's folder" in refusal(
-            flexgen, command, f"run={run}"
-        )
+        assert f"{run}/samples is a link, to" in refusal(flexgen, command, f"run={run}")
     assert list(out.iterdir()) == []
     flexgen("sample", f"run={run}", "n=2", "trust=true")
     assert list(out.iterdir())
@@ -224,8 +222,8 @@ def test_a_file_that_goes_while_the_folder_is_looked_through_is_no_fault(
 ) -> None:
     walk = os.walk
 
-    def later(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-        for where, folders, files in walk(folder):
+    def later(folder: Path, **how: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for where, folders, files in walk(folder, **how):
             yield where, folders, [*files, ".metrics.csv.1.part"]  # renamed by another process
 
     monkeypatch.setattr(os, "walk", later)

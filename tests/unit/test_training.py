@@ -1,7 +1,10 @@
 """The training core: counters, schedules, averages, generators' states, files."""
 
+import io
 import math
 import random
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +147,46 @@ def test_a_flipped_bit_and_another_steps_checkpoint_are_told(tmp_path: Path) -> 
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(weight[:4].numpy().tobytes())] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="does not match its checksum"):
+    with pytest.raises(ValueError, match="Bad CRC-32"):
         load_checkpoint(path)
+
+
+def archive(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", how) as made:
+        warnings.simplefilter("ignore", UserWarning)  # of two entries with one name
+        for name, content in entries:
+            made.writestr(name, content)
+    return file.getvalue()
+
+
+def test_what_torch_reads_is_what_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "step=00000000.ckpt"
+    content = {
+        "flexgen": {"counters": Counters().state_dict()}, "state_dict": {}, "callbacks": {}
+    }  # fmt: skip
+    save_checkpoint(content, path)
+    whole = path.read_bytes()
+    first = [(entry.filename, zipfile.ZipFile(path).read(entry)) for entry in _entries(path)]
+    legacy = io.BytesIO()
+    torch.save(content, legacy, _use_new_zipfile_serialization=False)
+    for bad, told in (
+        (whole + whole, "something comes before it"),
+        (legacy.getvalue() + whole, "something comes before it"),
+        (legacy.getvalue(), "not a zip file"),
+        (archive([*first, first[0]]), "two of its entries have one name"),
+        (archive(first, zipfile.ZIP_DEFLATED), "it is compressed"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=told):
+            load_checkpoint(path)
+    path.write_bytes(archive(first))
+    load_checkpoint(path)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as opened:
+        return opened.infolist()
 
 
 def test_the_latest_checkpoint_is_by_step(tmp_path: Path) -> None:
@@ -194,6 +235,47 @@ def test_a_run_goes_on_from_metrics_that_a_kill_cut_short(tmp_path: Path) -> Non
 
 def test_the_counters_of_training_are_the_columns_that_every_row_has() -> None:
     assert tuple(Counters().axes()) == COUNTERS
+
+
+def test_a_row_is_appended_however_many_there_are(tmp_path: Path) -> None:
+    def row(step: int, **values: float) -> dict[str, float]:
+        return {**Counters(generator_steps=step).axes(), **values}
+
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics(row(1, a=1.0))
+    logger.save()
+    kept = logger.path.stat().st_ino
+    for step in range(2, 2000):
+        logger.log_metrics(row(step, a=1 / step))
+    logger.save()
+    before = logger.path.read_bytes()
+    logger.log_metrics(row(1999, a=2.0))
+    logger.save()
+    assert logger.path.stat().st_ino == kept
+    assert logger.path.read_bytes() == before.replace(repr(1 / 1999).encode(), b"2.0")
+    logger.log_metrics(row(2000, b=3.0))  # a new column: the file is copied once
+    logger.save()
+    assert logger.path.stat().st_ino != kept
+    columns, rows, _ = read_metrics(logger.path)
+    assert (columns[4:], len(rows), rows[0]["a"], rows[-1]["b"]) == (["a", "b"], 2000, 1.0, 3.0)
+    assert logger.path.read_text().splitlines()[1] == "0,0,1,0,1.0"
+
+
+def test_rewinding_leaves_out_a_cut_line_and_is_told_of_damage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    whole = "batches,critic_steps,generator_steps,images_seen,a\n1,1,1,1,0.5\n2,2,2,2\n"
+    path.write_text(whole + "3,3,3,3,0.")
+    (tmp_path / "linked").hardlink_to(path)
+    logger = CSVLogger(str(tmp_path))
+    logger.rewind(7)
+    logger.log_metrics({**Counters(generator_steps=2).axes(), "a": 0.25})
+    logger.save()
+    assert path.read_text().splitlines()[2] == "0,0,2,0,0.25"
+    assert (tmp_path / "linked").read_text() == whole + "3,3,3,3,0."
+    for bad in ("3,3,x,3\n", "3,3\n", "3,3,3,3,1,1\n", "3,3,3,3,\0\n"):
+        path.write_text(whole + bad)
+        with pytest.raises(ValueError, match=r"corrupt: line 4.*; remove that line"):
+            CSVLogger(str(tmp_path)).rewind(7)
 
 
 def test_processes_of_all_seeds_draw_apart() -> None:
