@@ -149,6 +149,7 @@ def _finish(run: Run) -> Run:
         if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
             train(control, command="control", overrides=[], parent=before[0])
         elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
+            name_wandb(control, "control")
             with _at_work(control_dir):
                 started = find_checkpoints(control_dir)
                 _fit(Run(control).build(), started[-1] if started else before[0])
@@ -209,7 +210,6 @@ def _control(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     }
     if progress := moved["callbacks"].get("progress"):
         progress["label"] = "control"
-    name_wandb(moved, "control")
     return moved | {"control": False, "report": False}
 
 
