@@ -52,18 +52,20 @@ def try_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     except (ImportError, OSError):
-        host, _, process = _holder(file).partition(" ")
-        here = host == socket.gethostname()
-        if host and not (here and process.isdigit() and not _is_alive(int(process))):
+        here, number = socket.gethostname(), file.fileno()
+        host, _, process = (holder := _holder(file)).rpartition(" ")
+        if holder and not (host == here and process.isdigit() and not _is_alive(int(process))):
             return False
-    os.ftruncate(file.fileno(), 0)
-    os.pwrite(file.fileno(), f"{socket.gethostname()} {os.getpid()}".encode(), 0)
+        os.ftruncate(number, 0)
+        os.lseek(number, 0, os.SEEK_SET)
+        os.write(number, f"{here} {os.getpid()}".encode())
     return True
 
 
 def _holder(file: IO[Any]) -> str:
-    """Which machine and process have locked a file last."""
-    return os.pread(file.fileno(), 200, 0).decode(errors="replace")
+    """Which machine and process hold a file, where the system has no locks; else empty."""
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    return os.read(file.fileno(), 200).decode(errors="replace")
 
 
 def keep_within(folder: Path, *, links: bool | None = None) -> None:
@@ -145,7 +147,7 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
         os.close(_kept.pop(lock.parent).descriptor)  # work in another folder of that name begins
     with open_lock(lock) as file:
         if not try_lock(file) or not _is_at(file, lock):
-            raise ValueError(f"{refusal} ({_holder(file)}), or remove {lock} if it is gone")
+            raise ValueError(f"{refusal}; or if there is none, remove {lock}")
         try:
             yield
         finally:
