@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from flexgen._version import __version__
 from flexgen.files import keep_within, locked, write_atomically
 from flexgen.metrics_table import read_rows
 from flexgen.training import file_sha256, latest_checkpoint
@@ -28,7 +29,7 @@ __all__ = [
     "write_provenance",
 ]
 
-_PACKAGES = ("flexgen", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
              "numpy", "scikit-learn", "POT")  # fmt: skip
 
 
@@ -134,7 +135,8 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    # Of an editable install the metadata say which version it was when it was installed.
+    found = {"flexgen": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -13,6 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from flexgen._conf import conf_dir
+from flexgen._version import __version__
 from flexgen.runs.errors import error_reason
 from flexgen.runs.imports import importing
 from flexgen.untrusted import lies_in, read_start
@@ -75,7 +76,7 @@ def check_form(saved: dict[str, Any]) -> None:
 
 
 def check_provenance(run_dir: Path) -> None:
-    """Refuse a `provenance.json`, of a run or of its control, that no run can have saved.
+    """Refuse a `provenance.json`, of a run or of its control, that no run of today can have saved.
 
     The checkpoint that a run started from is the one file outside its folder that is read: to see
     that it is the one whose hash is noted here, and then to start from it again.
@@ -90,6 +91,7 @@ def check_provenance(run_dir: Path) -> None:
             about = json.loads(read_start(path))
             parent = about["parent"]
             known = isinstance(about["command"], str) and "finished" in about
+            made_by = about["versions"]["flexgen"]
             if parent is not None:
                 known &= parent["checkpoint"].endswith(".ckpt") and isinstance(
                     parent["sha256"], str
@@ -99,6 +101,11 @@ def check_provenance(run_dir: Path) -> None:
             raise ValueError(f"{path} is damaged ({reason}); restore it") from error
         if not known:
             raise ValueError(f"{path} is damaged (it is not as runs write it); restore it")
+        if made_by == "0.1.0":
+            raise ValueError(
+                f"{run_dir} was made by flexgen 0.1.0, whose runs and checkpoints {__version__} "
+                "does not load; train again, or use flexgen 0.1.0"
+            )
 
 
 def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from flexgen import __version__
 from flexgen.report import write_reports, write_table
 from flexgen.report.table import table
 from flexgen.runs.saved_config import load_config
@@ -321,6 +322,19 @@ def test_provenance_is_checked(run: Path, flexgen: Run) -> None:
     ):
         path.write_text(bad)
         assert f"{path} is damaged" in refusal(flexgen, "sample", f"run={run}")
+
+
+@pytest.mark.parametrize("command", ["sample", "resume", "evaluate"])
+def test_a_run_of_the_version_before_is_refused_in_one_line(
+    command: str, run: Path, flexgen: Run
+) -> None:
+    path = run / "provenance.json"
+    about = json.loads(path.read_text())
+    assert about["versions"]["flexgen"] == __version__ != "0.1.0"
+    path.write_text(json.dumps(about | {"versions": {"flexgen": "0.1.0"}}))
+    told = refusal(flexgen, command, f"run={run}", "trust=true")
+    assert "made by flexgen 0.1.0" in told
+    assert "train again, or use flexgen 0.1.0" in told
 
 
 def test_names_lead_nowhere(run: Path, tmp_path: Path) -> None:

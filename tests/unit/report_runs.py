@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
+from flexgen import __version__
+
 Row = Mapping[str, float | str]
 
 
@@ -33,7 +35,7 @@ def write_run(
         "command": "train",
         "overrides": list(overrides),
         "seed": seed,
-        "versions": {"flexgen": "0.1.0", "torch": "2.15.0"},
+        "versions": {"flexgen": __version__, "torch": "2.15.0"},
         "commit": "0123abc",
         "parent": None,
         "started": "2026-01-01T10:00:00+00:00",
