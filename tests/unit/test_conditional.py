@@ -110,7 +110,10 @@ def test_projection_adds_the_class_direction_in_the_features() -> None:
     ("make", "message"),
     [
         (lambda: MLPGenerator(D, SHAPE, num_classes=K, condition="norm"), "needs a normalisation"),
-        (lambda: MLPGenerator(D, SHAPE, num_classes=K, condition="projection"), "one of input, norm"),
+        (
+            lambda: MLPGenerator(D, SHAPE, num_classes=K, condition="projection"),
+            "one of input, norm",
+        ),
         (lambda: MLPCritic(SHAPE, num_classes=0), "num_classes"),
     ],
 )
