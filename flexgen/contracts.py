@@ -93,7 +93,15 @@ class BatchStream(ABC):
 
 
 class StreamSource:
-    """A data module whose `train_dataloader` gives a :class:`BatchStream`, again and again."""
+    """A data module whose `train_dataloader` gives a :class:`BatchStream`, again and again.
+
+    Attributes:
+        shape: of a datum.
+        range: (low, high) of its values; None: any.
+    """
+
+    shape: tuple[int, ...]
+    range: tuple[float, float] | None
 
 
 def in_context(network: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:

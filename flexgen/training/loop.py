@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flexgen.checks import check_integer, check_positive
-from flexgen.contracts import Batch, BatchStream
+from flexgen.contracts import Batch, BatchStream, StreamSource
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.lightning_limits import check_trainer, count_steps, last_step
 from flexgen.training.processes import copy_from_zero, gather_from_all
@@ -171,6 +171,9 @@ class Loop(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.schedule.end = last_step(self.trainer, self.schedule)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, StreamSource):
+            self.check_fit(tuple(data.shape), data.range)
 
     def next_batch(self, stream: Iterator[Batch]) -> Batch:
         """The next batch, counted; without its context if the model is not conditional."""

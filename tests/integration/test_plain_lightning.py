@@ -184,6 +184,15 @@ def test_a_misfit_is_told_by_the_first_batch(tmp_path: Path) -> None:
     assert model.counters.batches == 0
 
 
+def test_a_misfit_with_the_stream_is_told_before_the_first_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    decoder = Gaussian(MLPGenerator(4, (3,), hidden_features=[16]))
+    model = VAE(DiagonalGaussian(MLPEncoder((3,), [16]), 4), decoder, Normal(4), optimizer=ADAM)
+    with pytest.raises(ValueError, match="do not fit"):
+        trainer(tmp_path, max_steps=4).fit(model, datamodule=stream())
+    assert model.counters.batches == 0
+
+
 def test_a_measurement_without_a_data_module_is_refused(tmp_path: Path) -> None:
     train = trainer(tmp_path, max_steps=4, callbacks=[SampleGrid()])
     with pytest.raises(ValueError, match="datamodule="):
