@@ -20,7 +20,6 @@ __all__ = [
     "BaseSpace",
     "Batch",
     "BatchStream",
-    "Conditional",
     "Cost",
     "Critic",
     "Encoder",
@@ -107,12 +106,6 @@ class StreamSource:
 def in_context(network: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:
     """`network(x, context)`; `network(x)` without a context, so that any plain module fits."""
     return network(x) if context is None else network(x, context)
-
-
-class Conditional(Protocol):
-    """What a network that takes a context says: how many classes it is of; None: it takes none."""
-
-    num_classes: int | None
 
 
 class Generator(Protocol):

@@ -81,6 +81,8 @@ class _Foreign(Prior):
     def fit(self, codes: Tensor, **options: Any) -> dict[str, float]:
         if not self.learns:
             return super().fit(codes, **options)
+        if not self.takes_context:
+            options.pop("context", None)
         if hasattr(self.module, "fit"):
             found: dict[str, float] = self.module.fit(codes, **options)  # type: ignore[operator]
             return found

@@ -122,6 +122,18 @@ def test_a_users_ten_lines_are_a_prior_with_the_contracts_defaults() -> None:
     assert as_prior(prior) is prior
 
 
+def test_a_users_own_fit_is_asked_for_what_it_takes() -> None:
+    class Fitted(TenLines):
+        def fit(self, codes: Tensor, seed: int, progress: bool) -> dict[str, float]:
+            self.loc.data = codes.mean(0)
+            return {"seed": float(seed)}
+
+    prior = as_prior(Fitted())
+    told = prior.fit(torch.ones(9, D), context=None, seed=3, progress=False)
+    assert told == {"seed": 3.0}
+    assert torch.equal(prior().mean, torch.ones(D))
+
+
 def test_a_module_that_only_draws_has_no_density() -> None:
     prior = as_prior(DrawsAlone())
     assert prior.log_prob_cost is Cost.ABSENT
