@@ -1,15 +1,16 @@
 """Files that are whole or absent, and those that more than one process may want."""
 
 import errno
+import json
 import os
 import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -23,7 +24,12 @@ __all__ = [
     "open_lock",
     "try_lock",
     "write_atomically",
+    "write_tensors",
+    "write_text",
 ]
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NO_LINK, _NO_WAITING = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -132,6 +138,36 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(
             f"could not write {path}: {reason}; free some disk space or choose another folder"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whatever the locale, by :func:`write_atomically`."""
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file by :func:`write_atomically`; the same content gives the same bytes.
+
+    The library itself writes metadata in another order each time.
+    """
+    from safetensors.torch import save
+
+    content = save({name: value.cpu().contiguous() for name, value in tensors.items()})
+    data = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:data])
+    if metadata:
+        header = {"__metadata__": dict(sorted(metadata.items()))} | header
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(memoryview(content)[data:])
+
+    write_atomically(path, write)
 
 
 @contextmanager

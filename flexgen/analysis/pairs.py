@@ -12,7 +12,7 @@ from torch import Tensor
 from flexgen.analysis.reversal_job import Job
 from flexgen.data.sources import printable
 from flexgen.drawing import draw_images
-from flexgen.files import write_atomically
+from flexgen.files import write_text
 from flexgen.report.pairs import Pair, pairs_page
 from flexgen.reversal.freezing import frozen
 from flexgen.reversal.stream import Streamed
@@ -103,7 +103,7 @@ def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[
         ("data", printable(asked["path"])),
     ]
     page = pairs_page(str(asked["generator"]), [*about, *facts], shown)
-    write_atomically(out / "pairs.html", lambda beside: beside.write_text(page, encoding="utf-8"))
+    write_text(out / "pairs.html", page)
     print(f"pairs: {out / 'pairs.html'}, {out / 'pairs.png'}")
 
 

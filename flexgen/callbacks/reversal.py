@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flexgen.callbacks.measurement import ALONE, Measurement
@@ -14,7 +13,7 @@ from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_
 from flexgen.contracts import Prior, in_context
 from flexgen.distributions import covariance
 from flexgen.drawing import draw_pairs
-from flexgen.files import write_atomically
+from flexgen.files import write_tensors
 from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Latent
 from flexgen.reversal import Reversal
@@ -164,7 +163,7 @@ class ReversalScore(Measurement):
             "sigma": sigma, **self.options,
         }  # fmt: skip
         metadata = {name: str(value) for name, value in about.items()}
-        write_atomically(path, lambda beside: save_file(tensors, beside, metadata))
+        write_tensors(path, tensors, metadata)
 
 
 def _against_draws(z: Tensor, draws: Tensor) -> dict[str, float]:

@@ -3,6 +3,8 @@
 Nothing heavy is imported before a command needs it, so that `flexgen --help` answers at once.
 """
 
+import codecs
+import locale
 import os
 import signal
 import sys
@@ -46,6 +48,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; on a mistake print one line that names the remedy and exit non-zero."""
+    if argv is None:
+        _speak_utf8()
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
         print(usage(), end="")
@@ -55,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
 
         print(f"flexgen {__version__}")
         return
-    from flexgen.runs.trust import own_code
-
-    if own_code(command, rest):
-        sys.path.append(os.getcwd())  # a prior of one's own lies in the working directory
-
     try:
+        from flexgen.runs.trust import own_code
+
+        here = _working_directory()
+        if own_code(command, rest):
+            sys.path.append(here)  # a prior of one's own lies in the working directory
         if command == "-sc":
             _complete(rest)
             return
@@ -83,6 +87,12 @@ def main(argv: list[str] | None = None) -> None:
             import traceback
 
             traceback.print_exc()
+        if _no_memory(error):  # which may not do to import more
+            why = " ".join(str(error).split())[:160] or type(error).__name__
+            sys.exit(
+                f"flexgen {command}: there is not enough memory ({why}); ask for less, or raise "
+                "the limit: ulimit -v"
+            )
         from flexgen.runs.errors import MeasurementFailed, error_line
 
         told = f"flexgen {command}: {error_line(error)}"
@@ -90,6 +100,28 @@ def main(argv: list[str] | None = None) -> None:
             print(told, file=sys.stderr)
             sys.exit(3)
         sys.exit(told)
+
+
+def _speak_utf8() -> None:
+    """Begin anew where the locale has another encoding: words, names and files would be misread."""
+    known = sys.flags.utf8_mode or codecs.lookup(locale.getencoding()).name == "utf-8"
+    if not known and os.name == "posix":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise ValueError("the working directory was removed; cd to one that is there") from error
+
+
+def _no_memory(error: BaseException) -> bool:
+    said = str(error)
+    return isinstance(error, MemoryError) or any(
+        text in said for text in ("annot allocate memory", "can't allocate memory", "failed to map")
+    )
 
 
 class Command(NamedTuple):
@@ -210,7 +242,7 @@ def _complete(rest: list[str]) -> None:
 
 def explain(command: str) -> str:
     """What a command does and its own keys, as the comments of its root YAML say."""
-    first, _, rest = (conf_dir() / f"{command}.yaml").read_text().partition("\n")
+    first, _, rest = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8").partition("\n")
     keys = rest.partition("_self_\n")[2].partition("\nhydra:")[0].strip("\n")
     return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
 

@@ -108,13 +108,10 @@ def _arithmetic(space: Any, asked: dict[str, Any], stem: str) -> None:
 
 
 def _save(tensors: dict[str, Any], stem: str) -> None:
-    from safetensors.torch import save_file
+    from flexgen.files import write_tensors
 
-    from flexgen.files import write_atomically
-
-    on_cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
     path = Path(f"{stem}.safetensors")
-    write_atomically(path, lambda beside: save_file(on_cpu, beside))
+    write_tensors(path, tensors)
     print(f"tensors: {path}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from flexgen.files import write_atomically
+from flexgen.files import write_text
 from flexgen.report.catalogue import IN_OTHER_PANELS, PANELS, describe, number, ordered
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
@@ -81,7 +81,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def save(target: Path, text: str) -> Path:
     """Writes the text, whole or not at all."""
-    write_atomically(target, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(target, text)
     return target
 
 

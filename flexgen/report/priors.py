@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from flexgen.files import write_atomically
+from flexgen.files import write_text
 from flexgen.report.catalogue import ordered
 from flexgen.report.summary import Cell, Row, Table, csv_text, draw_panels
 
@@ -118,7 +117,7 @@ class PriorTable(Table):
         """As :meth:`Table.save`, and the value of every set in `name_sets.csv`."""
         files = super().save(folder, name)
         every = Path(folder) / f"{name}_sets.csv"
-        write_atomically(every, partial(Path.write_text, data=self.sets(), encoding="utf-8"))
+        write_text(every, self.sets())
         return [*files, every]
 
 

@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.files import write_atomically
+from flexgen.files import write_atomically, write_text
 from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
 from flexgen.report.curves import mean_std
 
@@ -173,7 +172,7 @@ class Table:
         folder = Path(folder)
         files = [folder / f"{name}.{ending}" for ending in ("txt", "csv", "tex", "png")]
         for path, text in zip(files, (self.text(), self.csv(), self.latex()), strict=False):
-            write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+            write_text(path, text)
         write_atomically(files[-1], self.plot)
         return files
 

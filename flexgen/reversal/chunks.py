@@ -5,15 +5,13 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from flexgen.files import locked, write_atomically
+from flexgen.files import locked, write_atomically, write_tensors, write_text
 
 CODES = "codes.safetensors"
 _FOLDER = "codes.parts"
@@ -69,9 +67,11 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / _IDENTITY
         if any(folder.glob("*.safetensors")):
-            self._compare(written.read_text() if written.is_file() else None, folder)
+            self._compare(
+                written.read_text(encoding="utf-8") if written.is_file() else None, folder
+            )
         text = _json(self.identity)
-        write_atomically(written, lambda beside: beside.write_text(text))
+        write_text(written, text)
         return False
 
     def finished(self) -> dict[int, dict[str, str]]:
@@ -89,8 +89,7 @@ class Parts:
         """Write part `number`; `about` is kept with it."""
         path = self._part(number)
         metadata = {**about, "digest": self.digest}
-        kept = {name: value.contiguous() for name, value in tensors.items()}
-        write_atomically(path, lambda beside: save_file(kept, beside, metadata))
+        write_tensors(path, tensors, metadata)
 
     def gather(self, about: Mapping[str, str]) -> Path:
         """Join all parts, one at a time in memory, to the file of codes, and clear them away.
@@ -108,7 +107,7 @@ class Parts:
         metadata = {"identity": _json(self.identity), **about}
         for name in [n for n, text in metadata.items() if len(text) > _MOST_METADATA]:
             text, beside_codes = metadata.pop(name), self.out / f"codes.{name}.json"
-            write_atomically(beside_codes, partial(Path.write_text, data=text))
+            write_text(beside_codes, text)
         write_atomically(self.codes, lambda beside: self._join(beside, metadata))
         _clear_parts(self.out)
         return self.codes

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer
-from flexgen.files import write_atomically
+from flexgen.files import write_tensors
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
 
@@ -180,8 +180,7 @@ def load_or_train_encoder(
         "latent": " ".join(map(str, encoder.latent_shape)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    write_atomically(path, lambda beside: save_file(state, beside, about))
+    write_tensors(path, encoder.state_dict(), about)
     if say:
         print(f"encoder: trained and saved to {path}", file=sys.stderr)
     return encoder

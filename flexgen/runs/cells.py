@@ -225,7 +225,7 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
     words += [f"--config-dir={folder}" for folder in _typed_config_dirs()]
-    with (run_dir / "log.txt").open("a+") as log:
+    with (run_dir / "log.txt").open("a+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False
         )
@@ -253,7 +253,7 @@ def _typed_config_dirs() -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(path.read_text())
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(about["overrides"], list) and {"state", "error", "entry"} <= about.keys():
             return about
     except (ValueError, KeyError, TypeError):

@@ -120,7 +120,7 @@ def _configuration(error: BaseException) -> str:
 def _did_you_mean(key: str) -> str:
     known: set[str] = set()
     for path in conf_dir().rglob("*.yaml"):
-        known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text(), re.MULTILINE))
+        known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text("utf-8"), re.MULTILINE))
         known.add(_group(path))
     key = key.lstrip("+~")
     if key in known:

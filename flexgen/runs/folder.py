@@ -15,14 +15,16 @@ import torch
 import yaml
 
 from flexgen._version import __version__
-from flexgen.files import keep_within, locked, write_atomically
+from flexgen.files import keep_within, locked, write_text
 from flexgen.metrics_table import read_rows
 from flexgen.training import file_sha256, latest_checkpoint
+from flexgen.untrusted import parse_plain
 
 __all__ = [
     "alone",
     "check_parent",
     "find_checkpoint",
+    "read_provenance",
     "write_config",
     "write_final",
     "write_json",
@@ -62,13 +64,22 @@ def find_checkpoint(run_dir: Path, name: str | None) -> Path:
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml`.
+
+    Raises:
+        ValueError: if it could not be read again.
+    """
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_atomically(run_dir / "config.yaml", lambda beside: beside.write_text(text))
+    try:
+        parse_plain(text)
+    except ValueError as error:
+        raise ValueError(f"the configuration cannot be saved: {error}") from error
+    write_text(run_dir / "config.yaml", text)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     text = json.dumps(value, indent=2, allow_nan=True) + "\n"
-    write_atomically(path, lambda beside: beside.write_text(text))
+    write_text(path, text)
 
 
 def write_provenance(
@@ -99,6 +110,12 @@ def write_provenance(
     write_json(run_dir / "provenance.json", about)
 
 
+def read_provenance(run_dir: Path) -> dict[str, Any]:
+    """What :func:`write_provenance` wrote."""
+    about: dict[str, Any] = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
+    return about
+
+
 def check_parent(run_dir: Path) -> None:
     """Refuse to go on with a run whose parent's checkpoint has changed since it started.
 
@@ -107,7 +124,7 @@ def check_parent(run_dir: Path) -> None:
     Raises:
         ValueError: if the hash differs.
     """
-    parent = json.loads((run_dir / "provenance.json").read_text())["parent"]
+    parent = read_provenance(run_dir)["parent"]
     if parent is None or not (checkpoint := Path(parent["checkpoint"])).is_file():
         return
     if file_sha256(checkpoint) != parent["sha256"]:
@@ -124,7 +141,7 @@ def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
         values |= row
     values = {name: value for name, value in values.items() if name not in counters}
     write_json(run_dir / "metrics.json", {"counters": counters, "values": values})
-    about = json.loads((run_dir / "provenance.json").read_text())
+    about = read_provenance(run_dir)
     about["finished"] = _now()
     write_json(run_dir / "provenance.json", about)
     return values

@@ -1,6 +1,7 @@
 """Signals ask a training to stop; it saves first."""
 
 import contextlib
+import os
 import signal
 import sys
 from typing import Any
@@ -9,14 +10,17 @@ import pytorch_lightning as pl
 
 __all__ = ["StopOnSignal"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+_SIGNALS = tuple(number for number in signal.Signals if number.name in _NAMES)
 
 
 class StopOnSignal(pl.Callback):
     """The first signal stops before the next step and saves; the second stops at once.
 
-    Signals are Ctrl-C, SIGTERM and what schedulers send before the time is up, SIGUSR1 and SIGUSR2.
-    Lightning installs handlers of its own when a fit begins, so these go in after them.
+    Signals are Ctrl-C, SIGTERM, what schedulers send before the time is up (SIGUSR1, SIGUSR2), and
+    SIGHUP of a terminal that was closed, unless it is ignored as under nohup; it comes from the
+    system and from the shell, and a second one says nothing new. Lightning installs handlers of its
+    own when a fit begins, so these go in after them.
 
     Attributes:
         received: number of the first signal; 0 if there was none.
@@ -32,7 +36,9 @@ class StopOnSignal(pl.Callback):
         self.begun = True
 
         def stop(number: int, frame: Any) -> None:
-            if pl_module.stop_requested:
+            if signal.Signals(number).name == "SIGHUP":
+                _leave_terminal()
+            elif pl_module.stop_requested:
                 raise KeyboardInterrupt
             pl_module.stop_requested = True
             self.received = number
@@ -41,7 +47,8 @@ class StopOnSignal(pl.Callback):
         # Outside the main thread, as under some launchers, the launcher handles signals.
         with contextlib.suppress(ValueError):
             for number in _SIGNALS:
-                signal.signal(number, stop)
+                if number.name != "SIGHUP" or self._before[number] is not signal.SIG_IGN:
+                    signal.signal(number, stop)
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before the fit, Lightning's own gone."""
@@ -49,3 +56,10 @@ class StopOnSignal(pl.Callback):
             for number, handler in self._before.items():
                 if handler is not None:  # installed by no Python code, and not to be put back
                     signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Print to nowhere: a terminal that is gone would fail whatever is printed to it."""
+    for number in (1, 2):
+        if os.isatty(number):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import json
 import logging
 import shutil
 import sys
@@ -25,6 +24,7 @@ from flexgen.runs.folder import (
     alone,
     check_parent,
     find_checkpoint,
+    read_provenance,
     write_config,
     write_final,
     write_provenance,
@@ -115,7 +115,7 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
     _check(config)
     with _at_work(run_dir):
         check_parent(run_dir)
-        about = json.loads((run_dir / "provenance.json").read_text())
+        about = read_provenance(run_dir)
         if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
             name_wandb(config, about["command"])
         start: Path | None = None
@@ -148,7 +148,7 @@ def _finish(run: Run) -> Run:
         control = _control(config, run_dir)
         if not (control_dir := run_dir / "control").joinpath("config.yaml").exists():
             train(control, command="control", overrides=[], parent=before[0])
-        elif not json.loads((control_dir / "provenance.json").read_text())["finished"]:
+        elif not read_provenance(control_dir)["finished"]:
             name_wandb(control, "control")
             with _at_work(control_dir):
                 started = find_checkpoints(control_dir)
