@@ -102,6 +102,10 @@ class StreamSource:
     shape: tuple[int, ...]
     range: tuple[float, float] | None
 
+    def fingerprint(self) -> str | None:
+        """A digest of the training data, by which a resumed run knows them again; or None."""
+        return None
+
 
 def in_context(network: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:
     """`network(x, context)`; `network(x)` without a context, so that any plain module fits."""

@@ -1,5 +1,6 @@
 """The data module: what a run, a callback and a report ask of a data set."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ quarter of the bytes is gathered from memory for each batch."""
 
 READ_EXAMPLES = 2048
 """Examples read into a resident tensor between two steps of the progress bar."""
+
+FINGERPRINT_BYTES = 64 * 2**20
 
 QUIET_EXAMPLES = 10_000
 """Below this number, reading takes a second or two and shows no bar."""
@@ -210,6 +213,20 @@ class DataModule(LightningDataModule, StreamSource):
         ):
             x[index[0] : index[-1] + 1] = train.read(index)
         return x
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the training split: of every example if they are small (64 MiB as they are
+        read), else of 1,000 at equal distances; of their number, and of the labels."""
+        train = self._split("train")
+        first = train.read(torch.arange(1))
+        whole = len(train) * first.nbytes <= FINGERPRINT_BYTES
+        index = torch.arange(0, len(train), 1 if whole else -(-len(train) // 1000))
+        digest = hashlib.sha256(f"{len(train)} {first.dtype}".encode())
+        for part in index.split(READ_EXAMPLES):
+            digest.update(train.read(part).numpy().tobytes())
+        if train.labels is not None:
+            digest.update(train.labels.numpy().tobytes())
+        return digest.hexdigest()
 
     def train_dataloader(self) -> Iterable[Stream]:
         """The stream itself, again and again, for Lightning to hand to `training_step`.

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ __all__ = [
     "alone",
     "check_parent",
     "find_checkpoint",
+    "note_resume",
     "read_provenance",
+    "versions",
     "write_config",
     "write_final",
     "write_json",
@@ -90,7 +93,7 @@ def write_provenance(
         "command": command,
         "overrides": overrides,
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": _commit(),
         "parent": None,
         "started": _now(),
@@ -114,6 +117,15 @@ def read_provenance(run_dir: Path) -> dict[str, Any]:
     """What :func:`write_provenance` wrote."""
     about: dict[str, Any] = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
     return about
+
+
+def note_resume(run_dir: Path, checkpoint: Path | None, changed: list[str]) -> None:
+    """Add to the provenance from where a run goes on, and with which new settings."""
+    about = read_provenance(run_dir)
+    entry = {"when": _now(), "checkpoint": checkpoint and checkpoint.name, "changed": changed}
+    about["resumed"] = [*about.get("resumed", []), entry]
+    about["finished"] = None
+    write_json(run_dir / "provenance.json", about)
 
 
 def check_parent(run_dir: Path) -> None:
@@ -151,7 +163,9 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+@cache
+def versions() -> dict[str, str]:
+    """Of FlexGen and what it stands on."""
     # Of an editable install the metadata say which version it was when it was installed.
     found = {"flexgen": __version__}
     for package in _PACKAGES:

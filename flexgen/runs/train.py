@@ -24,11 +24,13 @@ from flexgen.runs.folder import (
     alone,
     check_parent,
     find_checkpoint,
+    note_resume,
     read_provenance,
     write_config,
     write_final,
     write_provenance,
 )
+from flexgen.runs.preconditions import Fingerprint, check_same_data, new_settings
 from flexgen.runs.run import Run
 from flexgen.runs.saved_config import load_config, relocate
 from flexgen.runs.stopping import StopOnSignal
@@ -83,6 +85,8 @@ def train(
         return _finish(run)
     _refuse_second(run_dir)
     run = Run(config).build()
+    if parent is not None:
+        check_same_data(config, run.data, load_checkpoint(parent))
     with alone(run_dir):
         _refuse_second(run_dir)
         words = list(noted if overrides is None else overrides)
@@ -119,14 +123,20 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
             name_wandb(config, about["command"])
         start: Path | None = None
+        changed: list[str] = []
         if checkpoint or find_checkpoints(run_dir):
             start = find_checkpoint(run_dir, checkpoint)
-            load_checkpoint(start)
+            changed = new_settings(config, load_checkpoint(start))
         elif parent := about["parent"]:
             # Stopped before it saved anything: start again from where it started.
             start = Path(parent["checkpoint"])
         run = Run(config).build()
+        if start is not None:
+            check_same_data(config, run.data, load_checkpoint(start))
         if rank() == 0:
+            for line in changed:
+                print(f"flexgen: {line}", file=sys.stderr)
+            note_resume(run_dir, start, changed)
             write_config(run_dir, config)
         _fit(run, start)
         return _finish(run)
@@ -222,8 +232,9 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
             callback.check(model, data)
     with _quiet():
         signals = StopOnSignal()
+        own = [LogPictures(), Fingerprint(config, data)]
         # First, for a refit at the start is long enough to be stopped.
-        trainer = build_trainer(config, [signals, *run.callbacks.values(), LogPictures()])
+        trainer = build_trainer(config, [signals, *run.callbacks.values(), *own])
     step = 0
     if checkpoint is not None:
         counters = load_checkpoint(checkpoint)["flexgen"]["counters"]

@@ -157,6 +157,11 @@ class Loop(pl.LightningModule):
             [p for p in module.parameters() if p.requires_grad] for module in self.learners()
         ]
         optimizers = [make(p) for make, p in zip(self._make_optimizers, self._learned, strict=True)]
+        # Before a schedule changes them: what a resumed run takes instead of the checkpoint's.
+        self._settings = [
+            [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
         self._lr_schedulers = [
             make(optimizer)
             for make, optimizer in zip(self._make_schedulers, optimizers, strict=True)
@@ -369,8 +374,17 @@ class Loop(pl.LightningModule):
                     if value.stride() != weight.stride():
                         state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
+    def _apply_settings(self) -> None:
+        """Step sizes and the like are the configuration's, where no schedule changes them."""
+        scheduled = [scheduler.optimizer for scheduler in self._lr_schedulers]
+        for optimizer, settings in zip(self.trainer.optimizers, self._settings, strict=True):
+            if not any(optimizer is other for other in scheduled):
+                for group, values in zip(optimizer.param_groups, settings, strict=True):
+                    group.update(values)
+
     def on_train_start(self) -> None:
         self._check_optimizers()
+        self._apply_settings()
         if self.device.type == "cpu":
             # Lightning sets it when it is imported. By it every step of an Adam looks for GPUs
             # through their driver: 0.05 to 0.5 ms, and 2 µs without it.
