@@ -7,14 +7,15 @@ import pytorch_lightning as pl
 
 from flexgen.contracts import StreamSource
 from flexgen.runs.folder import versions
+from flexgen.runs.saved_config import PATH_KEYS
 from flexgen.untrusted import printable
 
 __all__ = ["Fingerprint", "check_same_data", "new_settings"]
 
 # Where data lie, how they are read and what is said of a run do not change the training.
-_FREE = ("callbacks", "control", "logger", "name", "overrides", "paths", "report", "run", "steps",
-         "threads", "checkpoint", "data.root", "data.download", "data.resident", "data.num_workers",
-         "trainer.accelerator", "trainer.devices", "trainer.enable_progress_bar")  # fmt: skip
+_FREE = ("callbacks", "control", "logger", "name", "report", "steps", "threads", "data.download",
+         "data.resident", "data.num_workers", "trainer.accelerator", "trainer.devices",
+         "trainer.enable_progress_bar")  # fmt: skip
 
 _NAMES = "the saved configuration has its value in its parts already; type those, as `model.…`"
 _FIXED = {
@@ -64,7 +65,10 @@ def new_settings(
             old, new = before.get(key), after.get(key)
             if old == new:
                 continue
-            told = printable(f"`{key}` was {old} when the checkpoint was saved, and is {new} now")
+            told = (
+                f"`{key}` was {_short(old)} when the checkpoint was saved, and is {_short(new)} now"
+            )
+            told = printable(told)
             remedy = next((r for k, r in fixed.items() if _within(key, k)), None)
             if _scheduled(key, config):
                 remedy = "the schedule of the step size goes on as it was; train a new run"
@@ -101,8 +105,11 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def _kept(config: dict[str, Any]) -> dict[str, str]:
-    found = dict(_flat(config, ""))
-    return {k: v for k, v in found.items() if not any(_within(k, free) for free in _FREE)}
+    return {
+        key: value
+        for key, value in _flat(config, "")
+        if not PATH_KEYS.intersection(key.split(".")) and not any(_within(key, k) for k in _FREE)
+    }
 
 
 def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +122,10 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _flat(child, f"{key}.{name}" if key else str(name))
     else:
         yield key, repr(value)
+
+
+def _short(value: str | None) -> str:
+    return "not there" if value is None else value if len(value) <= 60 else f"{value[:57]}…"
 
 
 def _within(key: str, group: str) -> bool:

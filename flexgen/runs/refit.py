@@ -1,12 +1,10 @@
 """Learn the data-induced prior of a trained run, and go on from it as another run."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flexgen.runs.folder import find_checkpoint
-from flexgen.runs.preconditions import new_settings
 from flexgen.runs.run import Run
 from flexgen.runs.saved_config import relocate
 from flexgen.runs.train import train
@@ -52,8 +50,6 @@ def refit(
     with rebuilding(parent_dir):
         parent = find_checkpoint(parent_dir, checkpoint)
         saved = load_checkpoint(parent)
-        for line in new_settings(config, saved, same_run=False):
-            print(f"flexgen: {line}", file=sys.stderr)
         step = saved["flexgen"]["counters"]["generator_steps"]
         done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}
         config = relocate(config, [(str(parent_dir), run_dir)])

@@ -9,10 +9,10 @@ from flexgen.files import keep_within
 from flexgen.runs.trust import check_form, check_provenance, confine, own_folder
 from flexgen.untrusted import check_folder, parse_plain, read_start
 
-__all__ = ["load_config", "relocate"]
+__all__ = ["PATH_KEYS", "load_config", "relocate"]
 
-# What these keys hold, at any depth, are paths, even where they do not begin at the root.
-_PATHS = {"paths", "root", "cache_dir", "data_dir", "run_dir", "save_dir", "default_root_dir"}
+PATH_KEYS = {"paths", "root", "cache_dir", "data_dir", "run_dir", "save_dir", "default_root_dir"}
+"""What these hold, at any depth, are paths, even where they do not begin at the root."""
 
 
 def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def relocate(value: Any, moved: list[tuple[str, str]], is_path: bool = False) ->
         is_path: whether a text is a path by its key.
     """
     if isinstance(value, dict):
-        return {k: relocate(v, moved, is_path or k in _PATHS) for k, v in value.items()}
+        return {k: relocate(v, moved, is_path or k in PATH_KEYS) for k, v in value.items()}
     if isinstance(value, list):
         return [relocate(v, moved, is_path) for v in value]
     if isinstance(value, str):

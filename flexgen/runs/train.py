@@ -74,9 +74,9 @@ def train(
     run_dir = Path(config["paths"]["run_dir"])
     if (run_dir / "cell.json").exists() and (run_dir / "config.yaml").exists():
         # Where the folder says no more than the command itself, it needs no trust.
-        saved = load_config(run_dir, trust=True)
-        name_wandb(config, command, saved)
-        return resume(config if saved == config else load_config(run_dir))
+        before = load_config(run_dir, trust=True)
+        name_wandb(config, command, before)
+        return resume(config if before == config else load_config(run_dir))
     name_wandb(config, command)
     _check(config)
     if rank() > 0:
@@ -86,7 +86,9 @@ def train(
     _refuse_second(run_dir)
     run = Run(config).build()
     if parent is not None:
-        check_same_data(config, run.data, load_checkpoint(parent))
+        saved = load_checkpoint(parent)
+        check_same_data(config, run.data, saved)
+        _tell(new_settings(config, saved, same_run=False))
     with alone(run_dir):
         _refuse_second(run_dir)
         words = list(noted if overrides is None else overrides)
@@ -134,12 +136,16 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         if start is not None:
             check_same_data(config, run.data, load_checkpoint(start))
         if rank() == 0:
-            for line in changed:
-                print(f"flexgen: {line}", file=sys.stderr)
+            _tell(changed)
             note_resume(run_dir, start, changed)
             write_config(run_dir, config)
         _fit(run, start)
         return _finish(run)
+
+
+def _tell(lines: list[str]) -> None:
+    for line in lines:
+        print(f"flexgen: {line}", file=sys.stderr)
 
 
 def _refuse_second(run_dir: Path) -> None:
