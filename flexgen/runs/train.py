@@ -243,9 +243,10 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
         trainer = build_trainer(config, [signals, *run.callbacks.values(), *own])
     step = 0
     if checkpoint is not None:
-        counters = load_checkpoint(checkpoint)["flexgen"]["counters"]
+        saved = load_checkpoint(checkpoint)
+        counters = saved["flexgen"]["counters"]
         data.position, step = counters["batches"], counters["generator_steps"]
-        if step >= config["steps"]:
+        if step >= config["steps"] and not _unmeasured(run, saved):
             model.counters.load_state_dict(counters)
             write_final(run_dir, model.counters.axes())
             print(f"already at step {step}; ask for more with steps={2 * step}")
@@ -282,9 +283,9 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
                     f"({error_reason(error)}); restore them, or go on from an earlier one with "
                     "`checkpoint=…`"
                 ) from error
-            if not unused and (saved := find_checkpoints(run_dir)):
+            if not unused and (found := find_checkpoints(run_dir)):
                 hint = (
-                    f"the last whole checkpoint is {saved[-1]}; go on with "
+                    f"the last whole checkpoint is {found[-1]}; go on with "
                     f"flexgen resume run={run_dir}"
                 )
                 raise RuntimeError(f"{error_line(error)}; {hint}") from error
@@ -301,6 +302,16 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
             raise stopped
     if rank() == 0:
         write_final(run_dir, model.counters.axes())
+
+
+def _unmeasured(run: Run, saved: dict[str, Any]) -> bool:
+    """Whether a run was killed at its last step, after it had saved and before it had measured."""
+    step = saved["flexgen"]["counters"]["generator_steps"]
+    return step == run.config["steps"] and any(
+        measurement.is_due(step, step) and state.get("acted_at") != step
+        for measurement in run.measurements.values()
+        if (state := saved["callbacks"].get(measurement.state_key)) is not None
+    )
 
 
 @contextlib.contextmanager

@@ -200,6 +200,8 @@ class Loop(pl.LightningModule):
         # Processes must return together: they end a call by count, one alone may by the clock.
         most = _UPDATES_A_CALL if endless else 1
         last = min(until, self.counters.generator_steps + most)
+        if self.schedule.end is not None:  # where it stands already if only measuring was left
+            last = min(last, self.schedule.end)
         alone = self.trainer.world_size == 1
         deadline = time.monotonic() + _SECONDS_A_CALL if alone else None
         if not alone:

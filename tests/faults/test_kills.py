@@ -20,11 +20,15 @@ SHORT = (*SMALL, "steps=10", "report=false")
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_runs_killed_in_each_phase_end_with_the_same_bits() -> None:
-    words = [sys.executable, "benchmarks/faults.py", "--kills", "5", "--seed", "3"]
+@pytest.mark.parametrize(
+    ("script", "kills", "told"),
+    [("faults.py", 5, "the same bits"), ("command_faults.py", 6, "the same files")],
+)
+def test_what_is_killed_ends_as_if_left_alone(script: str, kills: int, told: str) -> None:
+    words = [sys.executable, f"benchmarks/{script}", f"--kills={kills}", "--seed=3"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 5 ended with the same bits" in done.stdout
+    assert f"{kills} of {kills} ended with {told}" in done.stdout
 
 
 def test_two_processes_in_one_run_directory_are_refused(

@@ -64,8 +64,9 @@ def test_a_failing_measurement_is_told_noted_and_ends_with_status_3(
     assert "emd/samples" in json.loads((run / "evaluation.json").read_text())["values"]
 
 
+@pytest.mark.parametrize("steps", [12, 6], ids=["midway", "at the end"])
 def test_a_run_killed_while_it_measured_measures_when_it_is_resumed(
-    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     class KilledError(BaseException):
         pass
@@ -73,11 +74,11 @@ def test_a_run_killed_while_it_measured_measures_when_it_is_resumed(
     def killed(self: Any, model: Any, *args: Any) -> dict[str, float]:
         raise KilledError
 
-    flexgen("train", *MEASURED, run_dir="whole")
+    flexgen("train", *MEASURED, f"steps={steps}", run_dir="whole")
     with monkeypatch.context() as patched:
         patched.setattr(SampleQuality, "measure", killed)
         with pytest.raises(KilledError):
-            flexgen("train", *MEASURED)
+            flexgen("train", *MEASURED, f"steps={steps}")
     assert saved(Path("run")) == ["step=00000006.ckpt"]
     flexgen("resume", "run=run")
     whole, again = (read_metrics(Path(run, "metrics.csv")).rows for run in ("whole", "run"))
