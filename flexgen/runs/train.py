@@ -283,9 +283,9 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
                     f"({error_reason(error)}); restore them, or go on from an earlier one with "
                     "`checkpoint=…`"
                 ) from error
-            if not unused and (found := find_checkpoints(run_dir)):
+            if not unused and (there := find_checkpoints(run_dir)):
                 hint = (
-                    f"the last whole checkpoint is {found[-1]}; go on with "
+                    f"the last whole checkpoint is {there[-1]}; go on with "
                     f"flexgen resume run={run_dir}"
                 )
                 raise RuntimeError(f"{error_line(error)}; {hint}") from error
