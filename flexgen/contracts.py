@@ -17,22 +17,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 __all__ = [
-    "BaseSpace",
-    "Batch",
-    "BatchStream",
-    "Cost",
-    "Critic",
-    "Encoder",
-    "Generator",
-    "Likelihood",
-    "Measurement",
-    "Objective",
-    "Posterior",
-    "Prior",
-    "Score",
-    "StreamSource",
-    "in_context",
-]
+    "BaseSpace", "Batch", "BatchStream", "Cost", "Critic", "Encoder", "Generator", "Likelihood",
+    "Measurement", "Objective", "Posterior", "Prior", "Score", "StreamSource", "in_context",
+]  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -50,9 +37,7 @@ class Batch(NamedTuple):
     def of(cls, batch: Any, conditional: bool) -> "Batch":
         """What a data loader gives: a tensor, `(x, y)`, or a mapping with `x` and maybe `y`.
 
-        Args:
-            batch: from the loader.
-            conditional: whether y is wanted; else it is left out.
+        If not `conditional`, y is left out.
 
         Raises:
             ValueError: for anything else, or if y is wanted and there is none.
@@ -70,14 +55,12 @@ class Batch(NamedTuple):
                 "a batch must be a tensor x, (x, y), or a dict with x and maybe y, got "
                 f"{type(batch).__name__}; have the data set return one of these"
             )
-        if not conditional:
-            return cls(x)
-        if y is None:
+        if conditional and y is None:
             raise ValueError(
                 "a conditional model needs labels with its batches, got data alone; have the data "
                 "set return (x, y), or build the networks without `num_classes`"
             )
-        return cls(x, y)
+        return cls(x, y if conditional else None)
 
 
 class BatchStream(ABC):
@@ -160,7 +143,29 @@ class BaseSpace(NamedTuple):
     from_code: Callable[[Tensor], Tensor] | None
 
 
-class Prior(nn.Module):
+Report = dict[str, float]
+"""What a fit says of itself, by name."""
+
+
+class _OverCodes(nn.Module):
+    """A distribution over codes.
+
+    Attributes:
+        latent_dim: size d of a code.
+        log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: there is none, or none
+            but that of its own draws.
+    """
+
+    latent_dim: int
+    log_prob_cost: Cost = Cost.PARALLEL
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether the density of codes from outside can be had, at whatever cost."""
+        return self.log_prob_cost is not Cost.ABSENT
+
+
+class Prior(_OverCodes):
     """p(z), or p(z|context): called, it returns a `torch.distributions.Distribution` over codes.
 
     Without a context the distribution has no batch shape and the event shape `(latent_dim,)`. A
@@ -168,8 +173,6 @@ class Prior(nn.Module):
     ignores it.
 
     Attributes:
-        latent_dim: size d of a code.
-        log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: it has none.
         normalised: whether `log_prob` is the logarithm of a density that integrates to 1. If not,
             the prior is trained by :meth:`cross_entropy`, and no likelihood is ever taken from it.
         support: the (low, high) box outside of which the density is 0; None: none.
@@ -181,8 +184,6 @@ class Prior(nn.Module):
         unmasked: the prior whose draws a score chooses from; None: no score chooses.
     """
 
-    latent_dim: int
-    log_prob_cost: Cost = Cost.PARALLEL
     normalised: bool = True
     support: tuple[float, float] | None = None
     normal_scale: float | None = None
@@ -195,22 +196,14 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     @property
-    def has_log_prob(self) -> bool:
-        """Whether the density of codes from outside can be had, at whatever cost."""
-        return self.log_prob_cost is not Cost.ABSENT
-
-    @property
     def needs(self) -> frozenset[str]:
         """What the priors that this one is made of need, if it is made of any."""
         return frozenset[str]().union(*(prior.needs for prior in self._parts()))
 
     def bind(
-        self,
-        *,
-        score: Score | None = None,
-        posterior: "Posterior | None" = None,
+        self, *, score: Score | None = None, posterior: "Posterior | None" = None,
         data: Callable[[int], Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take what `needs` says of a model and its data; what is None is left as it was.
 
         Args:
@@ -248,27 +241,27 @@ class Prior(nn.Module):
         return -self(context).log_prob(z)
 
     def fit(
-        self,
-        codes: Tensor,
-        *,
-        context: Tensor | None = None,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> dict[str, float]:
-        """Learn from codes `(n, latent_dim)`, and freeze.
+        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
+    ) -> Report:
+        """Learn from codes, and freeze.
 
         Args:
-            codes: finite.
+            codes: `(n, latent_dim)`, finite.
             context: of each, where the prior takes one.
             seed: of the draws; the global generators are restored.
             progress: whether to draw a progress bar.
 
         Returns:
-            What the fit says of itself, by name.
+            What the fit says of itself, by name; see each prior.
 
         Raises:
-            ValueError: if there is nothing to learn, or for codes that it cannot be fitted to.
+            ValueError: if there is nothing to learn, or for codes of another shape, too few, not
+                finite, or all the same.
         """
+        return self._fit(codes, context, seed, progress)
+
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+        """What :meth:`fit` does; a prior that learns has its own."""
         raise ValueError(
             f"a {type(self).__name__} prior has nothing to learn from codes; refit with "
             "prior=pushforward or prior=realnvp"
@@ -276,35 +269,24 @@ class Prior(nn.Module):
 
     def base_space(self) -> BaseSpace:
         """The space of the simple prior that this one is a map of; by default its own."""
-        return BaseSpace(self, _identity, _identity)
+        return BaseSpace(self, lambda eps: eps, lambda z: z)
 
     def _parts(self) -> "list[Prior]":
-        return [child for child in self.children() if isinstance(child, Prior)]
+        children = self.children()
+        lists = [child if isinstance(child, nn.ModuleList) else [child] for child in children]
+        return [part for parts in lists for part in parts if isinstance(part, Prior)]
 
 
-class Posterior(nn.Module):
+class Posterior(_OverCodes):
     """q(z|x), or q(z|x, context): called, it returns a distribution with `batch_shape = (n,)`.
 
     The distribution has the event shape `(latent_dim,)` and `rsample_and_log_prob(sample_shape)`, a
     draw and its log-density in one pass, which is what a bound needs and the only cheap way to the
     density of an inverse autoregressive flow.
-
-    Attributes:
-        latent_dim: size d of a code.
-        log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: that of its own draws
-            alone is known.
     """
-
-    latent_dim: int
-    log_prob_cost: Cost = Cost.PARALLEL
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         raise NotImplementedError
-
-    @property
-    def has_log_prob(self) -> bool:
-        """Whether the density of codes from outside can be had, at whatever cost."""
-        return self.log_prob_cost is not Cost.ABSENT
 
 
 class Likelihood(nn.Module):
@@ -374,8 +356,4 @@ def draw(distribution: Distribution, n: int) -> Tensor:
     """n draws without gradient: one of each of a batch of n distributions, or n of the one."""
     with torch.no_grad():
         z: Tensor = distribution.sample(torch.Size() if distribution.batch_shape else (n,))
-    return z
-
-
-def _identity(z: Tensor) -> Tensor:
     return z

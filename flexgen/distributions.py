@@ -12,15 +12,11 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 __all__ = [
-    "BernoulliPixels",
-    "BoxUniform",
-    "DiagonalNormal",
-    "GaussianPixels",
-    "LogisticPixels",
-    "LowerNormal",
-    "Pixels",
-    "covariance",
-]
+    "BernoulliPixels", "BoxUniform", "DiagonalNormal", "GaussianPixels", "LogisticPixels",
+    "LowerNormal", "Pixels", "Shape", "Vectors", "covariance",
+]  # fmt: skip
+
+Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 def covariance(z: Tensor, correction: int = 1) -> Tensor:
@@ -29,7 +25,35 @@ def covariance(z: Tensor, correction: int = 1) -> Tensor:
     return torch.cov(z.detach().double().mT, correction=correction).view(d, d)
 
 
-class DiagonalNormal(Distribution):
+class Vectors(Distribution):
+    """A distribution over vectors `(d,)`.
+
+    Args:
+        batch: the batch shape.
+        dim: d.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+
+    def __init__(self, batch: Sequence[int], dim: int) -> None:
+        super().__init__(torch.Size(batch), torch.Size((dim,)), validate_args=False)
+
+
+class _Located(Vectors):
+    """A batch of normals that its means `loc`, `(*batch, d)`, give the shape."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc.shape[:-1], loc.shape[-1])
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+
+class DiagonalNormal(_Located):
     """N(loc, diag(scale²)) over vectors.
 
     `Independent(Normal(…), 1)` says the same, but spends five times as long on a draw in argument
@@ -40,49 +64,35 @@ class DiagonalNormal(Distribution):
         scale: standard deviation, `(*batch, d)`, above 0.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
-
     @property
     def variance(self) -> Tensor:
         return self.scale.square()
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return torch.addcmul(self.loc, self.scale, self._noise(sample_shape))
 
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities, from the noise itself."""
         eps = self._noise(sample_shape)
-        log_prob = -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
-        return torch.addcmul(self.loc, self.scale, eps), log_prob
+        return torch.addcmul(self.loc, self.scale, eps), self._log_prob(eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        whitened = (value - self.loc) / self.scale
-        return -(0.5 * (whitened.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+        return self._log_prob((value - self.loc) / self.scale)
 
     def rsample_and_kl(
-        self, other: "DiagonalNormal", sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+        self, other: "DiagonalNormal", sample_shape: Shape = ()
     ) -> tuple[Tensor, Tensor]:
         """Draws, and KL(self ‖ other) of each dimension, `(*batch, d)`, nats."""
         eps = self._noise(sample_shape)
         z, kl = _DrawAndKL.apply(self.loc, self.scale, eps, other.loc, other.scale)
         return z, kl
 
-    def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
-        return torch.randn(
-            *sample_shape, *self.loc.shape, device=self.loc.device, dtype=self.loc.dtype
-        )
+    def _log_prob(self, eps: Tensor) -> Tensor:
+        return -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+
+    def _noise(self, sample_shape: Shape) -> Tensor:
+        loc = self.loc
+        return torch.randn(*sample_shape, *loc.shape, device=loc.device, dtype=loc.dtype)
 
 
 class _DrawAndKL(Function):
@@ -116,7 +126,7 @@ class _DrawAndKL(Function):
         return grad_loc, grad_scale, None, *grad_others
 
 
-class BoxUniform(Distribution):
+class BoxUniform(Vectors):
     """U([low, high]^d) over vectors; `log_prob` is −inf outside the box.
 
     Args:
@@ -124,15 +134,12 @@ class BoxUniform(Distribution):
         high: upper corner, `(d,)`, above `low`.
     """
 
-    has_rsample = True
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, low: Tensor, high: Tensor) -> None:
         self.low, self.high = low, high
-        super().__init__(event_shape=low.shape, validate_args=False)
+        super().__init__((), len(low))
 
     @property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.independent(constraints.interval(self.low, self.high), 1)
 
     @property
@@ -143,11 +150,10 @@ class BoxUniform(Distribution):
     def variance(self) -> Tensor:
         return (self.high - self.low).square() / 12
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        u = torch.rand(
-            *sample_shape, *self._event_shape, device=self.low.device, dtype=self.low.dtype
-        )
-        return torch.lerp(self.low, self.high, u)
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        low = self.low
+        u = torch.rand(*sample_shape, *low.shape, device=low.device, dtype=low.dtype)
+        return torch.lerp(low, self.high, u)
 
     def log_prob(self, value: Tensor) -> Tensor:
         inside = ((value >= self.low) & (value <= self.high)).all(-1)
@@ -155,31 +161,21 @@ class BoxUniform(Distribution):
         return torch.where(inside, -volume, -math.inf)
 
 
-class LowerNormal(Distribution):
+class LowerNormal(_Located):
     """N(loc, (LS)(LS)ᵀ) with L unit lower triangular and S = diag(scale), a batch of them."""
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(self, loc: Tensor, scale: Tensor, lower: Tensor) -> None:
-        self.loc, self.scale, self.lower = loc, scale, lower
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
+        super().__init__(loc, scale)
+        self.lower = lower
 
     @property
     def variance(self) -> Tensor:
         return (self.lower * self.scale[..., None, :]).square().sum(-1)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return self.rsample_and_log_prob(sample_shape)[0]
 
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities, from the noise itself."""
         base = DiagonalNormal(torch.zeros_like(self.loc), self.scale)
         y, log_prob = base.rsample_and_log_prob(sample_shape)
@@ -204,11 +200,15 @@ class Pixels(Distribution):
         cut = parameter.ndim - event_dims
         super().__init__(parameter.shape[:cut], parameter.shape[cut:], validate_args=False)
 
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return self._draw((*sample_shape, *self._batch_shape, *self._event_shape))
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
     def _sum(self, log_prob: Tensor) -> Tensor:
         return log_prob.flatten(-len(self._event_shape)).sum(-1)
-
-    def _shape(self, sample_shape: Sequence[int]) -> tuple[int, ...]:
-        return (*sample_shape, *self._batch_shape, *self._event_shape)
 
 
 class BernoulliPixels(Pixels):
@@ -227,8 +227,8 @@ class BernoulliPixels(Pixels):
         logits, value = torch.broadcast_tensors(self.logits.to(dtype), value.to(dtype))
         return -self._sum(binary_cross_entropy_with_logits(logits, value, reduction="none"))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return torch.bernoulli(self.mean.detach().expand(self._shape(sample_shape)))
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.bernoulli(self.mean.expand(shape))
 
 
 class GaussianPixels(Pixels):
@@ -246,10 +246,9 @@ class GaussianPixels(Pixels):
         whitened = (value - self.loc) / self.scale
         return self._sum(-0.5 * (whitened.square() + math.log(2 * math.pi)) - self.scale.log())
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        with torch.no_grad():
-            loc = self.loc.expand(self._shape(sample_shape))
-            return loc + self.scale * torch.randn_like(loc)
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        loc = self.loc.expand(shape)
+        return loc + self.scale * torch.randn_like(loc)
 
 
 class LogisticPixels(Pixels):
@@ -281,9 +280,8 @@ class LogisticPixels(Pixels):
         )
         return self._sum(log_prob)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        with torch.no_grad():
-            u = torch.rand(self._shape(sample_shape), device=self.loc.device).clamp(1e-6, 1 - 1e-6)
-            x = (self.loc + self.scale * u.logit()).clamp(self.low, self.high)
-            step = (self.high - self.low) / (self.levels - 1)
-            return self.low + ((x - self.low) / step).round() * step
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        u = torch.rand(shape, device=self.loc.device).clamp(1e-6, 1 - 1e-6)
+        x = (self.loc + self.scale * u.logit()).clamp(self.low, self.high)
+        step = (self.high - self.low) / (self.levels - 1)
+        return self.low + ((x - self.low) / step).round() * step

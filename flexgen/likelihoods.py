@@ -1,7 +1,4 @@
-"""What a decoder's output says of the data: p(x|z) as a distribution over x.
-
-What a likelihood is, :class:`flexgen.contracts.Likelihood` says.
-"""
+"""Likelihoods p(x|z); what they are, :class:`flexgen.contracts.Likelihood` says."""
 
 import math
 from collections.abc import Sequence
@@ -92,24 +89,18 @@ class DiscretisedLogistic(_Decoded):
     has_mass = True
 
     def __init__(
-        self,
-        decoder: nn.Module,
-        range: Sequence[float] = (-1.0, 1.0),
-        levels: int = 256,
+        self, decoder: nn.Module, range: Sequence[float] = (-1.0, 1.0), levels: int = 256,
         scale: float = 0.1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(decoder)
         low, high = (float(end) for end in range)
         if not low < high:
             raise ValueError(f"`range` must rise, got {(low, high)}; set `data.range=[-1,1]`")
         check_integer("levels", levels, 2, "256 are usual")
         check_positive("scale", scale, "set `likelihood.scale=0.1`")
-        self.low, self.high, self.data_range = low, high, (low, high)
-        self.levels = levels
+        self.data_range, self.grid = (low, high), (low, high, levels)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
         loc, event_dims = self.decode(z, context)
-        return LogisticPixels(
-            loc, self.log_scale.exp(), self.low, self.high, self.levels, event_dims
-        )
+        return LogisticPixels(loc, self.log_scale.exp(), *self.grid, event_dims)

@@ -15,38 +15,20 @@ from flexgen.checks import check_not_negative, check_positive
 from flexgen.contracts import Critic, Objective
 
 __all__ = [
-    "GAN",
-    "LSGAN",
-    "WGAN",
-    "WGANGP",
-    "Hinge",
-    "Objective",
-    "Played",
-    "clip_weights",
-    "critic_loss",
-    "gradient_penalty",
-    "importance_weighted_bound",
-    "kl_floor",
-]
+    "GAN", "LSGAN", "WGAN", "WGANGP", "Hinge", "Objective", "Played", "clip_weights", "critic_loss",
+    "gradient_penalty", "importance_weighted_bound", "kl_floor",
+]  # fmt: skip
 
 Played = tuple[Tensor, ...]
 """What a critic is shown of a batch: data `(n, *shape)`, and what goes with them, row by row."""
 
 
 class _Penalised(Objective):
-    """A game with an optional gradient penalty.
-
-    Args:
-        penalty_weight: λ, at least 0; 0: none.
-
-    Raises:
-        ValueError: if it is negative.
-    """
+    """A game with a gradient penalty of weight λ, at least 0; 0: none."""
 
     def __init__(self, *, penalty_weight: float = 0.0) -> None:
-        self.penalty_weight = check_not_negative(
-            "penalty_weight", penalty_weight, "0 turns the gradient penalty off"
-        )
+        remedy = "0 turns the gradient penalty off"
+        self.penalty_weight = check_not_negative("penalty_weight", penalty_weight, remedy)
 
 
 class GAN(_Penalised):
@@ -66,9 +48,7 @@ class GAN(_Penalised):
         return softplus(-real_logits).mean() + softplus(fake_logits).mean()
 
     def generator(self, fake_logits: Tensor) -> Tensor:
-        if self.non_saturating:
-            return softplus(-fake_logits).mean()
-        return -softplus(fake_logits).mean()
+        return (softplus(-fake_logits) if self.non_saturating else -softplus(fake_logits)).mean()
 
     def score(self, logits: Tensor) -> Tensor:
         """D(x) in (0, 1), the score of Goerttler & Kloft, eq. 2."""
@@ -132,12 +112,9 @@ class WGANGP(WGAN):
 
 
 def critic_loss(
-    objective: Objective,
-    critic: Critic,
-    real: Played,
-    fake: Played,
+    objective: Objective, critic: Critic, real: Played, fake: Played,
     record: Callable[[str, Tensor], None] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """What a critic's step minimises: the objective's loss and λ times its gradient penalty.
 
     Args:
@@ -183,9 +160,6 @@ def gradient_penalty(
         fake: of the same shapes, generated; no gradient flows to it.
         eps: mixing weights `(batch,)`; drawn from the global generator if not given.
 
-    Returns:
-        The scalar penalty, not yet multiplied by λ.
-
     Raises:
         ValueError: if the shapes of `real` and `fake` differ.
 
@@ -224,11 +198,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     With log w = log p(x|z) + log p(z) − log q(z|x), z ~ q(z|x). K = 1 is the ELBO's integrand; the
     bound rises with K and tends to log p(x).
 
-    Args:
-        log_weights: `(K, *batch)`.
-
-    Returns:
-        `(*batch)`.
+    Takes `(K, *batch)`, returns `(*batch)`.
 
     Source: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", 2016, eq. 8.
     """
@@ -241,9 +211,6 @@ def kl_floor(kl: Tensor, free: float) -> Tensor:
     Args:
         kl: KL of each group of latent dimensions, a mean over the batch, `(groups,)`, nats.
         free: λ, nats a group.
-
-    Returns:
-        A scalar.
 
     Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
     eq. 15.

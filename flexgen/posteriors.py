@@ -63,9 +63,8 @@ class FullGaussian(DiagonalGaussian):
         index = torch.tril_indices(latent_dim, latent_dim, -1)
         self.register_buffer("index", index, persistent=False)
         self.below = nn.Linear(self.head.in_features, index.shape[1])
-        with torch.no_grad():
-            self.below.weight.zero_()
-            self.below.bias.zero_()
+        nn.init.zeros_(self.below.weight)
+        nn.init.zeros_(self.below.bias)
 
     def of(self, h: Tensor) -> LowerNormal:  # type: ignore[override]
         diagonal = super().of(h)

@@ -13,14 +13,6 @@ from flexgen.flows.planar import Planar
 from flexgen.flows.transform import Chain, Cost, Inverse, LocationScale, Permutation, Transform
 
 __all__ = [
-    "Autoregressive",
-    "Chain",
-    "Cost",
-    "Coupling",
-    "FlowDistribution",
-    "Inverse",
-    "LocationScale",
-    "Permutation",
-    "Planar",
-    "Transform",
-]
+    "Autoregressive", "Chain", "Cost", "Coupling", "FlowDistribution", "Inverse", "LocationScale",
+    "Permutation", "Planar", "Transform",
+]  # fmt: skip

@@ -72,9 +72,8 @@ class Autoregressive(Stack):
         context_features: int = 0,
         activation: str = "ReLU",
     ) -> None:
-        check_integer(
-            "features", features, 2, "an autoregressive map needs another: set `latent_dim=20`"
-        )
+        remedy = "an autoregressive map needs another: set `latent_dim=20`"
+        check_integer("features", features, 2, remedy)
         check_integer("num_layers", num_layers, 1, "set `prior.num_layers=3`")
         updates: dict[str, Update] = {
             "affine": Affine(), "gated": Gated(gate_bias), "additive": Additive(),
@@ -90,9 +89,8 @@ class Autoregressive(Stack):
         orders = _orders(features, num_layers, order)
         super().__init__([net], [features], step, orders, context_features)
         # How many units of each product's result may see i coordinates at most, for i = 0 … d.
-        self._reach = [
-            [int((degree <= seen).sum()) for seen in range(features + 1)] for degree in degrees
-        ]
+        counts = range(features + 1)
+        self._reach = [[int((degree <= seen).sum()) for seen in counts] for degree in degrees]
 
     def layer(self, run: Pass, row: int, seen: Tensor, code: Tensor) -> Layer:
         if not run.inverse:
@@ -102,19 +100,12 @@ class Autoregressive(Stack):
         return image, log_scale, saved, image
 
     def layer_backward(
-        self,
-        run: Pass,
-        row: int,
-        saved: Saved | None,
-        grads: list[Tensor],
-        part: int,
-        grad_ladj: Tensor,
-        to_seen: bool,
+        self, run: Pass, row: int, saved: Saved | None, grads: list[Tensor], part: int, seen: bool
     ) -> None:
         if not run.inverse:
-            super().layer_backward(run, row, saved, grads, part, grad_ladj, to_seen)
+            super().layer_backward(run, row, saved, grads, part, seen)
         else:
-            grads[part] = self._solve_backward(run, row, saved, grads[part], grad_ladj)
+            grads[part] = self._solve_backward(run, row, saved, grads[part])
 
     def _solve(self, run: Pass, row: int, code: Tensor) -> Tensor:
         """The outputs for the x whose image is `code`, each unit computed once, by degree."""
@@ -129,23 +120,16 @@ class Autoregressive(Stack):
                 top, bottom = self._exactly(k + 1, i)
                 if top == bottom:
                     continue
-                right, rows = self._reach[k][i], units[k + 1][top:bottom]
-                torch.addmm(
-                    bias[top:bottom], weight[top:bottom, :right], units[k][:right], out=rows
-                )
+                seen, rows = units[k][: self._reach[k][i]], units[k + 1][top:bottom]
+                torch.addmm(bias[top:bottom], weight[top:bottom, : len(seen)], seen, out=rows)
                 if k < len(weights) - 1:
                     run.activate(rows)
-            x[i : i + 1] = self.update.apply(
-                units[-1][outputs * i : outputs * (i + 1)],
-                code[i : i + 1],
-                None if gain is None else gain[i : i + 1],
-                True,
-            )[0]
+            one, out = slice(i, i + 1), units[-1][outputs * i : outputs * (i + 1)]
+            own_gain = None if gain is None else gain[one]
+            x[one] = self.update.apply(out, code[one], own_gain, True)[0]
         return units[-1]
 
-    def _solve_backward(
-        self, run: Pass, row: int, saved: Saved | None, grad: Tensor, grad_ladj: Tensor
-    ) -> Tensor:
+    def _solve_backward(self, run: Pass, row: int, saved: Saved | None, grad: Tensor) -> Tensor:
         """The derivative of `_solve` and its update, by falling degree; gives the code's."""
         transposed, pre = run.transposed[row][0], run.grads[row][0]
         grad, gain, grads_s = grad.clone(), run.gains[row], []
@@ -154,13 +138,11 @@ class Autoregressive(Stack):
             self._units_backward(run, row, i + 1)
             one, after = slice(i, i + 1), self._reach[1][i]
             grad[one].addmm_(transposed[one, after:], pre[after:])
+            own = None if saved is None else Saved(*(value[one] for value in saved))
+            own_gain = None if gain is None else gain[one]
+            outs = [out[one] for out in run.outs[row]]
             grad_code[one], grad_s = self.update.backward(
-                grad[one],
-                grad_ladj,
-                None if saved is None else Saved(*(value[one] for value in saved)),
-                None if gain is None else gain[one],
-                True,
-                [out[one] for out in run.outs[row]],
+                grad[one], run.grad_ladj, own, own_gain, True, outs
             )
             if grad_s is not None:
                 grads_s.append(grad_s)
@@ -188,11 +170,8 @@ class Autoregressive(Stack):
 def _degrees(
     features: int, hidden_features: Sequence[int], num_outputs: int, has_context: bool
 ) -> list[Tensor]:
-    """Of inputs, hidden units and outputs: the number of coordinates that each depends on.
-
-    An input counts itself, an output what lies strictly before its coordinate. Units that depend
-    on the context alone have degree 0; without a context they would be constants.
-    """
+    """Of inputs, hidden units and outputs: the number of coordinates that each depends on."""
+    # Units that depend on the context alone have degree 0; without one they would be constants.
     lowest = 0 if has_context else 1
     hidden = [
         torch.arange(width).remainder(features - lowest).add(lowest).sort().values
@@ -203,11 +182,11 @@ def _degrees(
 
 
 def _orders(features: int, num_layers: int, order: str) -> Tensor:
-    natural = torch.arange(features)
     if order == "random":
         return torch.stack([torch.randperm(features) for _ in range(num_layers)])
-    if order == "natural":
-        return natural.repeat(num_layers, 1)
+    orders = torch.arange(features).repeat(num_layers, 1)
     if order == "reversed":
-        return torch.stack([natural.flip(0) if i % 2 else natural for i in range(num_layers)])
-    raise ValueError(f"`order` must be reversed, natural or random, got {order!r}")
+        orders[1::2] = orders[1::2].flip(1)
+    elif order != "natural":
+        raise ValueError(f"`order` must be reversed, natural or random, got {order!r}")
+    return orders

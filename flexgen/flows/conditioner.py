@@ -65,18 +65,10 @@ class Conditioner(nn.Module):
     weight0: Tensor
 
     def __init__(
-        self,
-        num: int,
-        in_features: int,
-        hidden_features: Sequence[int],
-        moved: int,
-        num_outputs: int,
-        *,
-        context_features: int = 0,
-        activation: str = "ReLU",
-        has_gain: bool = True,
-        masks: Sequence[Tensor] = (),
-    ) -> None:
+        self, num: int, in_features: int, hidden_features: Sequence[int], moved: int,
+        num_outputs: int, *, context_features: int = 0, activation: str = "ReLU",
+        has_gain: bool = True, masks: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         if not hidden_features or min(hidden_features) < 1:
             raise ValueError(
@@ -145,17 +137,11 @@ class Pass:
     """
 
     def __init__(
-        self,
-        net: Conditioner,
-        tensors: Sequence[Tensor],
-        inverse: bool,
-        *,
-        keep: int | None = None,
-        traced: bool = False,
-    ) -> None:
+        self, net: Conditioner, tensors: Sequence[Tensor], inverse: bool, *,
+        keep: int | None = None, traced: bool = False,
+    ) -> None:  # fmt: skip
         depth, self.inverse, self.num_outputs = net.depth, inverse, net.num_outputs
-        self.blocks = net.blocks
-        self.masks = list(net._buffers.values()) or [None] * depth
+        self.blocks, self.masks = net.blocks, list(net._buffers.values()) or [None] * depth
         weights, self._biases = tensors[:depth], tensors[depth : 2 * depth]
         if traced:
             # The gradient that autograd derives knows of no mask.
@@ -163,9 +149,7 @@ class Pass:
                 w if mask is None else w * mask for w, mask in zip(weights, self.masks, strict=True)
             ]
             self.blocks = [[]] * depth
-        self._weights = weights
-        self.weights = _rows(weights)
-        self.biases = _rows(self._biases)
+        self._weights, self.weights, self.biases = weights, _rows(weights), _rows(self._biases)
         self.gains: Sequence[Tensor | None] = [None] * net.num
         if net.has_gain:
             self.gains = (tensors[-1].neg() if inverse else tensors[-1]).unbind(0)
@@ -178,14 +162,14 @@ class Pass:
     def __call__(self, row: int, code: Tensor) -> Tensor:
         """Outputs `(moved · num_outputs, n)` of network `row` for the codes `(in, n)`."""
         weights, biases = self.weights[row], self.biases[row]
-        for weight, bias, blocks, out in zip(
-            weights, biases, self.blocks, self.hidden[row], strict=False
-        ):
+        layers = zip(weights, biases, self.blocks, self.hidden[row], strict=False)
+        for weight, bias, blocks, out in layers:
             code = self.activate(_product(bias, weight, code, blocks, out))
         return _product(biases[-1], weights[-1], code, self.blocks[-1], None)
 
-    def start_backward(self, n: int) -> None:
-        """Make room for the gradients."""
+    def start_backward(self, grad_ladj: Tensor) -> None:
+        """Make room for the gradients, given that of log |det J|, `(n,)`."""
+        self.grad_ladj, n = grad_ladj, len(grad_ladj)
         self._grads = [w.new_empty(*w.shape[:2], n) for w in self._weights]
         self.grads = _rows(self._grads)
         self.transposed = _rows([w.mT for w in self._weights])
@@ -241,7 +225,7 @@ def _blocks(mask: Tensor) -> Blocks:
 
 
 def _rows(stacks: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """From stacks of matrices, one for each product, to the matrices of each network."""
+    """From stacks of matrices, one a product, to the matrices of each network."""
     return list(zip(*(stack.unbind(0) for stack in stacks), strict=True))
 
 

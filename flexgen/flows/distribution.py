@@ -4,14 +4,15 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
+from flexgen.distributions import Shape, Vectors
 from flexgen.flows.transform import Transform
 
 __all__ = ["FlowDistribution"]
 
 
-class FlowDistribution(Distribution):
+class FlowDistribution(Vectors):
     r"""z = f(ε; c) with ε from a base distribution.
 
     .. math:: \log p(z) = \log p_0(ε) - \log |\det ∂z/∂ε|
@@ -22,10 +23,6 @@ class FlowDistribution(Distribution):
         context: c, `(*batch, context_features)`; None for none.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(
         self, base: Distribution, transform: Transform, context: Tensor | None = None
     ) -> None:
@@ -35,15 +32,13 @@ class FlowDistribution(Distribution):
         if base.batch_shape not in (torch.Size(), batch):
             base = base.expand(batch)
         self.base, self.transform, self.context = base, transform, context
-        super().__init__(batch, base.event_shape, validate_args=False)
+        super().__init__(batch, base.event_shape[0])
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         z: Tensor = self.transform(self._noise(sample_shape), self.context)[0]
         return z
 
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
         """Draws, `(*sample_shape, *batch, d)`, and their log-density, in one pass."""
         eps = self._noise(sample_shape)
         z, ladj = self.transform(eps, self.context)
@@ -60,7 +55,7 @@ class FlowDistribution(Distribution):
         lost = value.isfinite().all(-1) & ~eps.isfinite().all(-1)
         return (self.base.log_prob(eps) + ladj).masked_fill(lost, -math.inf)
 
-    def _noise(self, sample_shape: torch.Size | list[int] | tuple[int, ...]) -> Tensor:
+    def _noise(self, sample_shape: Shape) -> Tensor:
         # One base for all contexts: draws for different contexts are independent all the same.
         missing = () if self.base.batch_shape else self._batch_shape
         return self.base.rsample(torch.Size((*sample_shape, *missing)))

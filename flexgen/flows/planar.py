@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexgen.checks import check_integer
-from flexgen.flows.transform import Cost, Transform
+from flexgen.flows.transform import Cost, Mapped, Transform
 
 __all__ = ["Planar"]
 
@@ -47,8 +47,7 @@ class Planar(Transform):
             self.net = nn.Linear(context_features, num_layers * size, bias=False)
             nn.init.normal_(self.net.weight, std=0.1 * scale)
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Base noise to z; see :class:`~flexgen.flows.Transform`."""
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         steps = self.free
         if self.net is not None:
             if context is None:

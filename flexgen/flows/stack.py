@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flexgen.flows.conditioner import Conditioner, Pass
-from flexgen.flows.transform import Cost, Transform
+from flexgen.flows.transform import Cost, Mapped, Transform
 from flexgen.flows.updates import Saved, Update
 
 __all__ = ["Layer", "Stack"]
@@ -51,13 +51,9 @@ class Stack(Transform):
     moves: Tensor
 
     def __init__(
-        self,
-        nets: Sequence[Conditioner],
-        parts: Sequence[int],
-        update: Update,
-        orders: Tensor,
+        self, nets: Sequence[Conditioner], parts: Sequence[int], update: Update, orders: Tensor,
         context_features: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(orders.shape[1], context_features)
         self.nets = nn.ModuleList(nets)  # type: ignore[assignment]
         self.parts, self.update = list(parts), update
@@ -65,13 +61,13 @@ class Stack(Transform):
         self.register_buffer("moves", orders.new_empty(2, len(orders) + 1, self.features), False)
         self._follow_orders()
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         return self._map(eps, context, inverse=False)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         return self._map(z, context, inverse=True)
 
-    def _map(self, code: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _map(self, code: Tensor, context: Tensor | None, inverse: bool) -> Mapped:
         if code.shape[-1] != self.features:
             raise ValueError(
                 f"a code must be (*batch, {self.features}), got {tuple(code.shape)}; "
@@ -90,9 +86,7 @@ class Stack(Transform):
         with torch.autocast(code.device.type, enabled=False):
             return self._map_rows(code, context, inverse)
 
-    def _map_rows(
-        self, code: Tensor, context: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _map_rows(self, code: Tensor, context: Tensor | None, inverse: bool) -> Mapped:
         batch, dtype = code.shape[:-1], self.nets[0].weight0.dtype
         columns = code.reshape(-1, self.features).to(dtype).mT
         context = None if context is None else context.to(dtype)
@@ -101,7 +95,7 @@ class Stack(Transform):
             rows, ladj = _Node.apply(self, inverse, columns, *tensors)
         elif self._traceable(inverse):
             passes = self.passes(tensors, inverse, traced=True)
-            rows, ladj = self.run(columns, passes, inverse, None)
+            rows, ladj = self.run(columns, passes, None)
         else:
             rows, ladj = _untraced(self, inverse, columns, *tensors)
         return rows.view(*batch, self.features), ladj.view(batch)
@@ -111,29 +105,20 @@ class Stack(Transform):
         cost = self.inverse_cost if inverse else self.forward_cost
         return cost is Cost.PARALLEL and not any(any(net.blocks) for net in self.nets)
 
-    def passes(
-        self,
-        tensors: Sequence[Tensor],
-        inverse: bool,
-        *,
-        keep: int | None = None,
-        traced: bool = False,
-    ) -> list[Pass]:
-        """The networks on the tensors of one call; arguments as for :class:`Pass`."""
+    def passes(self, tensors: Sequence[Tensor], inverse: bool, **how: Any) -> list[Pass]:
+        """The networks on the tensors of one call; `how` as for :class:`Pass`."""
         size = len(tensors) // len(self.nets)
         return [
-            Pass(net, tensors[i * size : (i + 1) * size], inverse, keep=keep, traced=traced)
+            Pass(net, tensors[i * size : (i + 1) * size], inverse, **how)
             for i, net in enumerate(self.nets)
         ]
 
-    def run(
-        self, columns: Tensor, passes: Sequence[Pass], inverse: bool, tape: Tape | None
-    ) -> tuple[Tensor, Tensor]:
-        """All layers on codes `(features, n)`; fills the tape, where a backward will follow.
+    def run(self, columns: Tensor, passes: Sequence[Pass], tape: Tape | None) -> Mapped:
+        """All layers on codes `(features, n)`, to `(n, features)` and log |det J|, `(n,)`.
 
-        Returns:
-            The image as rows, `(n, features)`, and log |det J|, `(n,)`.
+        The tape is filled where a backward will follow.
         """
+        inverse = passes[0].inverse
         first, *moves, last = self._moves_of(inverse)
         parts = self._split([columns.contiguous() if first is None else columns], first)
         log_scales = []
@@ -155,19 +140,14 @@ class Stack(Transform):
         return image, ladj
 
     def pull(
-        self,
-        grad: Tensor,
-        grad_ladj: Tensor,
-        passes: Sequence[Pass],
-        inverse: bool,
-        tape: Tape,
-        to_code: bool,
+        self, grad: Tensor, grad_ladj: Tensor, passes: Sequence[Pass], tape: Tape, to_code: bool
     ) -> list[Tensor | None]:
         """Gradients of the codes, None unless `to_code`, and of all tensors."""
+        inverse = passes[0].inverse
         first, *moves, last = self._moves_of(not inverse)
         parts = self._split([grad.mT], first)
         for run in passes:
-            run.start_backward(len(grad))
+            run.start_backward(grad_ladj)
         seen: list[list[Any]] = [[None] * len(run.weights) for run in passes]
         layers = self._layers(not inverse)
         for layer, move, (code, saved) in zip(layers, [None, *moves], reversed(tape), strict=True):
@@ -176,7 +156,7 @@ class Stack(Transform):
             row, which = divmod(layer, len(passes))
             part, run, seen[which][row] = layer % len(parts), passes[which], code
             last_one = layer == layers[-1] and not to_code
-            self.layer_backward(run, row, saved, parts, part, grad_ladj, not last_one)
+            self.layer_backward(run, row, saved, parts, part, not last_one)
         grads = [
             grad for run, codes in zip(passes, seen, strict=True) for grad in run.finish(codes)
         ]
@@ -187,34 +167,29 @@ class Stack(Transform):
         return *self.update.apply(run(row, seen), code, run.gains[row], run.inverse), seen
 
     def layer_backward(
-        self,
-        run: Pass,
-        row: int,
-        saved: Saved | None,
-        grads: list[Tensor],
-        part: int,
-        grad_ladj: Tensor,
-        to_seen: bool,
+        self, run: Pass, row: int, saved: Saved | None, grads: list[Tensor], part: int, seen: bool
     ) -> None:
-        """Its derivative: `grads`, of the parts, go from those of its image to its code's."""
+        """Its derivative: `grads`, of the parts, go from those of its image to its code's.
+
+        With `seen` those of the part that is seen too.
+        """
         grads[part], grad_s = self.update.backward(
-            grads[part], grad_ladj, saved, run.gains[row], run.inverse, run.outs[row]
+            grads[part], run.grad_ladj, saved, run.gains[row], run.inverse, run.outs[row]
         )
         if grad_s is not None and saved is not None:
             run.log_scales[row] = grad_s, saved.squashed
         run.backward(row)
-        if to_seen:
+        if seen:
             grads[part - 1] = run.add_input_grad(row, grads[part - 1])
 
     def _layers(self, inverse: bool) -> range:
-        num = len(self.orders)
-        return range(num - 1, -1, -1) if inverse else range(num)
+        layers = range(len(self.orders))
+        return layers[::-1] if inverse else layers
 
     def _split(self, parts: list[Tensor], move: Tensor | None) -> list[Tensor]:
         return list(self._together(parts, move).split(self.parts))
 
-    @staticmethod
-    def _together(parts: list[Tensor], move: Tensor | None) -> Tensor:
+    def _together(self, parts: list[Tensor], move: Tensor | None) -> Tensor:
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         return whole if move is None else whole.index_select(0, move)
 
@@ -238,8 +213,8 @@ class Stack(Transform):
 
 
 @torch.compiler.disable
-def _untraced(*args: Any) -> tuple[Tensor, Tensor]:
-    image: tuple[Tensor, Tensor] = _Node.apply(*args)
+def _untraced(*args: Any) -> Mapped:
+    image: Mapped = _Node.apply(*args)
     return image
 
 
@@ -247,14 +222,12 @@ class _Node(torch.autograd.Function):
     """A stack on columns, as one node; the derivative is the stack's own."""
 
     @staticmethod
-    def forward(
-        ctx: Any, stack: Stack, inverse: bool, columns: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, stack: Stack, inverse: bool, columns: Tensor, *tensors: Tensor) -> Mapped:
         needed = any(ctx.needs_input_grad)
         passes = stack.passes(tensors, inverse, keep=columns.shape[1] if needed else None)
         tape: Tape | None = [] if needed else None
-        rows, ladj = stack.run(columns, passes, inverse, tape)
-        ctx.stack, ctx.inverse, ctx.passes, ctx.tape = stack, inverse, passes, tape
+        rows, ladj = stack.run(columns, passes, tape)
+        ctx.stack, ctx.passes, ctx.tape = stack, passes, tape
         ctx.save_for_backward(*tensors)
         return rows, ladj
 
@@ -264,5 +237,5 @@ class _Node(torch.autograd.Function):
         ctx.saved_tensors  # noqa: B018  (raises if a weight was changed since the forward)
         to_code = ctx.needs_input_grad[2]
         with torch.autocast(grad.device.type, enabled=False):
-            grads = ctx.stack.pull(grad, grad_ladj, ctx.passes, ctx.inverse, ctx.tape, to_code)
+            grads = ctx.stack.pull(grad, grad_ladj, ctx.passes, ctx.tape, to_code)
         return None, None, *grads

@@ -10,19 +10,17 @@ from flexgen.contracts import Cost
 
 __all__ = ["Chain", "Cost", "Inverse", "LocationScale", "Permutation", "Transform"]
 
+Mapped = tuple[Tensor, Tensor]
+"""An image `(*batch, features)` and log |det J| of the direction taken, `(*batch,)`."""
+
 
 class Transform(nn.Module):
     """An invertible map between base noise and codes; forward is base to z.
 
     Both directions take `(*batch, features)` and, where `context_features` is above 0, a context
     `(*batch, context_features)` whose batch broadcasts. They return the image and log |det J| of
-    the direction that was taken, `(*batch,)`, in one pass.
-
-    Attributes:
-        features: size d of a code.
-        context_features: size of the context, 0 for none.
-        forward_cost: what base to z costs.
-        inverse_cost: what z to base costs.
+    the direction that was taken, `(*batch,)`, in one pass; `forward_cost` is what base to z costs,
+    `inverse_cost` what z to base costs.
     """
 
     forward_cost = Cost.PARALLEL
@@ -32,11 +30,11 @@ class Transform(nn.Module):
         super().__init__()
         self.features, self.context_features = features, context_features
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         """Base noise to z, with log |det ∂z/∂ε|."""
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """z to base noise, with log |det ∂ε/∂z|.
 
         Raises:
@@ -51,8 +49,7 @@ class Transform(nn.Module):
         """Hand both directions to `torch.compile`, in place."""
         super().compile(*args, **options)
         if self.inverse_cost is not Cost.ABSENT:
-            compiled: Callable[..., tuple[Tensor, Tensor]]
-            compiled = torch.compile(self.inverse, *args, **options)
+            compiled: Callable[..., Mapped] = torch.compile(self.inverse, *args, **options)
             self.inverse = compiled  # type: ignore[method-assign]
 
 
@@ -83,14 +80,14 @@ class Chain(Transform):
         self.forward_cost = max(part.forward_cost for part in parts)
         self.inverse_cost = max(part.inverse_cost for part in parts)
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         z, total = eps, eps.new_zeros(())
         for part in self.transforms:
             z, ladj = part(z, context)
             total = total + ladj
         return z, total
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         eps, total = z, z.new_zeros(())
         for part in reversed(self.transforms):
             eps, ladj = part.inverse(eps, context)  # type: ignore[operator]
@@ -99,11 +96,7 @@ class Chain(Transform):
 
 
 class Inverse(Transform):
-    """A map with its directions exchanged: the inverse of an IAF is a MAF.
-
-    Args:
-        transform: the map.
-    """
+    """A map with its directions exchanged: the inverse of an IAF is a MAF."""
 
     def __init__(self, transform: Transform) -> None:
         super().__init__(transform.features, transform.context_features)
@@ -111,11 +104,11 @@ class Inverse(Transform):
         self.forward_cost = transform.inverse_cost
         self.inverse_cost = transform.forward_cost
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         return self.transform.inverse(eps, context)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.transform(z, context)
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+        found: Mapped = self.transform(z, context)
         return found
 
 
@@ -140,10 +133,10 @@ class Permutation(Transform):
         self.register_buffer("order", torch.tensor(order))
         self.register_buffer("inverse_order", self.order.argsort(), persistent=False)
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         return eps.index_select(-1, self.order), eps.new_zeros(eps.shape[:-1])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         return z.index_select(-1, self.inverse_order), z.new_zeros(z.shape[:-1])
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -156,9 +149,6 @@ class LocationScale(Transform):
 
     Both are buffers, the identity at first: a fit to codes takes location and scale out of what a
     flow must learn.
-
-    Args:
-        features: d.
     """
 
     loc: Tensor
@@ -169,10 +159,10 @@ class LocationScale(Transform):
         self.register_buffer("loc", torch.zeros(features))
         self.register_buffer("factor", torch.eye(features))
 
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         return eps @ self.factor.mT + self.loc, self._ladj()
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         white = torch.linalg.solve_triangular(self.factor.mT, z - self.loc, upper=True, left=False)
         return white, -self._ladj()
 

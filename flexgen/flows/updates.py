@@ -1,8 +1,7 @@
 """How a network's outputs move a code: affine, gated or additive, with the derivatives.
 
 Codes are columns: x, next to the base, and y are `(m, n)`. The network's outputs for them are
-`(m · num_outputs, n)`, those of one coordinate next to each other. The derivatives are written
-out, so that a whole stack of maps is one node of the graph.
+`(m · num_outputs, n)`, those of one coordinate next to each other.
 """
 
 import abc
@@ -45,39 +44,43 @@ class Update(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
-        """The image of x, or of y if `inverse`.
+        """The image of x, or of y if `inverse`, for the network's outputs `out`.
 
-        Args:
-            out: the network's outputs.
-            code: what moves.
-            gain: the learned gain, its sign turned if `inverse`.
-            inverse: which way.
-
-        Returns:
-            The image; the log-scale of the direction taken, None where it is 0 throughout; what
-            the backward needs.
+        The gain's sign is turned if `inverse`. Returns the image; the log-scale of the direction
+        taken, None where it is 0 throughout; what the backward needs.
         """
 
-    @abc.abstractmethod
     def backward(
-        self,
-        grad: Tensor,
-        grad_ladj: Tensor,
-        saved: Saved | None,
-        gain: Tensor | None,
-        inverse: bool,
-        grad_outs: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
+        self, grad: Tensor, grad_ladj: Tensor, saved: Saved | None, gain: Tensor | None,
+        inverse: bool, grad_outs: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Gradients of the code and, if there is a gain, of the log-scale; of `out`: written.
 
         Args:
             grad: of the image, `(m, n)`.
             grad_ladj: of log |det J| of the direction taken, `(n,)`.
-            saved: what `apply` returned.
-            gain: as given to `apply`.
-            inverse: as given to `apply`.
+            saved: what `apply` returned; gain and direction are those given to it.
             grad_outs: where the gradients of `out` go, apart: one `(m, n)` for each output.
         """
+        grad_code, grad_s = grad, None
+        if saved is not None:
+            offset, scale, squashed = saved
+            grad_code = grad * scale
+            grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, offset)
+            self._scale_backward(grad_s, squashed, gain, inverse, grad_outs[0])
+        self._shift_backward(grad, grad_code, inverse, grad_outs[-1])
+        return grad_code, grad_s if self.has_gain else None
+
+    def _shift_backward(self, grad: Tensor, grad_code: Tensor, inverse: bool, out: Tensor) -> None:
+        if inverse:
+            torch.neg(grad_code, out=out)
+        else:
+            out.copy_(grad)
+
+    def _scale_backward(
+        self, grad_s: Tensor, squashed: Tensor, gain: Tensor | None, inverse: bool, out: Tensor
+    ) -> None:
+        raise NotImplementedError
 
 
 class Affine(Update):
@@ -100,27 +103,11 @@ class Affine(Update):
         image = (code - t) * scale if inverse else torch.addcmul(t, code, scale)
         return image, log_scale, Saved(image if inverse else code, scale, squashed)
 
-    def backward(
-        self,
-        grad: Tensor,
-        grad_ladj: Tensor,
-        saved: Saved | None,
-        gain: Tensor | None,
-        inverse: bool,
-        grad_outs: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        assert saved is not None
+    def _scale_backward(
+        self, grad_s: Tensor, squashed: Tensor, gain: Tensor | None, inverse: bool, out: Tensor
+    ) -> None:
         assert gain is not None
-        x, scale, squashed = saved
-        grad_code = grad * scale
-        grad_r, grad_t = grad_outs
-        if inverse:
-            torch.neg(grad_code, out=grad_t)
-        else:
-            grad_t.copy_(grad)
-        grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, x)
-        _tanh_backward(grad_s * gain, squashed, grad_input=grad_r)
-        return grad_code, grad_s
+        _tanh_backward(grad_s * gain, squashed, grad_input=out)
 
 
 class Gated(Update):
@@ -146,24 +133,13 @@ class Gated(Update):
         gate = log_gate.exp() if inverse else scale
         return m + moved, log_scale, Saved(moved if inverse else offset, scale, gate)
 
-    def backward(
-        self,
-        grad: Tensor,
-        grad_ladj: Tensor,
-        saved: Saved | None,
-        gain: Tensor | None,
-        inverse: bool,
-        grad_outs: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        assert saved is not None
-        offset, scale, gate = saved
-        grad_code = grad * scale
-        grad_r, grad_m = grad_outs
-        torch.sub(grad, grad_code, out=grad_m)
-        grad_s = torch.addcmul(grad_ladj, grad if inverse else grad_code, offset)
-        closed = gate - 1 if inverse else 1 - gate
-        torch.mul(grad_s, closed, out=grad_r)
-        return grad_code, None
+    def _scale_backward(
+        self, grad_s: Tensor, squashed: Tensor, gain: Tensor | None, inverse: bool, out: Tensor
+    ) -> None:
+        torch.mul(grad_s, squashed - 1 if inverse else 1 - squashed, out=out)
+
+    def _shift_backward(self, grad: Tensor, grad_code: Tensor, inverse: bool, out: Tensor) -> None:
+        torch.sub(grad, grad_code, out=out)
 
 
 class Additive(Update):
@@ -176,18 +152,3 @@ class Additive(Update):
 
     def apply(self, out: Tensor, code: Tensor, gain: Tensor | None, inverse: bool) -> Image:
         return (code - out if inverse else code + out), None, None
-
-    def backward(
-        self,
-        grad: Tensor,
-        grad_ladj: Tensor,
-        saved: Saved | None,
-        gain: Tensor | None,
-        inverse: bool,
-        grad_outs: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        if inverse:
-            torch.neg(grad, out=grad_outs[0])
-        else:
-            grad_outs[0].copy_(grad)
-        return grad, None

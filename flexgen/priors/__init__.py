@@ -19,27 +19,8 @@ from flexgen.priors.staged import Staged, as_prior, base_codes
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "MAF",
-    "BaseSpace",
-    "FlowPrior",
-    "Gaussian",
-    "KernelDensity",
-    "Langevin",
-    "LearnableMixture",
-    "Masked",
-    "Mixture",
-    "MixtureOfPosteriors",
-    "Normal",
-    "PerClass",
-    "Prior",
-    "Pushforward",
-    "RealNVP",
-    "Rejection",
-    "Staged",
-    "Uniform",
-    "Vamp",
-    "Weighted",
-    "as_prior",
-    "base_codes",
+    "MAF", "BaseSpace", "FlowPrior", "Gaussian", "KernelDensity", "Langevin", "LearnableMixture",
+    "Masked", "Mixture", "MixtureOfPosteriors", "Normal", "PerClass", "Prior", "Pushforward",
+    "RealNVP", "Rejection", "Staged", "Uniform", "Vamp", "Weighted", "as_prior", "base_codes",
     "maximise_likelihood",
-]
+]  # fmt: skip

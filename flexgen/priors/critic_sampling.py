@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_positive
-from flexgen.contracts import Score
 from flexgen.priors.reweighted import Reweighted, ReweightedDistribution
 
 __all__ = ["Langevin", "LangevinDistribution", "Rejection", "RejectionDistribution"]
@@ -19,16 +18,7 @@ _EPS = 1e-8
 _CODES_A_PASS = 1000
 
 
-class _SampledDistribution(ReweightedDistribution):
-    def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
-            f"a {type(self.prior).__name__} prior has no density, that of its target lacks the "
-            "normalising constant; use its base, or a flow such as `prior=zuko_nsf`, where a "
-            "log-likelihood is needed"
-        )
-
-
-class RejectionDistribution(_SampledDistribution):
+class RejectionDistribution(ReweightedDistribution):
     """Draws of `base` that a :class:`Rejection` accepts; each call burns in for itself.
 
     What a call draws so depends on the generator's seed and the score alone, not on earlier calls.
@@ -77,10 +67,8 @@ class Rejection(Reweighted):
 
     With γ = 0 this is exp(s − s_max), and the draws have density p(z) exp(s(z)) up to a constant:
     the data's own, if s is the logit of the best critic of the original game for these codes. The
-    scores of other games are no logits; there it is a tilt towards what the critic likes.
-
-    Training draws from the base; only who calls the prior, as sampling and measuring do, draws by
-    score.
+    scores of other games are no logits; there it is a tilt towards what the critic likes. Training
+    draws from the base.
 
     Args:
         base: any prior; it needs no density.
@@ -99,14 +87,12 @@ class Rejection(Reweighted):
     not depend on those before it.
     """
 
+    distribution = RejectionDistribution
+
     def __init__(
-        self,
-        base: nn.Module,
-        *,
-        percentile: float | None = 80.0,
-        burn_in: int = 1000,
+        self, base: nn.Module, *, percentile: float | None = 80.0, burn_in: int = 1000,
         max_proposals: float = 1000,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(base, where="generation")
         if percentile is not None and not 0 <= percentile <= 100:
             raise ValueError(
@@ -122,16 +108,10 @@ class Rejection(Reweighted):
         self.percentile = None if percentile is None else float(percentile)
         self.burn_in, self.max_proposals = burn_in, float(max_proposals)
 
-    def _by_score(self, score: Score | None, context: Tensor | None) -> RejectionDistribution:
-        return RejectionDistribution(self, score, context)
-
     def acceptance(self, scores: Tensor, burn_in: Tensor, highest: Tensor) -> Tensor:
-        """The probability σ(F) to accept each code.
+        """The probability σ(F) to accept each code of given scores, `(n,)`, float64.
 
-        Args:
-            scores: of the codes, `(n,)`, float64.
-            burn_in: the scores that γ is taken from, `(m,)`.
-            highest: s_max, `()`, at least as high as all of them.
+        γ is taken from the scores `burn_in`, `(m,)`; `highest` is s_max, `()`.
         """
         logits = _logits(scores, highest)
         if self.percentile is not None:
@@ -139,11 +119,11 @@ class Rejection(Reweighted):
         return logits.sigmoid()
 
 
-class LangevinDistribution(_SampledDistribution):
+class LangevinDistribution(ReweightedDistribution):
     """The last states of chains that a :class:`Langevin` runs from draws of `base`.
 
-    They carry no gradient to the base. Their statistics are the standard deviation of the scores of
-    the first states, `critic_std`, and with the Metropolis step the share of moves accepted,
+    They carry no gradient to the base. Their statistics are the standard deviation of the first
+    states' scores, `critic_std`, and with the Metropolis step the share of moves accepted,
     `acceptance`.
     """
 
@@ -180,9 +160,8 @@ class LangevinDistribution(_SampledDistribution):
                 log_ratio = energy - moved_energy + noise.square().sum(-1) / 2
                 log_ratio -= back.square().sum(-1) / (2 * eps)
                 take = torch.rand_like(log_ratio).log() < log_ratio
-                z, slope = (
-                    torch.where(take[:, None], *pair) for pair in ((moved, z), (moved_slope, slope))
-                )
+                z = torch.where(take[:, None], moved, z)
+                slope = torch.where(take[:, None], moved_slope, slope)
                 energy = torch.where(take, moved_energy, energy)
                 accepted.append(take.float().mean())
         if accepted:
@@ -224,8 +203,8 @@ class Langevin(Reweighted):
     On a bounded support a plain step reflects at the walls; with the Metropolis step a move
     through a wall is refused, which keeps the target exact.
 
-    Training draws from the base; only who calls the prior, as sampling and measuring do, draws by
-    score. A draw costs `steps` + 1 passes with gradient through generator and critic.
+    Training draws from the base. A draw costs `steps` + 1 passes with gradient through generator
+    and critic.
 
     Args:
         base: a prior with a density.
@@ -242,15 +221,12 @@ class Langevin(Reweighted):
     Departures: the temperature, and reflection on a box.
     """
 
+    distribution = LangevinDistribution
+
     def __init__(
-        self,
-        base: nn.Module,
-        *,
-        steps: int = 100,
-        step_size: float = 0.05,
-        temperature: float = 1.0,
-        metropolis: bool = False,
-    ) -> None:
+        self, base: nn.Module, *, steps: int = 100, step_size: float = 0.05,
+        temperature: float = 1.0, metropolis: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(base, where="generation")
         if not self.base.has_log_prob:
             raise ValueError(
@@ -259,16 +235,10 @@ class Langevin(Reweighted):
                 "draws only"
             )
         check_integer("steps", steps, 1, "set `prior.steps=100`")
-        for name, value, usual in (
-            ("step_size", step_size, 0.05),
-            ("temperature", temperature, 1),
-        ):
-            check_positive(name, value, f"set `prior.{name}={usual}`")
+        check_positive("step_size", step_size, "set `prior.step_size=0.05`")
+        check_positive("temperature", temperature, "set `prior.temperature=1`")
         self.steps, self.step_size = steps, float(step_size)
         self.temperature, self.metropolis = float(temperature), metropolis
-
-    def _by_score(self, score: Score | None, context: Tensor | None) -> LangevinDistribution:
-        return LangevinDistribution(self, score, context)
 
     def reflect(self, z: Tensor) -> Tensor:
         """Codes `(n, d)` folded back into the support, by as many reflections as it takes."""

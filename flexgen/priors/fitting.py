@@ -8,7 +8,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from flexgen.contracts import Prior
+from flexgen.contracts import Prior, Report
+from flexgen.priors.gaussian import check_codes
 
 __all__ = ["maximise_likelihood"]
 
@@ -16,17 +17,10 @@ _EVALUATIONS = 40
 
 
 def maximise_likelihood(
-    prior: Prior,
-    codes: Tensor,
-    *,
-    context: Tensor | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    steps: int = 2000,
-    batch_size: int = 200,
-    lr: float = 1e-3,
+    prior: Prior, codes: Tensor, *, context: Tensor | None = None, seed: int = 0,
+    progress: bool = False, steps: int = 2000, batch_size: int = 200, lr: float = 1e-3,
     patience: int = _EVALUATIONS,
-) -> dict[str, float]:
+) -> Report:  # fmt: skip
     """Minimise the mean cross-entropy of nine tenths of the codes by Adam, and freeze the prior.
 
     The last tenth is looked at before the first step and 40 times on the way; the weights that
@@ -35,9 +29,7 @@ def maximise_likelihood(
     Args:
         prior: with parameters; its `cross_entropy`, −log p(z) where p is normalised, is minimised.
         codes: `(n, latent_dim)`, at least 2 of them, finite.
-        context: of each, `(n, …)`, where the prior takes one.
-        seed: of the draws; the global generators are restored.
-        progress: whether to draw a progress bar.
+        context, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
         steps: optimizer steps.
         batch_size: codes a step.
         lr: step size.
@@ -48,16 +40,10 @@ def maximise_likelihood(
         the step that reached it; `cross_entropy` in the place of `nll` if p is not normalised.
 
     Raises:
-        ValueError: for fewer than 2 codes, or some that are not finite.
+        ValueError: for codes of another shape, fewer than 2, or not finite.
         FloatingPointError: if that density is not finite.
     """
-    if len(codes) < 2:
-        raise ValueError(
-            f"`codes` must number at least 2, one of them held out, got {len(codes)}; "
-            "reverse more images"
-        )
-    if not codes.isfinite().all():
-        raise ValueError("`codes` must be finite; drop those whose reversal did not converge")
+    check_codes(codes, prior.latent_dim, at_least=2)
     cuda = [codes.device] if codes.is_cuda else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
@@ -74,9 +60,8 @@ def maximise_likelihood(
         best, reached = _checked(loss_of, held_out, 0), 0
         weights = copy.deepcopy(prior.state_dict())
         every = max(1, steps // _EVALUATIONS)
-        for step in track(
-            range(1, steps + 1), "fitting the prior", transient=True, disable=not progress
-        ):
+        bar = track(range(1, steps + 1), "fitting the prior", transient=True, disable=not progress)
+        for step in bar:
             batch = rest[torch.randint(len(rest), (batch_size,), device=codes.device)]
             optimizer.zero_grad()
             loss_of(batch).backward()

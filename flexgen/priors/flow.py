@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flexgen.contracts import BaseSpace, Prior
+from flexgen.contracts import BaseSpace, Prior, Report
 from flexgen.distributions import covariance
 from flexgen.flows import (
     Autoregressive,
@@ -29,7 +29,8 @@ class FlowPrior(Prior):
 
     A fit sets μ and L to the codes' mean and covariance factor, then learns f by maximum
     likelihood: it starts as the Gaussian of the codes, and f learns what that Gaussian misses. In
-    training, where f learns with the model, μ and L stay the identity.
+    training, where f learns with the model, μ and L stay the identity. A fit takes more than d
+    codes, and reports what :func:`~flexgen.priors.fitting.maximise_likelihood` does.
 
     Args:
         flow: f, without a context.
@@ -39,20 +40,15 @@ class FlowPrior(Prior):
         patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
 
     Raises:
-        ValueError: for a map that needs a context.
+        ValueError: for a map that needs a context; in a fit, for one without density or parameters.
     """
 
     learns = True
 
     def __init__(
-        self,
-        flow: Transform,
-        *,
-        steps: int = 2000,
-        batch_size: int = 200,
-        lr: float = 1e-3,
+        self, flow: Transform, *, steps: int = 2000, batch_size: int = 200, lr: float = 1e-3,
         patience: int = 10,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if flow.context_features:
             raise ValueError(
@@ -61,7 +57,7 @@ class FlowPrior(Prior):
             )
         self.latent_dim, self.log_prob_cost = flow.features, flow.inverse_cost
         self.transform = Chain([flow, LocationScale(flow.features)])
-        self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
+        self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
         self.base = Normal(flow.features)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
@@ -69,25 +65,10 @@ class FlowPrior(Prior):
 
     def base_space(self) -> BaseSpace:
         """The space of ε, to which a flow's inverse leads back."""
-        return BaseSpace(self.base, self._to_code, self._from_code if self.has_log_prob else None)
+        back = (lambda z: self.transform.inverse(z)[0]) if self.has_log_prob else None
+        return BaseSpace(self.base, lambda eps: self.transform(eps)[0], back)
 
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Learn from codes, and freeze.
-
-        Args:
-            codes: `(n, latent_dim)`, n above latent_dim.
-            seed: of the draws; the global generators are restored.
-            progress: whether to draw a progress bar.
-
-        Returns:
-            What :func:`~flexgen.priors.fitting.maximise_likelihood` does.
-
-        Raises:
-            ValueError: for codes of another shape, too few, not finite or all the same, or a map
-                without a density or parameters.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         if not self.has_log_prob:
             raise ValueError(
@@ -104,18 +85,8 @@ class FlowPrior(Prior):
         assert isinstance(frame, LocationScale)
         frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
-        return maximise_likelihood(
-            self, codes.to(self.base.loc), seed=seed, progress=progress, steps=self.steps,
-            batch_size=self.batch_size, lr=self.lr, patience=self.patience,
-        )  # fmt: skip
-
-    def _to_code(self, eps: Tensor) -> Tensor:
-        z: Tensor = self.transform(eps)[0]
-        return z
-
-    def _from_code(self, z: Tensor) -> Tensor:
-        eps: Tensor = self.transform.inverse(z)[0]
-        return eps
+        z = codes.to(self.base.loc)
+        return maximise_likelihood(self, z, seed=seed, progress=progress, **self.how)
 
 
 class RealNVP(FlowPrior):

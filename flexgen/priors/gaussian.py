@@ -7,17 +7,17 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from flexgen.checks import check_integer
-from flexgen.contracts import BaseSpace, Prior
-from flexgen.distributions import covariance
+from flexgen.contracts import BaseSpace, Prior, Report
+from flexgen.distributions import Shape, covariance
 from flexgen.priors.fixed import Normal
 
-__all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor"]
+__all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor", "whitened"]
 
 
 class FullNormal(MultivariateNormal):
     """torch's N(μ, L Lᵀ), drawn by one product: theirs takes several times as long on a batch."""
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         loc: Tensor = self.loc
         eps = torch.randn(*sample_shape, *loc.shape, device=loc.device, dtype=loc.dtype)
         z = torch.addmm(loc, eps.view(-1, len(loc)), self._unbroadcasted_scale_tril.mT)
@@ -29,7 +29,8 @@ class Gaussian(Prior):
 
     μ = 1/n Σᵢ zᵢ and Σ = 1/n Σᵢ (zᵢ − μ)(zᵢ − μ)ᵀ. It is the baseline of every prior that learns
     from codes: one that is no closer to held-out codes than this has learned nothing that two
-    moments do not say. Until it is fitted it is N(0, I).
+    moments do not say. Until it is fitted it is N(0, I). A fit takes more than d codes, draws
+    nothing, and reports `nll_train`: minus the mean log-density of the codes, nats per code.
 
     Args:
         latent_dim: d, at least 1.
@@ -48,7 +49,6 @@ class Gaussian(Prior):
     """
 
     learns = True
-
     loc: Tensor
     factor: Tensor
 
@@ -64,48 +64,27 @@ class Gaussian(Prior):
 
     def base_space(self) -> BaseSpace:
         """The space of ε in z = μ + L ε, with L the factor of Σ."""
-        return BaseSpace(Normal(self.latent_dim).to(self.loc), self._to_code, self._from_code)
+        return BaseSpace(
+            Normal(self.latent_dim).to(self.loc),
+            lambda eps: torch.addmm(self.loc, eps, self.factor.mT),
+            lambda z: whitened(z - self.loc, self.factor),
+        )
 
     @torch.no_grad()
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Take the mean and the covariance of codes.
-
-        Args:
-            codes: `(n, latent_dim)`, n above latent_dim.
-            seed: not used, there is nothing to draw.
-            progress: not used, there is nothing to wait for.
-
-        Returns:
-            `{"nll_train": …}`: minus the mean log-density of the codes, nats per code.
-
-        Raises:
-            ValueError: for codes of another shape, too few, not finite, or all the same.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         self.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         self.loc.copy_(codes.detach().double().mean(0))
         return {"nll_train": -float(self().log_prob(codes.to(self.loc)).mean())}
 
-    def _to_code(self, eps: Tensor) -> Tensor:
-        return torch.addmm(self.loc, eps, self.factor.mT)
 
-    def _from_code(self, z: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.factor, (z - self.loc).mT, upper=False).mT
+def whitened(z: Tensor, factor: Tensor) -> Tensor:
+    """L⁻¹ z of each row, L lower triangular."""
+    return torch.linalg.solve_triangular(factor, z.mT, upper=False).mT.contiguous()
 
 
 def check_codes(codes: Tensor, latent_dim: int, *, at_least: int) -> None:
-    """Refuse codes that a prior cannot be fitted to.
-
-    Args:
-        codes: should be `(n, latent_dim)`, finite, n at least `at_least`.
-        latent_dim: the prior's.
-        at_least: the smallest n that the fit can use.
-
-    Raises:
-        ValueError: naming what is wrong and the remedy.
-    """
+    """Refuse codes that are not `(n, latent_dim)`, finite, n at least `at_least`."""
     if codes.ndim != 2 or codes.shape[1] != latent_dim:
         raise ValueError(
             f"`codes` must be (n, {latent_dim}), got {tuple(codes.shape)}; "

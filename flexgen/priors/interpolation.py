@@ -1,4 +1,7 @@
-"""Paths between codes: straight, and along the sphere."""
+"""Paths between codes, straight and along the sphere.
+
+From a to b, `(n, d)` each, by stops t in [0, 1], `(m,)`: codes `(n, m, d)`.
+"""
 
 import torch
 from torch import Tensor
@@ -11,16 +14,7 @@ _PARALLEL = 1e-7
 
 
 def linear(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """(1 − t) a + t b: straight paths, which stay in any box that holds both ends.
-
-    Args:
-        a: where paths start, `(n, d)`.
-        b: where they end, `(n, d)`.
-        t: where to stop on the way, `(m,)`, in [0, 1].
-
-    Returns:
-        Codes, `(n, m, d)`.
-    """
+    """(1 − t) a + t b: straight paths, which stay in any box that holds both ends."""
     return torch.lerp(a.unsqueeze(1), b.unsqueeze(1), t.unsqueeze(-1))
 
 
@@ -35,14 +29,6 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     path between two of them at √(d/2), where next to none do. Ends in one direction are joined
     straight; of opposite ends, which every great circle through them joins, one circle is taken,
     the same each time; an end at 0 has no direction, and takes the other's.
-
-    Args:
-        a: where paths start, `(n, d)`.
-        b: where they end, `(n, d)`.
-        t: where to stop on the way, `(m,)`, in [0, 1].
-
-    Returns:
-        Codes, `(n, m, d)`.
 
     Source: Shoemake, "Animating rotation with quaternion curves", 1985, section 3.3; White,
     "Sampling generative networks", 2016, section 2.1. Departure: their formula takes a and b

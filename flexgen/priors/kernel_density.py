@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.distributions import Distribution, constraints
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Cost, Prior
-from flexgen.distributions import covariance
-from flexgen.priors.gaussian import check_codes, covariance_factor
+from flexgen.contracts import Cost, Prior, Report
+from flexgen.distributions import Shape, Vectors, covariance
+from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
 
 __all__ = ["KernelDensity", "KernelDensityDistribution"]
 
@@ -22,7 +21,7 @@ _ROWS = 256
 _ROWS_SCORED = 1024
 
 
-class KernelDensityDistribution(Distribution):
+class KernelDensityDistribution(Vectors):
     r"""1/n Σᵢ N(zᵢ, A Aᵀ) for n codes zᵢ; with no A, the empirical distribution of the codes.
 
     Args:
@@ -31,13 +30,9 @@ class KernelDensityDistribution(Distribution):
             codes, and there is no density.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(self, codes: Tensor, factor: Tensor | None) -> None:
         self.codes, self.factor = codes, factor
-        super().__init__(event_shape=codes.shape[1:], validate_args=False)
+        super().__init__((), codes.shape[1])
 
     @property
     def mean(self) -> Tensor:
@@ -48,7 +43,7 @@ class KernelDensityDistribution(Distribution):
         within = self.codes.var(0, correction=0)
         return within if self.factor is None else within + self.factor.square().sum(1)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         index = torch.randint(len(self.codes), tuple(sample_shape), device=self.codes.device)
         z = self.codes[index]
         return z if self.factor is None else z + torch.randn_like(z) @ self.factor.mT
@@ -60,11 +55,10 @@ class KernelDensityDistribution(Distribution):
                 "set `prior.bandwidth=likelihood` where a log-likelihood is needed"
             )
         n, d = self.codes.shape
-        centres = _whiten(self.codes, self.factor)
-        z = _whiten(value.reshape(-1, d), self.factor)
-        log_sums = [
-            (-0.5 * _squared_distances(part, centres)).logsumexp(1) for part in z.split(_ROWS)
-        ]
+        centres = whitened(self.codes, self.factor)
+        z = whitened(value.reshape(-1, d), self.factor)
+        parts = z.split(_ROWS)
+        log_sums = [(-0.5 * _squared_distances(part, centres)).logsumexp(1) for part in parts]
         constant = 0.5 * d * math.log(2 * math.pi) + math.log(n)
         log_det = self.factor.diagonal().log().sum()
         return (torch.cat(log_sums) - log_det - constant).view(value.shape[:-1])
@@ -78,7 +72,9 @@ class KernelDensity(Prior):
     is the empirical prior: draws are codes, and there is no density. Until it is fitted it is
     N(0, I), or for h = 0 draws from it.
 
-    The codes lie in a buffer of a fixed size, which the checkpoint carries.
+    The codes lie in a buffer of a fixed size, which the checkpoint carries. A fit takes more than d
+    codes, for h = 0 at least 1, and reports `bandwidth`, h, and for h > 0 `nll_left_out`: minus the
+    mean log-density of a code under all the others, nats per code.
 
     Args:
         latent_dim: d, at least 1.
@@ -96,7 +92,6 @@ class KernelDensity(Prior):
     """
 
     learns = True
-
     codes: Tensor
     factor: Tensor
     count: Tensor
@@ -128,23 +123,7 @@ class KernelDensity(Prior):
         return KernelDensityDistribution(self.codes[: self._count], factor)
 
     @torch.no_grad()
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Keep codes and choose the bandwidth.
-
-        Args:
-            codes: `(n, latent_dim)`, n above latent_dim; for bandwidth 0, n at least 1.
-            seed: of the part that is kept where the buffer is too small.
-            progress: whether to draw a progress bar.
-
-        Returns:
-            `{"bandwidth": …, "nll_left_out": …}`: h, and minus the mean log-density of a code
-            under all the others, nats per code; the bandwidth alone if it is 0.
-
-        Raises:
-            ValueError: for codes of another shape, too few, not finite, or all the same.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         at_least = self.latent_dim + 1 if self.has_log_prob else 1
         check_codes(codes, self.latent_dim, at_least=at_least)
         if self.has_log_prob and self.num_codes < at_least:
@@ -157,15 +136,15 @@ class KernelDensity(Prior):
         report = {"bandwidth": 0.0}
         if self.has_log_prob:
             factor = covariance_factor(covariance(kept))
-            report = self._choose(_whiten(kept.double(), factor), progress)
+            report = self._choose(whitened(kept.double(), factor), progress)
             report["nll_left_out"] += float(factor.diagonal().log().sum())
             self.factor.copy_(report["bandwidth"] * factor)
-        self.codes.zero_()[: len(kept)].copy_(kept)
-        self.count.fill_(len(kept))
         self._count = len(kept)
+        self.codes.zero_()[: self._count].copy_(kept)
+        self.count.fill_(self._count)
         return report
 
-    def _choose(self, z: Tensor, progress: bool) -> dict[str, float]:
+    def _choose(self, z: Tensor, progress: bool) -> Report:
         """The bandwidth for whitened codes `(n, d)` in random order, and its left-out score."""
         n, d = z.shape
         if self.bandwidth == "likelihood":
@@ -198,14 +177,9 @@ class KernelDensity(Prior):
             )
         return {"bandwidth": widths[best], "nll_left_out": float(nll[best])}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if (count := state_dict.get(f"{prefix}count")) is not None:
-            self._count = int(count)
-
-
-def _whiten(z: Tensor, factor: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(factor, z.mT, upper=False).mT.contiguous()
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._count = int(self.count)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from flexgen.checks import check_integer, check_one_of, check_positive
-from flexgen.contracts import Prior
+from flexgen.contracts import Prior, Report
+from flexgen.distributions import Shape, Vectors
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 
@@ -20,7 +20,7 @@ __all__ = ["GaussianMixture", "LearnableMixture", "Mixture"]
 log = logging.getLogger(__name__)
 
 
-class GaussianMixture(Distribution):
+class GaussianMixture(Vectors):
     r"""Σₖ wₖ N(locₖ, Aₖ Aₖᵀ) over vectors.
 
     A draw takes a component k and returns locₖ + Aₖ ε, so gradients reach `loc` and `factor` of
@@ -32,13 +32,9 @@ class GaussianMixture(Distribution):
         factor: A, either standard deviations `(K, d)` or lower Cholesky factors `(K, d, d)`.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(self, weights: Tensor, loc: Tensor, factor: Tensor) -> None:
         self.weights, self.loc, self.factor = weights, loc, factor
-        super().__init__(event_shape=loc.shape[1:], validate_args=False)
+        super().__init__((), loc.shape[1])
 
     @property
     def mean(self) -> Tensor:
@@ -51,7 +47,7 @@ class GaussianMixture(Distribution):
             within = within.sum(-1)
         return self.weights @ (within + (self.loc - self.mean).square())
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         n, d = math.prod(sample_shape), self.loc.shape[1]
         k = torch.multinomial(self.weights, n, replacement=True)
         eps = torch.randn(n, d, device=self.loc.device, dtype=self.loc.dtype)
@@ -80,7 +76,9 @@ class Mixture(Prior):
     r"""A mixture of Gaussians Σₖ wₖ N(μₖ, Σₖ), fitted to codes by expectation maximisation.
 
     Until it is fitted it is N(0, I). Checkpoint keys keep their shapes whatever the fit finds:
-    components that a choice by BIC leaves out have weight 0.
+    components that a choice by BIC leaves out have weight 0. A fit takes at least K codes, and more
+    than d for full covariances; it reports `nll_train`, minus the mean log-density of the codes,
+    nats per code, and `components`, how many there are.
 
     Args:
         latent_dim: d, at least 1.
@@ -106,22 +104,13 @@ class Mixture(Prior):
     factor: Tensor
 
     def __init__(
-        self,
-        latent_dim: int,
-        num_components: int = 10,
-        *,
-        covariance: str = "full",
-        select: bool = False,
-        num_starts: int = 1,
-        max_iter: int = 200,
-    ) -> None:
+        self, latent_dim: int, num_components: int = 10, *, covariance: str = "full",
+        select: bool = False, num_starts: int = 1, max_iter: int = 200,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
-        for name, value in (
-            ("num_components", num_components),
-            ("num_starts", num_starts),
-            ("max_iter", max_iter),
-        ):
+        counts = {"num_components": num_components, "num_starts": num_starts, "max_iter": max_iter}
+        for name, value in counts.items():
             check_integer(name, value, 1, f"set `prior.{name}=1`")
         check_one_of("covariance", covariance, ("full", "diagonal"))
         self.latent_dim, self.num_components = latent_dim, num_components
@@ -136,25 +125,7 @@ class Mixture(Prior):
         return GaussianMixture(self.weights, self.loc, self.factor)
 
     @torch.no_grad()
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Fit the mixture to codes.
-
-        Args:
-            codes: `(n, latent_dim)`; n at least `num_components`, and above latent_dim for full
-                covariances.
-            seed: of the k-means starts.
-            progress: whether to draw a progress bar over the numbers of components.
-
-        Returns:
-            `{"nll_train": …, "components": …}`: minus the mean log-density of the codes, nats per
-            code, and how many components there are.
-
-        Raises:
-            ValueError: for codes of another shape, too few, not finite, or such that a component
-                has no covariance.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         full = self.covariance == "full"
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1 if full else 2)
         if len(codes) < self.num_components:
@@ -175,12 +146,9 @@ class Mixture(Prior):
                 "mixture: EM has not converged after %d iterations; raise `prior.max_iter`",
                 self.max_iter,
             )
-        k = len(best.weights_)
-        covariances = torch.from_numpy(best.covariances_)
-        if full:
-            factor = spread.unsqueeze(-1) * torch.linalg.cholesky(covariances)
-        else:
-            factor = spread * covariances.sqrt()
+        k, covariances = len(best.weights_), torch.from_numpy(best.covariances_)
+        root = torch.linalg.cholesky(covariances) if full else covariances.sqrt()
+        factor = spread.unsqueeze(-1) * root if full else spread * root
         self.weights.zero_()[:k].copy_(torch.from_numpy(best.weights_))
         self.loc[:k].copy_(shift + spread * torch.from_numpy(best.means_))
         self.factor[:k].copy_(factor)
@@ -193,13 +161,11 @@ class Mixture(Prior):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Estimator
 
+        kind = "full" if self.covariance == "full" else "diag"
         estimator = Estimator(
-            num_components,
-            covariance_type="full" if self.covariance == "full" else "diag",
-            n_init=self.num_starts,
-            max_iter=self.max_iter,
+            num_components, covariance_type=kind, n_init=self.num_starts, max_iter=self.max_iter,
             random_state=seed,
-        )
+        )  # fmt: skip
         try:
             with warnings.catch_warnings():
                 # Said once, in the log, of the fit that is kept.
@@ -218,7 +184,8 @@ class LearnableMixture(Prior):
 
     z = μₖ + σₖ ε with k uniform on {1, …, K} and ε from N(0, I). μ and log σ are parameters: the
     generator's loss reaches them through `rsample`, and the model's generator optimizer steps
-    them. Under a refit they are fitted to codes by maximum likelihood instead.
+    them. Under a refit they are fitted to codes by maximum likelihood instead, see
+    :func:`~flexgen.priors.fitting.maximise_likelihood`.
 
     Args:
         latent_dim: d, at least 1.
@@ -240,12 +207,7 @@ class LearnableMixture(Prior):
     weights: Tensor
 
     def __init__(
-        self,
-        latent_dim: int,
-        num_components: int = 50,
-        *,
-        spread: float = 1.0,
-        scale: float = 0.2,
+        self, latent_dim: int, num_components: int = 50, *, spread: float = 1.0, scale: float = 0.2
     ) -> None:
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
@@ -262,18 +224,5 @@ class LearnableMixture(Prior):
     def forward(self, context: Tensor | None = None) -> GaussianMixture:
         return GaussianMixture(self.weights, self.loc, self.log_scale.exp())
 
-    def fit(
-        self,
-        codes: Tensor,
-        *,
-        context: Tensor | None = None,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> dict[str, float]:
-        """See :func:`~flexgen.priors.fitting.maximise_likelihood`.
-
-        Raises:
-            ValueError: for codes of another shape, too few, or not finite.
-        """
-        check_codes(codes, self.latent_dim, at_least=2)
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         return maximise_likelihood(self, codes, seed=seed, progress=progress)

@@ -1,20 +1,20 @@
 """A prior for each class."""
 
 import copy
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Prior
+from flexgen.contracts import Prior, Report
+from flexgen.distributions import Shape, Vectors
 from flexgen.priors.staged import as_prior
 
 __all__ = ["PerClass", "PerClassDistribution"]
 
 
-class PerClassDistribution(Distribution):
+class PerClassDistribution(Vectors):
     """p(z|y) of each label of a batch; of no labels, the mixture Σ_y p(y) p(z|y).
 
     Args:
@@ -22,59 +22,48 @@ class PerClassDistribution(Distribution):
         labels: y, `(n,)`; None: the mixture.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(self, prior: "PerClass", labels: Tensor | None) -> None:
         self.prior, self.labels = prior, labels
-        rows = torch.Size() if labels is None else labels.shape
-        super().__init__(rows, torch.Size((prior.latent_dim,)), validate_args=False)
+        super().__init__(() if labels is None else labels.shape, prior.latent_dim)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         shape = (*sample_shape, *self._batch_shape)
-        labels = self._labels(shape)
-        z = self.prior.weights.new_empty(labels.numel(), self.prior.latent_dim)
+        weights = self.prior.weights
+        if self.labels is not None:
+            labels = self.labels.expand(shape).flatten()
+        else:
+            labels = torch.multinomial(weights, math.prod(shape), replacement=True)
+        z = weights.new_empty(len(labels), self.prior.latent_dim)
         for label in labels.unique().tolist():
-            rows = (labels.flatten() == label).nonzero().squeeze(1)
+            rows = (labels == label).nonzero().squeeze(1)
             z = z.index_copy(0, rows, self.prior.of(label)().rsample(torch.Size((len(rows),))))
         return z.view(*shape, *self._event_shape)
-
-    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         each = torch.stack([prior().log_prob(value) for prior in self.prior.each()])
         if self.labels is None:
             log_weights = self.prior.weights.log().view(-1, *(1,) * (each.ndim - 1))
             return (each + log_weights).logsumexp(0)
-        chosen = self.labels.expand(each.shape[1:])
-        return each.gather(0, chosen[None])[0]
-
-    def _labels(self, shape: tuple[int, ...]) -> Tensor:
-        if self.labels is not None:
-            return self.labels.expand(shape)
-        n = int(torch.Size(shape).numel())
-        return torch.multinomial(self.prior.weights, n, replacement=True).view(shape)
+        return each.gather(0, self.labels.expand(each.shape[1:])[None])[0]
 
 
 class PerClass(Prior):
     r"""p(z|y): a copy of one prior for each class y, each fitted to the codes of its class.
 
     Without a context it is the mixture $\sum_y p(y)\, p(z|y)$, with p(y) the classes' shares in the
-    codes of the fit, and equal before it.
+    codes of the fit, and equal before it. A fit wants the class of each code as its context, and
+    enough codes of each class for the base's own fit; it reports the means of what those say,
+    weighted by the classes' shares.
 
     Args:
         base: any prior; each class starts with a copy of it.
         num_classes: at least 1.
 
     Raises:
-        ValueError: for no classes.
+        ValueError: for no classes; in a fit, without labels or for a class without codes.
     """
 
     takes_context = True
-
     weights: Tensor
 
     def __init__(self, base: nn.Module, num_classes: int) -> None:
@@ -90,35 +79,18 @@ class PerClass(Prior):
 
     def each(self) -> list[Prior]:
         """The prior of each class, in order."""
-        return [self.of(label) for label in range(len(self.classes))]
+        return self._parts()
 
     def of(self, label: int) -> Prior:
         """The prior of one class."""
-        prior = self.classes[label]
-        assert isinstance(prior, Prior)
-        return prior
+        return self.each()[label]
 
     def forward(self, context: Tensor | None = None) -> PerClassDistribution:
         return PerClassDistribution(self, context)
 
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, **options: Any
-    ) -> dict[str, float]:
-        """Fit the prior of each class to its codes.
-
-        Args:
-            codes: `(n, latent_dim)`, with enough of each class for the base's own fit.
-            context: the class of each, `(n,)`.
-            **options: of the base's fit.
-
-        Returns:
-            The means over the classes of what the fits report, weighted by the classes' shares.
-
-        Raises:
-            ValueError: without labels, for a class without codes, or as the base's fit does.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         if not self.learns:
-            return super().fit(codes, **options)
+            return super()._fit(codes, context, seed, progress)
         if context is None:
             raise ValueError(
                 "a prior for each class is fitted to codes with labels, got codes alone; refit a "
@@ -131,7 +103,8 @@ class PerClass(Prior):
                 "more images"
             )
         found = [
-            prior.fit(codes[context == label], **options) for label, prior in enumerate(self.each())
+            prior.fit(codes[context == label], seed=seed, progress=progress)
+            for label, prior in enumerate(self.each())
         ]
         self.weights.copy_(counts / counts.sum())
         shares = self.weights.tolist()
@@ -139,6 +112,3 @@ class PerClass(Prior):
             name: sum(share * each[name] for share, each in zip(shares, found, strict=True))
             for name in found[0]
         }
-
-    def _parts(self) -> list[Prior]:
-        return self.each()

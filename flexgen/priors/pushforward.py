@@ -6,32 +6,28 @@ from collections.abc import Callable
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import BaseSpace, Cost, Prior
-from flexgen.distributions import covariance
+from flexgen.contracts import BaseSpace, Cost, Prior, Report
+from flexgen.distributions import Shape, Vectors, covariance
 from flexgen.objectives import LSGAN, Objective, clip_weights, critic_loss
-from flexgen.priors.gaussian import covariance_factor
+from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
 from flexgen.priors.staged import as_prior
 
 __all__ = ["Pushforward", "PushforwardDistribution"]
 
 
-class PushforwardDistribution(Distribution):
+class PushforwardDistribution(Vectors):
     """The distribution of h(z') for z' from a base distribution: it can be drawn from, no more."""
-
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
 
     def __init__(
         self, base: Distribution, transform: Callable[[Tensor], Tensor], latent_dim: int
     ) -> None:
         self.base, self.transform = base, transform
-        super().__init__(event_shape=torch.Size((latent_dim,)), validate_args=False)
+        super().__init__((), latent_dim)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         z = self.transform(self.base.rsample(sample_shape).flatten(0, -2))
         return z.view(*sample_shape, *self._event_shape)
 
@@ -48,7 +44,9 @@ class Pushforward(Prior):
     μ and L (Cholesky) are the mean and the covariance factor of the codes, W is linear and starts
     as the identity, f is `network`. With `skip` the map starts near the Gaussian fitted to the
     codes and learns what that Gaussian misses; it cannot start out with a collapsed rank, which a
-    plain ReLU network does on codes.
+    plain ReLU network does on codes. A fit takes more than latent_dim codes, and reports
+    `condition`: the smallest over the largest eigenvalue of the covariance of h(z') after the game,
+    relative to the codes' own (1: as full a rank as the codes; near 0: collapsed).
 
     Args:
         network: f, `(batch, base_dim)` to `(batch, latent_dim)`.
@@ -78,7 +76,6 @@ class Pushforward(Prior):
 
     log_prob_cost = Cost.ABSENT
     learns = True
-
     shift: Tensor
     factor: Tensor
 
@@ -140,59 +137,23 @@ class Pushforward(Prior):
         """Stay in eval mode: a training model must not move the batch norms of its prior."""
         return super().train(False)
 
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Learn h from codes.
-
-        Args:
-            codes: `(n, latent_dim)`.
-            seed: of the initial draw order and of the noise; the global generators are restored.
-            progress: whether to draw a progress bar.
-
-        Returns:
-            `{"condition": …}`: the smallest over the largest eigenvalue of the covariance of
-            h(z') after the game, relative to the codes' own (1: as full a rank as the codes; near
-            0: collapsed).
-
-        Raises:
-            ValueError: for codes of another shape, too few of them, or non-finite ones.
-        """
-        if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"`codes` must be (n, {self.latent_dim}), got {tuple(codes.shape)}; "
-                "reverse with the generator that this prior belongs to"
-            )
-        if len(codes) <= self.latent_dim:
-            raise ValueError(
-                f"`codes` must number more than latent_dim {self.latent_dim} to fit a covariance, "
-                f"got {len(codes)}; reverse more images"
-            )
-        if not codes.isfinite().all():
-            raise ValueError("`codes` must be finite; drop those whose reversal did not converge")
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+        check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         codes = codes.detach().to(self.shift)
         with torch.random.fork_rng(devices=[codes.device] if codes.is_cuda else []):
             torch.manual_seed(seed)
-            self._whiten(codes)
-            self._play(
-                torch.linalg.solve_triangular(
-                    self.factor, (codes - self.shift).mT, upper=False
-                ).mT.contiguous(),
-                progress,
-            )
+            self.shift.copy_(codes.mean(0))
+            self.factor.copy_(covariance_factor(covariance(codes)))
+            self._play(whitened(codes - self.shift, self.factor), progress)
             with torch.no_grad():
                 drawn = self().sample((max(4096, 8 * self.latent_dim),))
                 if self.match_moments:
                     self._match(drawn.double(), codes.double())
-        return {"condition": _condition(drawn, codes)}
+        return {"condition": _condition(drawn) / _condition(codes)}
 
     def _whitened(self, z_base: Tensor) -> Tensor:
         u = self.network(z_base)
         return u if self.linear is None else u + self.linear(z_base)
-
-    def _whiten(self, codes: Tensor) -> None:
-        self.shift.copy_(codes.mean(0))
-        self.factor.copy_(covariance_factor(covariance(codes)))
 
     def _match(self, drawn: Tensor, codes: Tensor) -> None:
         """Move μ and L so that what was drawn would have had the codes' mean and covariance."""
@@ -206,16 +167,14 @@ class Pushforward(Prior):
         learned = nn.ModuleList([self.network] + ([self.linear] if self.linear else []))
         players = (learned, self.critic)
         for player in players:
-            player.requires_grad_(True)
-            nn.Module.train(player, True)
+            nn.Module.train(player.requires_grad_(True), True)
         generator_opt, critic_opt = (
             torch.optim.Adam(p.parameters(), lr=self.lr, betas=(0.5, 0.9), fused=True)
             for p in players
         )
         average = [p.detach().clone() for p in learned.parameters()]
         base, n, batch = self.base(), len(real_codes), min(self.batch_size, len(real_codes))
-        steps = track(range(self.steps), "PGAN", transient=True, disable=not progress)
-        for step in steps:
+        for step in track(range(self.steps), "PGAN", transient=True, disable=not progress):
             for optimizer in (generator_opt, critic_opt):
                 optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
             self.critic.requires_grad_(True)
@@ -247,11 +206,7 @@ class Pushforward(Prior):
         self.eval()
 
 
-def _condition(drawn: Tensor, codes: Tensor) -> float:
-    """How near-singular the covariance of `drawn` is, relative to that of `codes`."""
-    smallest, largest = (
-        torch.stack([torch.linalg.eigvalsh(covariance(z))[i] for z in (drawn, codes)])
-        for i in (0, -1)
-    )
-    ratio = smallest / largest
-    return float(ratio[0] / ratio[1])
+def _condition(z: Tensor) -> float:
+    """The smallest over the largest eigenvalue of the covariance."""
+    eigenvalues = torch.linalg.eigvalsh(covariance(z))
+    return float(eigenvalues[0] / eigenvalues[-1])

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from flexgen.checks import check_integer, check_one_of
 from flexgen.contracts import Cost, Prior, Score, in_context
+from flexgen.distributions import Shape, Vectors
 from flexgen.priors.staged import as_prior
 
 __all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Weighted"]
@@ -20,42 +21,28 @@ __all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Weighted"]
 _SMALLEST_PRESAMPLE = 100
 
 
-class ReweightedDistribution(Distribution):
+class ReweightedDistribution(Vectors):
     """Draws of a base that `prior` chose by `score`; each draw takes a pre-sample of its own.
 
-    With a context it is a batch of distributions, one a row: rows of one class share a pre-sample.
-    What the prior has to say of a draw it has in its `statistics` afterwards: the standard
-    deviation of the scores over the pre-sample, `critic_std`, and of the weights w the effective
-    sample size `(Σw)² / (n Σw²)` and the acceptance `mean w / max w` that sampling by rejection
-    would have, both in (0, 1]; means over the classes.
-
-    Args:
-        prior: turns scores into weights and weights into choices, and has the base.
-        score: codes to scores; None: nothing can be drawn.
-        context: labels, `(n,)`.
+    With a context, labels `(n,)`, it is a batch of distributions, one a row: rows of one class
+    share a pre-sample. What the prior has to say of a draw it has in its `statistics` afterwards:
+    the standard deviation of the scores over the pre-sample, `critic_std`, and of the weights w the
+    effective sample size `(Σw)² / (n Σw²)` and the acceptance `mean w / max w` that sampling by
+    rejection would have, both in (0, 1]; means over the classes. Without a score nothing is drawn.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
-    def __init__(
-        self, prior: "Reweighted", score: Score | None, context: Tensor | None = None
-    ) -> None:
+    def __init__(self, prior: "Reweighted", score: Score | None, context: Tensor | None) -> None:
         self.prior, self.score, self.context = prior, score, context
-        rows = torch.Size() if context is None else context.shape[:1]
-        super().__init__(rows, torch.Size((prior.latent_dim,)), validate_args=False)
+        super().__init__(() if context is None else context.shape[:1], prior.latent_dim)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         num = math.prod(sample_shape)
         if self.context is None:
             z, self.prior.statistics = self._draw(num, None)
             return z.view(*sample_shape, *self._event_shape)
         labels, counts = self.context.unique(return_counts=True)
-        drawn = [
-            self._draw(num * count, label)
-            for label, count in zip(labels, counts.tolist(), strict=True)
-        ]
+        each = zip(labels, counts.tolist(), strict=True)
+        drawn = [self._draw(num * count, label) for label, count in each]
         names = drawn[0][1]
         self.prior.statistics = {n: torch.stack([s[n] for _, s in drawn]).mean() for n in names}
         by_label = torch.cat([z.view(num, -1, *self._event_shape) for z, _ in drawn], 1)
@@ -64,7 +51,7 @@ class ReweightedDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise NotImplementedError(
-            "a masked or weighted prior has no density, it is known by its draws only; "
+            f"a {type(self.prior).__name__} prior has no density, it is known by its draws only; "
             "use its base, or a flow such as `prior=zuko_nsf`, where a log-likelihood is needed"
         )
 
@@ -134,6 +121,7 @@ class Reweighted(Prior):
     """
 
     log_prob_cost = Cost.ABSENT
+    distribution = ReweightedDistribution
 
     def __init__(
         self, base: nn.Module, *, presample: float = 2.0, where: str = "both", warmup: int = 0
@@ -144,9 +132,8 @@ class Reweighted(Prior):
                 f"`presample` must be at least 2 codes for one drawn, got {presample}; "
                 "set `prior.presample=2`"
             )
-        check_one_of(
-            "where", where, ("critic", "generator", "both", "generation"), "set `prior.where=both`"
-        )
+        places = ("critic", "generator", "both", "generation")
+        check_one_of("where", where, places, "set `prior.where=both`")
         check_integer("warmup", warmup, 0, "set `prior.warmup=0`")
         self.base = as_prior(base)
         self.latent_dim = self.base.latent_dim
@@ -173,7 +160,7 @@ class Reweighted(Prior):
         super().bind(score=score, **offers)
 
     def forward(self, context: Tensor | None = None) -> ReweightedDistribution:
-        return self._by_score(self._score, context)
+        return self.distribution(self, self._score, context)
 
     def at(
         self, player: str, step: int, score: Score | None, context: Tensor | None = None
@@ -182,10 +169,7 @@ class Reweighted(Prior):
             self.statistics = {}
             base: Distribution = self.base(context)
             return base
-        return self._by_score(score, context)
-
-    def _by_score(self, score: Score | None, context: Tensor | None) -> ReweightedDistribution:
-        return ReweightedDistribution(self, score, context)
+        return self.distribution(self, score, context)
 
     def weights(self, scores: Tensor) -> Tensor:
         """The probability of each code of a pre-sample, `(n,)`, from its scores `(n,)`."""
@@ -279,18 +263,10 @@ def _minmax(scores: Tensor) -> Tensor:
     return torch.where(high > low, (scores - low) / (high - low), 1.0)
 
 
-def _sigmoid(scores: Tensor) -> Tensor:
-    # In logarithms: the sigmoids of very low scores are all 0.
-    return logsigmoid(scores).softmax(0)
-
-
-def _rank(scores: Tensor) -> Tensor:
-    return torch.searchsorted(scores.sort().values, scores, right=True).to(scores)
-
-
 _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "exponential": _exponential,
     "minmax": _minmax,
-    "rank": _rank,
-    "sigmoid": _sigmoid,
+    "rank": lambda s: torch.searchsorted(s.sort().values, s, right=True).to(s),
+    # In logarithms: the sigmoids of very low scores are all 0.
+    "sigmoid": lambda s: logsigmoid(s).softmax(0),
 }

@@ -1,6 +1,6 @@
 """The priors of a run, in order, and which of them is in use; the one adapter of foreign ones."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -93,6 +93,10 @@ class _Foreign(Prior):
         return own()
 
 
+def _of_current(name: str) -> Any:
+    return property(lambda staged: getattr(staged.current, name))
+
+
 class Staged(Prior):
     """Holds every prior that a run will use, so a refit never changes the keys of a checkpoint.
 
@@ -109,15 +113,22 @@ class Staged(Prior):
     """
 
     stage: Tensor
+    log_prob_cost = _of_current("log_prob_cost")
+    normalised = _of_current("normalised")
+    support = _of_current("support")
+    normal_scale = _of_current("normal_scale")
+    takes_context = _of_current("takes_context")
+    statistics = _of_current("statistics")
 
     def __init__(self, stages: Iterable[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(as_prior(stage) for stage in stages)
         if not self.stages:
             raise ValueError("`stages` must hold at least one prior, got none")
-        self.latent_dim = self[0].latent_dim
-        for prior in self.stages[1:]:
-            self._check(as_prior(prior))
+        first, *others = self._parts()
+        self.latent_dim = first.latent_dim
+        for prior in others:
+            self._check(prior)
         self.register_buffer("stage", torch.zeros((), dtype=torch.long))
         # The buffer is what a checkpoint keeps; reading it on a GPU would wait for the device at
         # every draw, so the index in use is mirrored on the host.
@@ -154,30 +165,6 @@ class Staged(Prior):
     def current(self) -> Prior:
         return self[self._in_use]
 
-    @property
-    def log_prob_cost(self) -> Cost:  # type: ignore[override]
-        return self.current.log_prob_cost
-
-    @property
-    def normalised(self) -> bool:  # type: ignore[override]
-        return self.current.normalised
-
-    @property
-    def support(self) -> tuple[float, float] | None:  # type: ignore[override]
-        return self.current.support
-
-    @property
-    def normal_scale(self) -> float | None:  # type: ignore[override]
-        return self.current.normal_scale
-
-    @property
-    def takes_context(self) -> bool:  # type: ignore[override]
-        return self.current.takes_context
-
-    @property
-    def statistics(self) -> Mapping[str, Tensor]:  # type: ignore[override]
-        return self.current.statistics
-
     def forward(self, context: Tensor | None = None) -> Distribution:
         distribution: Distribution = self.stages[self._in_use](context)
         return distribution
@@ -193,9 +180,6 @@ class Staged(Prior):
     def base_space(self) -> BaseSpace:
         return self.current.base_space()
 
-    def _parts(self) -> list[Prior]:
-        return [self[i] for i in range(len(self.stages))]
-
     def _check(self, prior: Prior) -> None:
         if prior.latent_dim != self.latent_dim:
             raise ValueError(
@@ -203,10 +187,9 @@ class Staged(Prior):
                 f"({prior.latent_dim},); give each prior the same `latent_dim`"
             )
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if (stage := state_dict.get(f"{prefix}stage")) is not None:
-            self._in_use = int(stage)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._in_use = int(self.stage)
 
 
 def base_codes(prior: Prior, z: Tensor) -> Tensor | None:

@@ -2,16 +2,17 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Posterior, Prior, Score
+from flexgen.contracts import Posterior, Prior, Report, Score
+from flexgen.distributions import Shape, Vectors
+from flexgen.modes import restored
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 
@@ -24,7 +25,7 @@ _DRAWS_A_PASS = 1000
 _MARGIN = 0.05
 
 
-class PosteriorMixture(Distribution):
+class PosteriorMixture(Vectors):
     r"""Σₖ wₖ q(z|uₖ) over vectors.
 
     Args:
@@ -34,25 +35,18 @@ class PosteriorMixture(Distribution):
         latent_dim: d.
     """
 
-    has_rsample = True
-    support = constraints.real_vector
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-
     def __init__(
-        self,
-        posterior: Callable[[Tensor], Distribution],
-        inputs: Tensor,
-        log_weights: Tensor,
+        self, posterior: Callable[[Tensor], Distribution], inputs: Tensor, log_weights: Tensor,
         latent_dim: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.posterior, self.inputs, self.log_weights = posterior, inputs, log_weights
-        super().__init__(event_shape=torch.Size((latent_dim,)), validate_args=False)
+        super().__init__((), latent_dim)
 
     @functools.cached_property
     def components(self) -> Distribution:
         return self.posterior(self.inputs)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         k = torch.multinomial(self.log_weights.exp(), math.prod(sample_shape), replacement=True)
         draws = [self.posterior(self.inputs[part]).rsample() for part in k.split(_DRAWS_A_PASS)]
         return torch.cat(draws).view(*sample_shape, *self._event_shape)
@@ -72,38 +66,29 @@ class _OfPosteriors(Prior):
 
     The posterior is no part of the prior: it is the model's, saved and trained there once. A copy
     of the model has a prior of its own posterior; a copy of the prior alone takes a posterior
-    along, as it is then.
+    along, as it is then. A fit, under the posterior as it is, reports what
+    :func:`~flexgen.priors.fitting.maximise_likelihood` does; where there is nothing to learn, the
+    `nll` of all the codes alone.
     """
 
     learns = True
+    needs = frozenset({"posterior", "data"})
 
     def __init__(
-        self,
-        latent_dim: int,
-        *,
-        num_components: int = 500,
-        weighted: bool = False,
-        steps: int = 1000,
-        batch_size: int = 200,
-        lr: float = 1e-2,
-        patience: int = 10,
-    ) -> None:
+        self, latent_dim: int, *, num_components: int = 500, weighted: bool = False,
+        steps: int = 1000, batch_size: int = 200, lr: float = 1e-2, patience: int = 10,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         check_integer("num_components", num_components, 1, "set `prior.num_components=500`")
         self.latent_dim, self.num_components = latent_dim, num_components
-        self.steps, self.batch_size, self.lr, self.patience = steps, batch_size, lr, patience
-        zeros = torch.zeros(num_components)
+        self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
         if weighted:
-            self.logits = nn.Parameter(zeros)
+            self.logits = nn.Parameter(torch.zeros(num_components))
         else:
-            self.register_buffer("logits", zeros, persistent=False)
+            self.register_buffer("logits", torch.zeros(num_components), persistent=False)
         # In a tuple: a module that were an attribute would be saved and trained as a part of this.
         self._posterior: tuple[Posterior] | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"posterior", "data"})
 
     @property
     def inputs(self) -> Tensor:
@@ -111,10 +96,7 @@ class _OfPosteriors(Prior):
         raise NotImplementedError
 
     def start(self, x: Tensor) -> None:
-        """Put the inputs at data.
-
-        Args:
-            x: `(num_components, *shape)`.
+        """Put the inputs at data `(num_components, *shape)`.
 
         Raises:
             ValueError: for another number of data or another shape.
@@ -128,17 +110,13 @@ class _OfPosteriors(Prior):
             self._place(x)
 
     def bind(
-        self,
-        *,
-        score: Score | None = None,
-        posterior: Posterior | None = None,
+        self, *, score: Score | None = None, posterior: Posterior | None = None,
         data: Callable[[int], Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Be a mixture of this posterior from now on, and put the inputs at data.
 
         Raises:
-            ValueError: if the posterior has no density of codes from outside, or there are fewer
-                data than inputs.
+            ValueError: for a posterior without a density of codes from outside, or too few data.
         """
         if data is not None:
             self.start(data(self.num_components))
@@ -154,35 +132,19 @@ class _OfPosteriors(Prior):
 
     def forward(self, context: Tensor | None = None) -> PosteriorMixture:
         weights = self.logits.log_softmax(0)
-        return PosteriorMixture(self._of, self.inputs, weights, self.latent_dim)
+        return PosteriorMixture(
+            lambda x: self._attached()(x), self.inputs, weights, self.latent_dim
+        )
 
-    def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> dict[str, float]:
-        """Learn from codes what there is to learn, under the posterior as it is, and freeze.
-
-        Args:
-            codes: `(n, latent_dim)`, at least 2.
-            seed: of the draws; the global generators are restored.
-            progress: whether to draw a progress bar.
-
-        Returns:
-            What :func:`~flexgen.priors.fitting.maximise_likelihood` does; where there is nothing
-            to learn, the `nll` of all the codes alone.
-
-        Raises:
-            ValueError: for codes of another shape, too few, or not finite.
-        """
+    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
         check_codes(codes, self.latent_dim, at_least=2)
         codes = codes.detach().to(self.logits)
-        with _fixed(self._attached()):
+        with restored(posterior := self._attached()):
+            posterior.eval().requires_grad_(False)
             if next(self.parameters(), None) is None:
                 with torch.no_grad():
                     return {"nll": -float(self().log_prob(codes).double().mean())}
-            return maximise_likelihood(
-                self, codes, seed=seed, progress=progress, steps=self.steps,
-                batch_size=self.batch_size, lr=self.lr, patience=self.patience,
-            )  # fmt: skip
+            return maximise_likelihood(self, codes, seed=seed, progress=progress, **self.how)
 
     def _place(self, x: Tensor) -> None:
         raise NotImplementedError
@@ -194,10 +156,6 @@ class _OfPosteriors(Prior):
                 "call `prior.bind(posterior=posterior)`"
             )
         return self._posterior[0]
-
-    def _of(self, x: Tensor) -> Distribution:
-        q: Distribution = self._attached()(x)
-        return q
 
 
 class Vamp(_OfPosteriors):
@@ -225,12 +183,9 @@ class Vamp(_OfPosteriors):
     """
 
     def __init__(
-        self,
-        latent_dim: int,
-        shape: Sequence[int],
-        data_range: Sequence[float] | None = None,
+        self, latent_dim: int, shape: Sequence[int], data_range: Sequence[float] | None = None,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(latent_dim, **options)
         if data_range is not None and not data_range[1] > data_range[0]:
             raise ValueError(f"`data_range` must be (low, high), got {tuple(data_range)}")
@@ -265,12 +220,9 @@ class MixtureOfPosteriors(_OfPosteriors):
         num_components: K, at least 1, and at most the training data, of which :meth:`start` is
             given as many, drawn at random; until then the inputs mean nothing.
         weighted: whether the weights learn; else all are 1/K.
-        steps: optimizer steps of a fit, at most.
-        batch_size: codes a step.
-        lr: step size of its Adam.
-        patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
-            Where K is much of the training data, their own posteriors are in the mixture from the
-            start, and they say little of new codes.
+        steps, batch_size, lr, patience: of a fit, see :class:`FlowPrior`. Where K is much of the
+            training data, their own posteriors are in the mixture from the start, and held-out
+            codes say little of new ones.
 
     Raises:
         ValueError: for a size under 1.
@@ -290,20 +242,3 @@ class MixtureOfPosteriors(_OfPosteriors):
 
     def _place(self, x: Tensor) -> None:
         self.data.copy_(x)
-
-
-@contextmanager
-def _fixed(posterior: nn.Module) -> Iterator[None]:
-    """In eval mode, its parameters without gradients; afterwards as it was."""
-    learning = [p for p in posterior.parameters() if p.requires_grad]
-    training = [m for m in posterior.modules() if m.training]
-    for p in learning:
-        p.requires_grad = False
-    posterior.eval()
-    try:
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad = True
-        for m in training:
-            m.training = True

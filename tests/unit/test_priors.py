@@ -158,7 +158,7 @@ def test_pushforward_refuses_what_it_cannot_do() -> None:
         prior().log_prob(torch.zeros(2))
     with pytest.raises(ValueError, match=r"\(n, 2\)"):
         prior.fit(torch.zeros(9, 3))
-    with pytest.raises(ValueError, match="more than latent_dim"):
+    with pytest.raises(ValueError, match="number at least 3"):
         prior.fit(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="finite"):
         prior.fit(torch.full((9, 2), math.nan))
