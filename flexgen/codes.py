@@ -19,18 +19,9 @@ from flexgen.reversal.losses import ToUnit
 from flexgen.training import gather_from_all, isolated_rng
 
 __all__ = [
-    "Codes",
-    "base_space",
-    "codes_of_data",
-    "codes_path",
-    "context_of",
-    "load_codes",
-    "prior_options",
-    "rehearse",
-    "reverse_data",
-    "reverse_split",
-    "reverse_together",
-]
+    "Codes", "base_space", "codes_of_data", "codes_path", "context_of", "load_codes",
+    "prior_options", "rehearse", "reverse_data", "reverse_split", "reverse_together",
+]  # fmt: skip
 
 _BANK = 1  # tells the bank's draws from others by the same seed
 
@@ -80,12 +71,7 @@ class _InUnit(nn.Module):
 
 
 class Codes(NamedTuple):
-    """Codes of data.
-
-    Args:
-        z: `(n, latent_dim)`.
-        context: what the model was conditioned on, of each; None: nothing.
-    """
+    """Codes `(n, latent_dim)` of data, and what the model was conditioned on, of each."""
 
     z: Tensor
     context: Tensor | None
@@ -104,15 +90,19 @@ def base_space(model: Latent) -> tuple[nn.Module, Prior]:
     Raises:
         ValueError: if the model has no differentiable map from codes to data.
     """
+    decoder, prior = _decoder(model), model.prior.current
+    base = prior.base_space().prior
+    return (decoder, prior) if base is prior else (_Mapped(prior, decoder), base)
+
+
+def _decoder(model: Latent) -> nn.Module:
     if (decoder := model.decoder) is None:
         raise ValueError(
             f"a {type(model).__name__} whose likelihood has no mean cannot be reversed; its "
             "codes are its posterior's: set `callbacks.refit.source=data`, and leave `reversal` "
             "out of `callbacks`"
         )
-    prior = model.prior.current
-    base = prior.base_space().prior
-    return (decoder, prior) if base is prior else (_Mapped(prior, decoder), base)
+    return decoder
 
 
 def prior_options(prior: Prior, options: dict[str, Any]) -> dict[str, Any]:
@@ -139,14 +129,9 @@ def prior_options(prior: Prior, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def reverse_data(
-    generator: nn.Module,
-    prior: Prior,
-    x: Tensor,
-    value_range: tuple[float, float] | None,
-    *,
-    together: bool = False,
-    **options: Any,
-) -> Reversal:
+    generator: nn.Module, prior: Prior, x: Tensor, value_range: tuple[float, float] | None, *,
+    together: bool = False, **options: Any,
+) -> Reversal:  # fmt: skip
     """:func:`flexgen.reversal.reverse` under a prior, on images in `value_range`.
 
     A binary cross-entropy needs images in [0, 1]; for it both sides are moved there. With
@@ -179,14 +164,10 @@ def reverse_split(
     n = None if n is None else min(n, data.size(split))
     x, label = data.split(split, n, seed)
     context = context_of(model, label)
-    base_space(model)  # refuses a model without a decoder
-    decoder = model.decoder
-    assert decoder is not None
+    decoder = _decoder(model)
+    options |= {"seed": seed, "context": context}
     with model.evaluating():
-        found = reverse_data(
-            decoder, model.prior, x.to(model.device), data.range, seed=seed, context=context,
-            **options,
-        )  # fmt: skip
+        found = reverse_data(decoder, model.prior, x.to(model.device), data.range, **options)
     finite = found.loss.isfinite()
     return Codes(found.z[finite], None if context is None else context[finite])
 
@@ -239,11 +220,8 @@ def reverse_together(generator: nn.Module, x: Tensor, **options: Any) -> Reversa
     kernels make of a sample's companions. Where the samples of a batch are tied to each other
     (`norm="batch"`, `constraint="moments"`), each process does the whole.
 
-    Args:
-        generator: codes to data, the same in every process.
-        x: data, `(n, *shape)`, the same in every process.
-        **options: of `reverse`, the same in every process; process zero alone shows progress, and
-            a history is not gathered.
+    All arguments are the same in every process; process zero alone shows progress, and a history
+    is not gathered.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     options["progress"] = options.get("progress", False) and rank == 0
@@ -260,10 +238,7 @@ def reverse_together(generator: nn.Module, x: Tensor, **options: Any) -> Reversa
         found = reverse(generator, x[rows], index=index[rows], context=chosen, **options)
         mine, how = {name: getattr(found, name).cpu() for name in _FIELDS}, found.how
     parts = [part for part in gather_from_all(mine) if part]
-    order = torch.cat(
-        [rows for r in range(world_size) for rows in batches[r::world_size]]
-    ).argsort()
-    fields = {
-        name: torch.cat([part[name] for part in parts])[order].to(x.device) for name in _FIELDS
-    }
-    return Reversal(**fields, how=how)
+    places = torch.cat([rows for r in range(world_size) for rows in batches[r::world_size]])
+    order = places.argsort()
+    whole = {name: torch.cat([part[name] for part in parts])[order] for name in _FIELDS}
+    return Reversal(**{name: value.to(x.device) for name, value in whole.items()}, how=how)

@@ -7,14 +7,6 @@ from flexgen.reversal.loading import Loaded, load_generator
 from flexgen.reversal.stream import Streamed, TensorSource, reverse_stream
 
 __all__ = [
-    "Encoder",
-    "Loaded",
-    "Reversal",
-    "Streamed",
-    "TensorSource",
-    "calibrate_batch_norm",
-    "load_generator",
-    "reverse",
-    "reverse_stream",
-    "train_encoder",
-]
+    "Encoder", "Loaded", "Reversal", "Streamed", "TensorSource", "calibrate_batch_norm",
+    "load_generator", "reverse", "reverse_stream", "train_encoder",
+]  # fmt: skip

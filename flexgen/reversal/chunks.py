@@ -45,13 +45,9 @@ class Parts:
         return self.out / CODES
 
     def open(self, restart: bool = False) -> bool:
-        """Make ready to work, and see whether there is anything left to do.
+        """Make ready to work, and say whether the codes are there already.
 
-        Args:
-            restart: throw away what an earlier reversal left here.
-
-        Returns:
-            Whether the codes are there already.
+        With `restart` what an earlier reversal left here is thrown away.
 
         Raises:
             ValueError: if the folder holds the work of another reversal.
@@ -87,16 +83,13 @@ class Parts:
 
     def write(self, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
         """Write part `number`; `about` is kept with it."""
-        path = self._part(number)
-        metadata = {**about, "digest": self.digest}
-        write_tensors(path, tensors, metadata)
+        write_tensors(self._part(number), tensors, {**about, "digest": self.digest})
 
     def gather(self, about: Mapping[str, str]) -> Path:
         """Join all parts, one at a time in memory, to the file of codes, and clear them away.
 
-        Args:
-            about: metadata to keep, beside the identity; what is too long for the format's header
-                is written to a text file of its own, `codes.NAME.json`.
+        `about` is kept as metadata, beside the identity; what is too long for the format's header
+        is written to a text file of its own, `codes.NAME.json`.
 
         Raises:
             ValueError: if a part is missing or damaged.
@@ -148,13 +141,10 @@ class Parts:
             kinds = {name: first.get_slice(name) for name in names}
             end = 0
             for name in names:
-                shape, row = kinds[name].get_shape(), kinds[name][:1].nbytes
-                start, end = end, end + row * sum(self.sizes)
-                header[name] = {
-                    "dtype": kinds[name].get_dtype(),
-                    "shape": [sum(self.sizes), *shape[1:]],
-                    "data_offsets": [start, end],
-                }
+                start, end = end, end + kinds[name][:1].nbytes * sum(self.sizes)
+                shape = [sum(self.sizes), *kinds[name].get_shape()[1:]]
+                kind = kinds[name].get_dtype()
+                header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header, ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         with open(target, "wb") as file:

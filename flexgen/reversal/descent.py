@@ -1,13 +1,12 @@
 """The papers' loop: first-order descent on the codes of one batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flexgen.reversal.losses import Loss, moment_penalty
-from flexgen.reversal.passes import Generate, Tell
+from flexgen.reversal.passes import Generate, Work
 
 # Bit for bit the published algorithms; each keeps its state per element, so per sample.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -36,33 +35,9 @@ class Descent:
     history: bool
 
     @torch.no_grad()
-    def run(
-        self,
-        generate: Generate,
-        x: Tensor,
-        start: Callable[[int], Tensor],
-        count: int,
-        tell: Tell,
-        context: tuple[Tensor, ...] = (),
-    ) -> dict[str, Tensor]:
-        """Descend from the first start of each sample.
-
-        Args:
-            generate: codes to data.
-            x: targets, `(batch, *shape)`.
-            start: from the number of a start to codes, `(batch, *latent_shape)`.
-            count: of starts; there is one.
-            tell: called now and then.
-            context: of each sample, if the generator takes one; else empty.
-
-        Returns:
-            The fields of `Reversal`, for this batch.
-
-        Raises:
-            ValueError: if the generator's output has another shape than x, or none that the loss
-                is defined on.
-        """
-        z = start(0)
+    def run(self, generate: Generate, work: Work) -> dict[str, Tensor]:
+        """Descend from the first start of each sample."""
+        x, context, z = work.x, work.context, work.start(0)
         z = (z.clamp(*self.bounds) if self.bounds else z.clone()).requires_grad_()
         optimizer = OPTIMIZERS[self.method]([z], lr=self.lr)  # type: ignore[call-arg]
         rows = (len(z),) + (1,) * (z.dim() - 1)
@@ -96,7 +71,7 @@ class Descent:
             if step == 0:
                 first = before = best
             elif (step + 1) % WINDOW == 0:
-                tell((step + 1) / self.steps, previous, loss)
+                work.tell((step + 1) / self.steps, previous, loss)
                 if self.tolerance:
                     standing = before - best <= self.tolerance * before.abs()
                     done = active & (standing | (best <= self.tolerance**2 * first))

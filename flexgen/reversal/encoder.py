@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from flexgen.reversal.freezing import Generator, frozen, home
 _PAIRS = 4096
 _EPOCHS = 4
 _BATCH = 256
-
 # Noise on the data, as a share of their spread: held-out data are not quite what a generator makes.
 _NOISE = 0.5
 
@@ -41,38 +41,20 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.latent_shape = torch.Size(shape), torch.Size(latent_shape)
-        self.net = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(self.shape.numel(), hidden_features),
-            nn.ReLU(),
-            nn.Linear(hidden_features, hidden_features),
-            nn.ReLU(),
-            nn.Linear(hidden_features, self.latent_shape.numel()),
-        )
+        widths = [self.shape.numel(), hidden_features, hidden_features, self.latent_shape.numel()]
+        layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+        self.net = nn.Sequential(nn.Flatten(), *layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Guess codes.
-
-        Args:
-            x: data, `(batch, *shape)`.
-
-        Returns:
-            Codes, `(batch, *latent_shape)`.
-        """
-        weight = next(self.parameters())
-        z: Tensor = self.net(x.to(weight.dtype))
+        """Codes `(batch, *latent_shape)` guessed from data `(batch, *shape)`."""
+        z: Tensor = self.net(x.to(next(self.parameters()).dtype))
         return z.view(-1, *self.latent_shape)
 
 
 def train_encoder(
-    generator: Generator,
-    prior: Callable[[int], Tensor],
-    *,
-    steps: int = 2500,
-    lr: float = 2e-3,
-    seed: int = 0,
-    progress: bool = False,
-) -> Encoder:
+    generator: Generator, prior: Callable[[int], Tensor], *, steps: int = 2500, lr: float = 2e-3,
+    seed: int = 0, progress: bool = False,
+) -> Encoder:  # fmt: skip
     """Learn to invert a generator on its own samples: min E ‖E(G(z) + noise) − z‖², z ~ prior.
 
     No data are needed, and the result is a start for :func:`~flexgen.reversal.reverse`
@@ -104,11 +86,11 @@ def train_encoder(
         z = prior(_PAIRS)
         _, own = home(generator, z)
         wide = torch.promote_types(own, torch.float32)
+        z = z.to(wide)
 
         def make(z: Tensor) -> Tensor:
             return generator(z.to(own)).to(wide)
 
-        z = z.to(wide)
         x = make(z[:32])
         if not x.isfinite().all():
             raise ValueError("the generator must make finite data; check its weights")
@@ -119,10 +101,8 @@ def train_encoder(
             dtype = torch.bfloat16 if half else z.dtype
             generate = fast_pass(generator, dtype, z[:32], x) or make
         optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
-        rounds = range(0, steps, _EPOCHS * _PAIRS // _BATCH)
-        bar = track(rounds, "encoder", console=Console(stderr=True), disable=not progress)
-        step = 0
-        for _ in bar:
+        rounds, step = range(0, steps, _EPOCHS * _PAIRS // _BATCH), 0
+        for _ in track(rounds, "encoder", console=Console(stderr=True), disable=not progress):
             x = torch.cat([generate(part) for part in z.split(_BATCH)])
             noise = _NOISE * x.std()
             for _ in range(_EPOCHS):
@@ -131,11 +111,10 @@ def train_encoder(
                         break
                     optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
                     target, data = z[rows], x[rows]
+                    optimizer.zero_grad()
                     with torch.enable_grad():
                         guess = encoder(data + noise * torch.randn_like(data))
-                        loss = F.mse_loss(guess, target)
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
+                        F.mse_loss(guess, target).backward()
                     optimizer.step()
                     step += 1
             z = prior(_PAIRS).to(wide)

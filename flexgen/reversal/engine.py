@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Literal
 
 import torch
@@ -18,11 +18,10 @@ from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
-from flexgen.reversal.passes import Generate, Passes, Tell, fill
+from flexgen.reversal.passes import Generate, Passes, Work, fill
 from flexgen.reversal.progress import bar
-from flexgen.reversal.starts import Bank, Starts, normal_codes
+from flexgen.reversal.starts import Bank, Starts
 
-_BANK_ELEMENTS = 1 << 26
 _MOST_BANKS = 64
 
 
@@ -199,20 +198,14 @@ def reverse(
         method = "adam" if tied or history else "lbfgs"
     searching = method == "lbfgs"
     steps = (100 if searching else 300) if steps is None else steps
-    for name, count, least in (
-        ("steps", steps, int(searching)),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("starts", starts, 1),
-        ("bank", 1 if isinstance(bank, Tensor) else bank, 1),
-    ):
-        check_integer(name, count, least)
-    for name, value in (
-        ("init_scale", init_scale),
-        ("constraint_weight", constraint_weight),
-        ("tolerance", tolerance),
-    ):
-        check_not_negative(name, value)
+    check_integer("steps", steps, int(searching))
+    check_integer("batch_size", batch_size)
+    check_integer("seed", seed, 0)
+    check_integer("starts", starts)
+    check_integer("bank", 1 if isinstance(bank, Tensor) else bank)
+    check_not_negative("init_scale", init_scale)
+    check_not_negative("constraint_weight", constraint_weight)
+    check_not_negative("tolerance", tolerance)
     check_positive("lr", lr)
     if (constraint == "clip") != (bounds is not None):
         raise ValueError(
@@ -242,16 +235,9 @@ def reverse(
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
     device, weights = home(generator, x)
     dtype = torch.promote_types(weights, torch.float32)  # of codes and losses
-    first = Starts(
-        init="bank" if searching and init == "auto" else init,
-        count=starts if searching else 1,
-        num_samples=len(x),
-        latent_shape=shape,
-        scale=init_scale,
-        bounds=bounds,
-        index=index,
-        seed=seed,
-    )
+    init = "bank" if searching and isinstance(init, str) and init == "auto" else init
+    count = starts if searching else 1
+    first = Starts(init, count, len(x), shape, init_scale, bounds, index, seed)
 
     def generate(z: Tensor, *context: Tensor) -> Tensor:
         x_hat = generator(z.to(weights), *context)
@@ -289,37 +275,32 @@ def reverse(
         passes = Passes(generate, generate, "plain passes")
         own_pass = isinstance(generator, ScriptModule) or precision == "plain"
         if searching and isinstance(generator, nn.Module) and not own_pass:
-            passes = _faster(generator, generate, probe, made, tried, precision)
+            passes = _faster(generator, generate, precision, probe, made, *tried)
         elements = made[0].numel() * contexts.count
-        codes = _bank_codes(bank, elements, shape, bounds, seed).to(device, dtype)
-        first.limit(len(codes))
+        codes = first.bank_codes(bank, elements).to(device, dtype)
         banks = contexts.banks(lambda one: Bank(passes.coarse, codes, one))
         solver: LBFGS | Descent
         if searching:
             solver = LBFGS(LOSSES[loss], steps, bounds, tolerance)
             how = f"lbfgs, {first}, {passes.how}"
         else:
+            wanted = moments if constraint == "moments" else None
             solver = Descent(
-                loss=LOSSES[loss],
-                method=method,
-                lr=lr,
-                steps=steps,
-                bounds=bounds,
-                moments=moments if constraint == "moments" else None,
-                constraint_weight=constraint_weight,
-                tolerance=tolerance,
-                history=history,
-            )
+                LOSSES[loss], method, lr, steps, bounds, wanted, constraint_weight, tolerance,
+                history,
+            )  # fmt: skip
             how = f"{method}, step size {lr:g}, at most {steps} steps, {first}"
         if progress:
             print(f"reverse: {how}", file=sys.stderr)
-        with bar(len(x), progress) as told:
+        seen = None if watch is None else lambda z: watch(z.view(-1, *shape))
+        filled = batch_size if device.type != "cpu" else None
+        with bar(len(x), progress, seen) as told:
             for place in _batches(len(x), batch_size, tied):
-                padded = place if tied or searching else _pad(place, batch_size, device)
+                padded = place if tied or searching else fill(place, filled)
                 x_part = x[padded.to(x.device)].to(device, dtype)
-                tell = _teller(told(len(place)), watch, len(place), shape)
-                start = first.of(padded, x_part, banks(padded))
-                part = solver.run(passes, x_part, start, first.count, tell, contexts.of(padded))
+                start = first.of(padded, x_part, banks)
+                batch = Work(x_part, start, first.count, told(len(place)), contexts.of(padded))
+                part = solver.run(passes, batch)
                 parts.append({key: value[: len(place)].to(x.device) for key, value in part.items()})
                 places.append(place)
     order = torch.cat(places).argsort().to(x.device)
@@ -330,12 +311,7 @@ def reverse(
 
 
 class _Contexts:
-    """The contexts of samples, and how many different ones there are.
-
-    Args:
-        context: of each sample; None: there is none.
-        device: where the generator is.
-    """
+    """The contexts of samples, and how many different ones there are; None: there is none."""
 
     def __init__(self, context: Tensor | None, device: torch.device) -> None:
         self._context, self.count = None, 1
@@ -350,8 +326,8 @@ class _Contexts:
 
     def banks(
         self, make: Callable[[tuple[Tensor, ...]], Bank]
-    ) -> Callable[[Tensor], Callable[[Tensor, int], Tensor]]:
-        """For samples at a place, the codes of a bank of their own context, made when needed."""
+    ) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """Of places, data there and a count: codes of a bank of their context, made when needed."""
         bank = cache(lambda which: make(self._one(which)))
 
         def nearest(place: Tensor, x: Tensor, count: int) -> Tensor:
@@ -366,69 +342,26 @@ class _Contexts:
             codes = [bank(one).nearest(x[which == one], count) for one in which.unique().tolist()]
             return torch.cat(codes)[which.argsort(stable=True).argsort()]
 
-        return lambda place: partial(nearest, place)
+        return nearest
 
     def _one(self, which: int) -> tuple[Tensor, ...]:
         return () if self._context is None else (self._different[which : which + 1],)
 
 
 def _faster(
-    generator: nn.Module,
-    generate: Generate,
-    probe: Tensor,
-    made: Tensor,
-    context: tuple[Tensor, ...],
-    precision: str,
+    generator: nn.Module, generate: Generate, precision: str, probe: Tensor, *given: Tensor
 ) -> Passes:
     """The generator's faster copies, as far as they are its function."""
-    fine = fast_pass(generator, probe.dtype, probe, made, context)
+    fine = fast_pass(generator, probe.dtype, probe, *given)
     name = str(probe.dtype).removeprefix("torch.")
     if fine is None:
         return Passes(generate, generate, "plain passes (no copy was the generator's function)")
-    if (
-        precision == "auto"
-        and probe.dtype == torch.float32
-        and worth_bfloat16(fine, probe, context)
-    ):
-        coarse = fast_pass(generator, torch.bfloat16, probe, made, context)
+    half = precision == "auto" and probe.dtype == torch.float32
+    if half and worth_bfloat16(fine, probe, *given[1:]):
+        coarse = fast_pass(generator, torch.bfloat16, probe, *given)
         if coarse is not None:
             return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
     return Passes(fine, fine, f"passes in {name}", plain=generate)
-
-
-def _bank_codes(
-    bank: int | Tensor,
-    elements: int,
-    shape: tuple[int, ...],
-    bounds: tuple[float, float] | None,
-    seed: int,
-) -> Tensor:
-    if isinstance(bank, Tensor):
-        if bank.shape[1:] != shape or not len(bank) or not bank.isfinite().all():
-            raise ValueError(
-                f"`bank` must be a number, or finite codes of shape (size, *{shape}), got "
-                f"{tuple(bank.shape)}; give draws from the prior"
-            )
-        return bank.detach()
-    size = min(bank, max(_BANK_ELEMENTS // elements, 64))
-    codes = normal_codes(torch.arange(size), shape, seed)
-    if bounds is None:
-        return codes
-    return bounds[0] + (bounds[1] - bounds[0]) * torch.special.ndtr(codes)
-
-
-def _teller(
-    told: Callable[[float, Tensor], None],
-    watch: Callable[[Tensor], None] | None,
-    size: int,
-    shape: tuple[int, ...],
-) -> Tell:
-    def tell(share: float, z: Tensor, loss: Tensor) -> None:
-        told(share, loss)
-        if watch is not None:
-            watch(z[:size].view(-1, *shape))
-
-    return tell
 
 
 def _batches(num_samples: int, batch_size: int, tied: bool) -> list[Tensor]:
@@ -438,7 +371,3 @@ def _batches(num_samples: int, batch_size: int, tied: bool) -> list[Tensor]:
         return list(everything.split(batch_size))
     count = -(-num_samples // batch_size)
     return [everything[i::count] for i in range(count)]
-
-
-def _pad(place: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    return fill(place, batch_size if device.type != "cpu" else None)

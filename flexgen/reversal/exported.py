@@ -15,10 +15,6 @@ def load_exported(
 ) -> tuple[Callable[[Tensor], Tensor], tuple[int, ...], torch.dtype, tuple[str, ...]]:
     """The program of an archive, which runs whatever Python its writer put there.
 
-    Args:
-        path: the archive.
-        device: where to put it.
-
     Returns:
         A function from codes to data; the shape of one code and the type of the example input that
         the program was exported with; and what a person should know, a line each.
@@ -54,7 +50,7 @@ def load_exported(
     batch = codes.meta["val"].shape[0]
     shape, dtype = tuple(args[0].shape[1:]), args[0].dtype
     if not isinstance(batch, int):
-        return _call(module), shape, dtype, ()
+        return _in_pieces(module, None), shape, dtype, ()
     note = (
         f"the program was exported for batches of exactly {batch}: it runs in such pieces; for "
         "any batch export it with dynamic_shapes=({0: torch.export.Dim('batch')},)"
@@ -62,17 +58,12 @@ def load_exported(
     return _in_pieces(module, batch), shape, dtype, (note,)
 
 
-def _call(module: Any) -> Callable[[Tensor], Tensor]:
+def _in_pieces(module: Any, size: int | None) -> Callable[[Tensor], Tensor]:
     # A plain function: an exported module knows no eval mode, and would refuse to be put there.
     def generate(z: Tensor) -> Tensor:
-        x: Tensor = module(z)
-        return x
-
-    return generate
-
-
-def _in_pieces(module: Any, size: int) -> Callable[[Tensor], Tensor]:
-    def generate(z: Tensor) -> Tensor:
+        if size is None:
+            x: Tensor = module(z)
+            return x
         padded = torch.cat([z, z[:1].expand(-len(z) % size, *z.shape[1:])])
         return torch.cat([module(piece) for piece in padded.split(size)])[: len(z)]
 

@@ -15,14 +15,6 @@ _FEW_CHANNELS = 4
 # MKL's products with 5 to 11 columns round a row by its place in the batch; 16 do not.
 _COLUMNS = 16
 
-# How far data and gradients of a copy may be from the generator's, as shares of their norms.
-_AGREEMENT = {
-    torch.float32: (1e-4, 1e-2),
-    torch.float64: (1e-4, 1e-2),
-    torch.bfloat16: (0.05, 0.3),
-}
-
-
 WORTH_BFLOAT16 = 1_000_000
 """Floating-point operations of one sample's pass from which bfloat16 pays."""
 
@@ -48,16 +40,14 @@ class FastPass(nn.Module):
                 _fold_batch_norms(module)
                 _rectify_in_place(module)
         wrapper = nn.Sequential(generator)  # so that a bare layer is replaced as any other
-        last = [module for module in wrapper.modules() if list(module.parameters(recurse=False))][
-            -1:
-        ]
+        last = [m for m in wrapper.modules() if next(m.parameters(recurse=False), None) is not None]
+        last = last[-1:]
         for module in list(wrapper.modules()):
             for name, child in list(module.named_children()):
                 if (replaced := _replacement(child, dtype)) or child in last:
                     replaced = replaced or child
                     setattr(module, name, _Wide(replaced) if child in last else replaced)
-        self.generator = wrapper.to(dtype)
-        self.dtype = dtype
+        self.generator, self.dtype = wrapper.to(dtype), dtype
         if dtype.is_floating_point:
             self.generator.to(memory_format=torch.channels_last)  # of four-dimensional weights
 
@@ -67,41 +57,36 @@ class FastPass(nn.Module):
 
 
 def fast_pass(
-    generator: nn.Module,
-    dtype: torch.dtype,
-    z: Tensor,
-    x_hat: Tensor,
-    context: tuple[Tensor, ...] = (),
+    generator: nn.Module, dtype: torch.dtype, z: Tensor, x_hat: Tensor, *context: Tensor
 ) -> FastPass | None:
     """The fast copy of `generator`, or None where it could not be made or is not the same function.
+
+    Its data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm, its gradients
+    within 1 % or 30 %. A generator that draws noise, or one whose forward pass reads a batch norm
+    that was folded away, has none.
 
     Args:
         generator: in eval mode, its parameters without gradients.
         dtype: precision of the copy.
         z: codes to compare the two on, `(batch, *latent_shape)`.
         x_hat: what the generator itself makes of them, `(batch, *shape)`.
-        context: of each code, if the generator takes one; else empty.
-
-    Returns:
-        A copy whose data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm,
-        and whose gradients within 1 % or 30 %. A generator that draws noise, or one whose forward
-        pass reads a batch norm that was folded away, has none.
+        *context: of each code, if the generator takes one.
     """
     try:
         fast = FastPass(generator, dtype).to(z.device)
-        ours, our_gradient = _with_gradient(fast, z, x_hat, context)
-        theirs, gradient = _with_gradient(generator, z, x_hat, context)
+        ours, our_gradient = _with_gradient(fast, z, x_hat, *context)
+        theirs, gradient = _with_gradient(generator, z, x_hat, *context)
     except Exception:  # any module may come here; one that cannot be copied is run as it is
         return None
-    allowed = _AGREEMENT[dtype]
-    agrees = (ours - x_hat).norm() <= allowed[0] * x_hat.norm()
-    agrees &= (our_gradient - gradient).norm() <= allowed[1] * gradient.norm()
-    agrees &= (theirs - x_hat).norm() <= allowed[0] * x_hat.norm()
+    of_data, of_gradients = (0.05, 0.3) if dtype == torch.bfloat16 else (1e-4, 1e-2)
+    agrees = (ours - x_hat).norm() <= of_data * x_hat.norm()
+    agrees &= (our_gradient - gradient).norm() <= of_gradients * gradient.norm()
+    agrees &= (theirs - x_hat).norm() <= of_data * x_hat.norm()
     return fast if agrees else None
 
 
 def _with_gradient(
-    generate: nn.Module, z: Tensor, towards: Tensor, context: tuple[Tensor, ...]
+    generate: nn.Module, z: Tensor, towards: Tensor, *context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """G(z), and the gradient of its product with `towards`."""
     with torch.enable_grad():
@@ -111,11 +96,8 @@ def _with_gradient(
     return x_hat.detach(), gradient
 
 
-def worth_bfloat16(generator: nn.Module, z: Tensor, context: tuple[Tensor, ...] = ()) -> bool:
-    """Whether a pass is so much work that casts cost less than bfloat16 saves.
-
-    Counted, not timed, so that it is the same every time.
-    """
+def worth_bfloat16(generator: nn.Module, z: Tensor, *context: Tensor) -> bool:
+    """Whether a pass is so much work, counted, not timed, that casts cost less than they save."""
     if not has_bfloat16(z.device):
         return False
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -191,18 +173,16 @@ class _ProductDeconvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
+        sides = zip((height, width), *self.geometry, self.extra, strict=True)
         size = tuple(
             (pixels - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-            for pixels, kernel, dilation, padding, stride, extra in zip(
-                (height, width), *self.geometry, self.extra, strict=True
-            )
+            for pixels, kernel, dilation, padding, stride, extra in sides
         )
         patches = x.permute(0, 2, 3, 1).reshape(-1, channels) @ self.weight
         # In float32 at least: overlap-add would round each partial sum to the weights' precision.
         wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
         columns = wide.view(n, height * width, -1).transpose(1, 2)
-        y = F.fold(columns, size, *self.geometry)
-        y = y.to(patches.dtype)
+        y = F.fold(columns, size, *self.geometry).to(patches.dtype)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
@@ -254,15 +234,11 @@ def _fold(
     shift = -norm.running_mean * scale
     shift = shift if norm.bias is None else shift + norm.bias
     scale, shift = scale.repeat_interleave(per_channel), shift.repeat_interleave(per_channel)
-    weight = layer.weight
-    outputs = weight.shape[1] if isinstance(layer, nn.ConvTranspose2d) else weight.shape[0]
-    if outputs != len(scale):
+    weight, outputs = layer.weight, int(isinstance(layer, nn.ConvTranspose2d))  # their dimension
+    if weight.shape[outputs] != len(scale):
         return False  # groups, or a batch norm over another dimension
-    across = (
-        (1, -1, 1, 1)
-        if isinstance(layer, nn.ConvTranspose2d)
-        else (-1,) + (1,) * (weight.dim() - 1)
-    )
+    across = [1] * weight.dim()
+    across[outputs] = -1
     bias = shift if layer.bias is None else layer.bias * scale + shift
     layer.weight = nn.Parameter(weight * scale.view(across), requires_grad=False)
     layer.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,5 +1,6 @@
 """The state of a generator while it is reversed, and its batch-norm statistics before."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flexgen.modes import restored
+
 Generator = nn.Module | Callable[[Tensor], Tensor]
 
 
-def _batch_norms(generator: nn.Module) -> list[_BatchNorm]:
-    return [module for module in generator.modules() if isinstance(module, _BatchNorm)]
+def batch_norms(generator: Generator) -> list[_BatchNorm]:
+    """Those of a module; none of any other callable."""
+    modules = generator.modules() if isinstance(generator, nn.Module) else ()
+    return [module for module in modules if isinstance(module, _BatchNorm)]
 
 
 def home(generator: Generator, like: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -43,30 +48,37 @@ def frozen(generator: Generator, norm: str) -> Iterator[None]:
             )
         yield
         return
-    norms = _batch_norms(generator)
+    norms = batch_norms(generator)
     if norm == "eval" and any(layer.running_mean is None for layer in norms):
         raise ValueError(
             "`norm='eval'` needs batch norms with running statistics, got one without, which "
             "ties a code to its batch; use norm='batch'"
         )
-    training = [(module, module.training) for module in generator.modules()]
-    gradients = [(parameter, parameter.requires_grad) for parameter in generator.parameters()]
     tracking = [(layer, layer.track_running_stats) for layer in norms]
-    try:
+    with restored(generator):
         generator.eval()
-        for parameter, _ in gradients:
+        for parameter in generator.parameters():
             parameter.requires_grad_(False)
-        if norm == "batch":
-            for layer in norms:
-                layer.training, layer.track_running_stats = True, False
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter, required in gradients:
-            parameter.requires_grad_(required)
-        for layer, tracked in tracking:
-            layer.track_running_stats = tracked
+        try:
+            if norm == "batch":
+                for layer in norms:
+                    layer.training, layer.track_running_stats = True, False
+            yield
+        finally:
+            for layer, tracked in tracking:
+                layer.track_running_stats = tracked
+
+
+def weights_sha256(generator: Generator) -> str | None:
+    """Hash of a module's parameters and buffers; None for any other callable."""
+    if not isinstance(generator, nn.Module):
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(generator.state_dict().items()):
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -94,19 +106,17 @@ def calibrate_batch_norm(
             f"`latents` must hold at least 2 codes and a whole batch, got {len(latents)} for "
             f"batch_size={batch_size}; draw more from the prior"
         )
-    norms = [layer for layer in _batch_norms(generator) if layer.running_mean is not None]
-    training = [(module, module.training) for module in generator.modules()]
+    norms = [layer for layer in batch_norms(generator) if layer.running_mean is not None]
     momenta = [layer.momentum for layer in norms]
-    try:
+    with restored(generator):
         generator.eval()
-        for layer in norms:
-            layer.reset_running_stats()
-            layer.training, layer.momentum = True, None  # None: the mean over all passes
-        for chunk in latents.split(size):
-            if norms and len(chunk) == size:
-                generator(chunk)
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
+        try:
+            for layer in norms:
+                layer.reset_running_stats()
+                layer.training, layer.momentum = True, None  # None: the mean over all passes
+            for chunk in latents.split(size):
+                if norms and len(chunk) == size:
+                    generator(chunk)
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,28 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flexgen.reversal.losses import Loss
-from flexgen.reversal.passes import Generate, Passes, Tell, fill
+from flexgen.reversal.passes import Generate, Passes, Work, fill
 
 # Curvature pairs kept; more gave nothing on latent sizes of 20.
 _MEMORY = 10
-
 # Convergence is tested once in so many evaluations.
 _WINDOW = 8
-
 # The first step of a start goes no farther than this in a latent space of unit scale.
 _FIRST_STEP = 0.5
-
 # A line search that has failed so often forgets the curvature and takes the gradient.
 _BACKTRACKS = 5
-
 # Two starts of a sample that end this close have found the same code, or an equally good one.
 _AGREEMENT = 0.03
-
 # From far away a start is followed only until it falls by less than so many tolerances.
 _COARSE = 10
 
 # Of codes, targets and, where the generator takes one, contexts: losses and gradients.
 Evaluate = Callable[..., tuple[Tensor, Tensor]]
+
+# With the tensors that it reads and writes.
+Recording = tuple[torch.cuda.CUDAGraph, Sequence[Tensor], Sequence[Tensor]]
 
 
 class _Ends(NamedTuple):
@@ -53,38 +52,15 @@ class LBFGS:
     tolerance: float
 
     @torch.no_grad()
-    def run(
-        self,
-        passes: Passes,
-        x: Tensor,
-        start: Callable[[int], Tensor],
-        count: int,
-        tell: Tell,
-        context: tuple[Tensor, ...] = (),
-    ) -> dict[str, Tensor]:
+    def run(self, passes: Passes, work: Work) -> dict[str, Tensor]:
         """From each of a sample's starts by the coarse pass, from the best end by the fine one.
 
         Every sample takes two starts; those whose two best ends still differ take the others, one
         after another.
-
-        Args:
-            passes: codes to data.
-            x: targets, `(batch, *shape)`.
-            start: from the number of a start to codes, `(batch, *latent_shape)`; only called for
-                starts that are taken.
-            count: of starts at most.
-            tell: called now and then with the share of the work done, the codes and their losses.
-            context: of each sample, if the generator takes one; else empty.
-
-        Returns:
-            The fields of `Reversal`, for this batch.
-
-        Raises:
-            ValueError: if the generator's output has another shape than x.
         """
-        first = start(0)
+        x, count, tell, first = work.x, work.count, work.tell, work.start(0)
         batch, shape, z = len(x), first.shape[1:], first.flatten(1).clone()
-        given = (x, *context)
+        given = (x, *work.context)
         far = self._evaluation(passes.coarse, shape, x.is_cuda)
         near = self._evaluation(passes.fine, shape, x.is_cuda)
         losses = z.new_full((batch, count), torch.inf)
@@ -108,10 +84,9 @@ class LBFGS:
                 now = best.index_copy(0, rows, torch.minimum(loss, best[rows]))
                 tell((k + 0.5) / (count + 1), codes, now)
 
-            begin = start(k).flatten(1)[rows] if k else z.clone()
-            ends = self._descend(
-                far, given, rows, begin, _COARSE * self.tolerance, floor[rows], told
-            )
+            begin = work.start(k).flatten(1)[rows] if k else z.clone()
+            loose = _COARSE * self.tolerance
+            ends = self._descend(far, given, rows, begin, loose, floor[rows], told)
             # For "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance.
             begun = torch.where(ends.before.isfinite(), ends.before, torch.inf)
             lowest_start[rows] = torch.minimum(lowest_start[rows], begun)
@@ -122,20 +97,13 @@ class LBFGS:
             losses[rows, k] = ends.loss
             steps[rows] += ends.steps
 
-        ends = self._descend(
-            near, given, everyone, z, self.tolerance, floor,
-            lambda z, loss: tell(count / (count + 1), z, loss),
-        )  # fmt: skip
+        refined = partial(tell, count / (count + 1))
+        ends = self._descend(near, given, everyone, z, self.tolerance, floor, refined)
         z = ends.z.unflatten(1, shape)
-        x_hat = passes(fill(z), *map(fill, context))[:batch]
-        loss = self.loss(x_hat, x)
-        return {
-            "z": z,
-            "x_hat": x_hat,
-            "loss": loss,
-            "steps": steps + ends.steps,
-            "converged": ends.converged & loss.isfinite(),
-        }
+        x_hat = passes(fill(z), *map(fill, work.context))[:batch]
+        loss, steps = self.loss(x_hat, x), steps + ends.steps
+        converged = ends.converged & loss.isfinite()
+        return {"z": z, "x_hat": x_hat, "loss": loss, "steps": steps, "converged": converged}
 
     def _evaluation(self, generate: Generate, shape: torch.Size, graphs: bool) -> Evaluate:
         def evaluate(z: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,15 +116,9 @@ class LBFGS:
         return Captured(evaluate) if graphs else evaluate
 
     def _descend(
-        self,
-        evaluate: Evaluate,
-        given: tuple[Tensor, ...],
-        rows: Tensor,
-        z: Tensor,
-        tolerance: float,
-        floor: Tensor,
-        tell: Callable[[Tensor, Tensor], None],
-    ) -> _Ends:
+        self, evaluate: Evaluate, given: tuple[Tensor, ...], rows: Tensor, z: Tensor,
+        tolerance: float, floor: Tensor, tell: Callable[[Tensor, Tensor], None],
+    ) -> _Ends:  # fmt: skip
         """Descend from codes z of the given samples `rows` until none falls by `tolerance`.
 
         A sample is also done when its loss has come down to its `floor`.
@@ -286,7 +248,7 @@ class Captured:
     def __init__(self, evaluate: Evaluate) -> None:
         self.evaluate = evaluate
         self.possible = True
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Sequence[Tensor], Sequence[Tensor]]] = {}
+        self.graphs: dict[int, Recording] = {}
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         size = len(given[0])
@@ -304,9 +266,7 @@ class Captured:
         f, g = (output.clone() for output in outputs)
         return f, g
 
-    def _record(
-        self, *given: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor], Sequence[Tensor]]:
+    def _record(self, *given: Tensor) -> Recording:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

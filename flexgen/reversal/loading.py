@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flexgen.reversal.exported import load_exported
-from flexgen.reversal.freezing import Generator, frozen
+from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.starts import normal_codes
 
 _WEIGHTS = (
@@ -48,12 +48,9 @@ class Loaded:
 
 
 def load_generator(
-    source: str | Path,
-    *,
-    network: nn.Module | None = None,
-    trust: bool = False,
+    source: str | Path, *, network: nn.Module | None = None, trust: bool = False,
     device: torch.device | str = "cpu",
-) -> Loaded:
+) -> Loaded:  # fmt: skip
     """The generator in a file or at an import path.
 
     Weights, a .safetensors file, are loaded into `network`. Everything else is a program and does
@@ -107,8 +104,7 @@ class Probe:
 
     Attributes:
         shape: shape of one sample.
-        low: least value of a few samples.
-        high: greatest value of them.
+        low, high: least and greatest value of a few samples.
         notes: what a person should know, a line each.
     """
 
@@ -122,18 +118,15 @@ class Probe:
 def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | str = "cpu") -> Probe:
     """Run a few codes through a generator: mistakes show now, not after reading the data.
 
-    Args:
-        loaded: the generator.
-        latent_shape: shape of one code.
-        device: where it lies.
-
     Raises:
         ValueError: if it does not take codes of that shape, or what it makes is no batch of finite
             numbers.
     """
     shape = tuple(latent_shape)
     z = normal_codes(torch.arange(16), shape, 0).to(device, loaded.dtype)
-    with frozen(loaded.generator, "eval") if _steady(loaded.generator) else nullcontext():
+    # A module without running statistics is refused later, by `reverse`.
+    steady = all(layer.running_mean is not None for layer in batch_norms(loaded.generator))
+    with frozen(loaded.generator, "eval") if steady else nullcontext():
         try:
             x = loaded.generator(z)
         except Exception as error:  # whatever a stranger's code may raise
@@ -175,8 +168,7 @@ def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | st
 
 def missing_latent_shape(loaded: Loaded) -> str:
     """What to tell a person who has not said what codes look like."""
-    first = _first_weight(loaded.generator)
-    hint = "" if first is None else f" (its first weight has the shape {first})"
+    hint = _first_weight(loaded.generator)
     return (
         f"which codes does the generator take? this {loaded.kind} does not say{hint}; give "
         "latent_dim=100 for vectors of that size, or latent_shape=[512,4,4]"
@@ -254,11 +246,8 @@ def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
     if (file := getattr(sys.modules[module.__name__], "__file__", None)) is not None:
         digest.update(Path(file).read_bytes())
     if not isinstance(found, nn.Module):
-        known = _said_shape(found)
-        return Loaded(found, known, "function", digest.hexdigest())
-    for key, value in sorted(found.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return Loaded(found, _said_shape(found), "function", digest.hexdigest())
+    digest.update((weights_sha256(found) or "").encode())
     return _of_module(found, "module", digest.hexdigest(), device)
 
 
@@ -271,7 +260,7 @@ def _of_module(module: nn.Module, kind: str, sha256: str, device: torch.device) 
     module.to(device).eval()
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
         parameter.requires_grad_(False)
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    _, dtype = home(module, torch.empty(0, dtype=torch.float32))
     return Loaded(module, _said_shape(module), kind, sha256, dtype)
 
 
@@ -284,22 +273,14 @@ def _said_shape(generator: object) -> tuple[int, ...] | None:
     return (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else None
 
 
-def _steady(generator: Generator) -> bool:
-    """Whether eval mode ties no code to its batch; a module without statistics must be refused."""
-    return not any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-        for module in (generator.modules() if isinstance(generator, nn.Module) else ())
-    )
-
-
-def _first_weight(generator: Generator) -> tuple[int, ...] | None:
+def _first_weight(generator: Generator) -> str:
     weights = generator.parameters() if isinstance(generator, nn.Module) else iter(())
-    return next((tuple(weight.shape) for weight in weights if weight.dim() > 1), None)
+    first = next((tuple(weight.shape) for weight in weights if weight.dim() > 1), None)
+    return "" if first is None else f" (its first weight has the shape {first})"
 
 
 def _shape_hint(loaded: Loaded, shape: tuple[int, ...]) -> str:
-    first = _first_weight(loaded.generator)
-    hint = "" if first is None else f" (its first weight has the shape {first})"
+    hint = _first_weight(loaded.generator)
     if len(shape) == 1:
         hint += f", or latent_shape=[{shape[0]},1,1] if it begins with a convolution"
     return f"set latent_dim or latent_shape{hint}"

@@ -34,13 +34,7 @@ LOSSES: dict[str, Loss] = {"mse": half_squared_error, "bce": cross_entropy}
 def moment_penalty(z: Tensor, loc: float, scale: float) -> Tensor:
     """(μ − μ̂)² + (σ − σ̂)², with μ̂ and σ̂ the mean and standard deviation of all elements of z.
 
-    Args:
-        z: codes of one batch, `(batch, *latent_shape)`.
-        loc: mean μ of the prior.
-        scale: standard deviation σ of the prior.
-
-    Returns:
-        The penalty, a scalar.
+    z are the codes of one batch, μ (`loc`) and σ (`scale`) the prior's.
 
     Source: Creswell & Bharath, 2016, eq. 5.
     """

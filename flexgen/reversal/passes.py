@@ -36,6 +36,26 @@ class Passes:
         return (self.plain or self.fine)(z, *context)
 
 
+@dataclass(frozen=True)
+class Work:
+    """One batch, for a solver, which returns the fields of `Reversal` for it.
+
+    Attributes:
+        x: targets, `(batch, *shape)`.
+        start: from the number of a start to codes, `(batch, *latent_shape)`; only called for
+            starts that are taken.
+        count: of starts at most.
+        tell: called now and then.
+        context: of each sample, if the generator takes one; else empty.
+    """
+
+    x: Tensor
+    start: Callable[[int], Tensor]
+    count: int
+    tell: Tell
+    context: tuple[Tensor, ...] = ()
+
+
 def fill(rows: Tensor, size: int | None = None) -> Tensor:
     """Rows, filled up by copies of the first one to a size, or to a multiple of 16."""
     size = -(-len(rows) // _ROWS) * _ROWS if size is None else size

@@ -5,45 +5,49 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from flexgen.reversal.chunks import Parts
+from flexgen.reversal.passes import Tell
 
 SECONDS_A_LINE = 30.0
 """In a log file there is a line that often, not a bar."""
 
 
 @contextmanager
-def bar(num_samples: int, show: bool) -> Iterator[Callable[[int], Callable[[float, Tensor], None]]]:
+def bar(
+    num_samples: int, show: bool, watch: Callable[[Tensor], None] | None
+) -> Iterator[Callable[[int], Tell]]:
     """A progress bar: called with the size of a batch, it gives what to tell its progress to.
 
     Args:
         num_samples: of all batches.
         show: whether to show anything.
+        watch: told the codes of the batch in work.
     """
     columns = (
-        TextColumn("reverse"),
-        BarColumn(),
+        TextColumn("reverse"), BarColumn(),
         TextColumn("{task.fields[samples]}/{task.fields[all]} samples, loss {task.fields[loss]}"),
         TimeRemainingColumn(),
-    )
+    )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
         task = progress.add_task("", total=num_samples, samples=0, all=num_samples, loss="-")
         done = 0
 
-        def batch(size: int) -> Callable[[float, Tensor], None]:
+        def batch(size: int) -> Tell:
             nonlocal done
             before, done = done, done + size
 
-            def tell(share: float, loss: Tensor) -> None:
+            def tell(share: float, z: Tensor, loss: Tensor) -> None:
                 if show:  # reading the loss makes the device wait
                     now = before + size * share
                     mean = f"{float(loss[:size].mean()):.4g}"
                     progress.update(task, completed=now, samples=int(now), loss=mean)
+                if watch is not None:
+                    watch(z[:size])
 
             return tell
 
@@ -68,25 +72,16 @@ class ChunkProgress:
 
     def __enter__(self) -> "ChunkProgress":
         if self.show and sys.stderr.isatty():
+            words = TextColumn("reverse"), BarColumn(), TextColumn("{task.description}")
+            console = Console(stderr=True)
             self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("reverse"),
-                BarColumn(),
-                TextColumn("{task.description}"),
-                console=Console(stderr=True),
-                refresh_per_second=2,
-                transient=True,
+                SpinnerColumn(), *words, console=console, refresh_per_second=2, transient=True
             )
             self._task = self._bar.add_task("reading", total=sum(self.parts.sizes))
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flexgen.reversal.passes import Generate, fill
 
 _BLOCK = 1024
-
+_BANK_ELEMENTS = 1 << 26
 # Codes of a bank that go through the generator at a time.
 _PASS = 128
 
@@ -21,13 +21,8 @@ def normal_codes(index: Tensor, latent_shape: tuple[int, ...], seed: int) -> Ten
     A generator of its own for every sample would cost more than the draw, so samples share one by
     blocks of 1,024 indices: block b is drawn whole from a generator seeded by (seed, b).
 
-    Args:
-        index: the samples' indices, `(n,)`, not negative.
-        latent_shape: shape of one code.
-        seed: not negative.
-
-    Returns:
-        Codes, `(n, *latent_shape)`, float32 on the CPU. The global generator is not touched.
+    They are `(n, *latent_shape)`, float32 on the CPU, for indices `(n,)`, which like the seed are
+    not negative. The global generator is not touched.
     """
     index = index.cpu()
     codes = torch.empty(len(index), *latent_shape)
@@ -60,16 +55,10 @@ class Bank:
         self.squares = self.data.square().sum(1)
 
     def nearest(self, x: Tensor, count: int) -> Tensor:
-        """Codes whose data lie nearest to x by Euclidean distance, every fourth of them.
+        """Codes whose data lie nearest to x, `(batch, *shape)`, by Euclidean distance.
 
-        The very nearest resemble each other and often lead to the same end.
-
-        Args:
-            x: data, `(batch, *shape)`.
-            count: codes for each.
-
-        Returns:
-            Codes, `(batch, count, *latent_shape)`, the nearest first.
+        They are `(batch, count, *latent_shape)`, the nearest first, every fourth of them: the very
+        nearest resemble each other and often lead to the same end.
         """
         rows = fill(x.flatten(1))
         distance = torch.addmm(self.squares, rows, self.data.T, alpha=-2)[: len(x)]
@@ -83,34 +72,20 @@ class Starts:
     """Starting codes of samples, each a function of the sample and its index alone.
 
     Args:
-        init: "normal", "bank", a function from data to codes, or codes; see
-            :func:`~flexgen.reversal.reverse`.
+        init, latent_shape, bounds, index, seed: see :func:`~flexgen.reversal.reverse`.
         count: starts of a sample; codes given with two batch dimensions have their own.
         num_samples: how many samples there are.
-        latent_shape: shape of one code.
         scale: standard deviation of normal starts.
-        bounds: support of the codes, if bounded.
-        index: of the samples in their data set, `(num_samples,)`; their number if None.
-        seed: of normal starts.
-
-    Attributes:
-        bank_size: of the bank, to tell.
 
     Raises:
         ValueError: if `init` is none of these, or codes or `index` do not fit.
     """
 
     def __init__(
-        self,
-        init: Literal["auto", "normal", "bank"] | Tensor | Callable[[Tensor], Tensor],
-        count: int,
-        num_samples: int,
-        latent_shape: tuple[int, ...],
-        scale: float,
-        bounds: tuple[float, float] | None,
-        index: Tensor | None,
-        seed: int,
-    ) -> None:
+        self, init: Literal["auto", "normal", "bank"] | Tensor | Callable[[Tensor], Tensor],
+        count: int, num_samples: int, latent_shape: tuple[int, ...], scale: float,
+        bounds: tuple[float, float] | None, index: Tensor | None, seed: int,
+    ) -> None:  # fmt: skip
         self.init: Tensor | Callable[[Tensor], Tensor] | str
         self.init = "normal" if isinstance(init, str) and init == "auto" else init
         self.shape, self.scale, self.bounds, self.seed = latent_shape, scale, bounds, seed
@@ -133,21 +108,36 @@ class Starts:
             )
         self.count = count
         self.index = torch.arange(num_samples) if index is None else index
-        if (
-            self.index.shape != (num_samples,)
-            or self.index.is_floating_point()
-            or (self.index < 0).any()
-        ):
+        whole = self.index.shape == (num_samples,) and not self.index.is_floating_point()
+        if not whole or (self.index < 0).any():
             raise ValueError(
                 f"`index` must hold a whole number of at least 0 for each of {num_samples} "
                 f"samples, got {self.index.dtype} of shape {tuple(self.index.shape)}"
             )
 
-    def limit(self, bank_size: int) -> None:
-        """Take no more starts from the bank than it has codes."""
-        self.bank_size = bank_size
+    def bank_codes(self, bank: int | Tensor, elements: int) -> Tensor:
+        """Codes of a bank, whose data have so many elements; no more starts are taken than it has.
+
+        Raises:
+            ValueError: for codes of another shape, none, or some that are not finite.
+        """
+        if isinstance(bank, Tensor):
+            if bank.shape[1:] != self.shape or not len(bank) or not bank.isfinite().all():
+                raise ValueError(
+                    f"`bank` must be a number, or finite codes of shape (size, *{self.shape}), got "
+                    f"{tuple(bank.shape)}; give draws from the prior"
+                )
+            codes = bank.detach()
+        else:
+            size = min(bank, max(_BANK_ELEMENTS // elements, 64))
+            codes = normal_codes(torch.arange(size), self.shape, self.seed)
+            if self.bounds is not None:
+                low, high = self.bounds
+                codes = low + (high - low) * torch.special.ndtr(codes)
+        self.bank_size = len(codes)
         if self.init == "bank" if isinstance(self.init, str) else callable(self.init):
-            self.count = min(self.count, bank_size + int(callable(self.init)))
+            self.count = min(self.count, self.bank_size + int(callable(self.init)))
+        return codes
 
     def probe(self) -> Tensor:
         """A few codes such as the prior's, `(32, *latent_shape)`, to try a generator on."""
@@ -155,17 +145,14 @@ class Starts:
         return codes if self.bounds is None else codes.clamp(*self.bounds)
 
     def of(
-        self, place: Tensor, x: Tensor, bank: Callable[[Tensor, int], Tensor]
+        self, place: Tensor, x: Tensor, bank: Callable[[Tensor, Tensor, int], Tensor]
     ) -> Callable[[int], Tensor]:
-        """Starts of the samples at `place`, whose data are x.
+        """From the number of a start, below `count`, to codes `(batch, *latent_shape)`.
 
         Args:
-            place: their numbers, `(batch,)`.
-            x: `(batch, *shape)`.
-            bank: data and a count to as many codes of the bank for each, `(batch, count, …)`.
-
-        Returns:
-            A function from the number of a start, below `count`, to codes `(batch, *latent_shape)`.
+            place: numbers of the samples, `(batch,)`.
+            x: their data, `(batch, *shape)`.
+            bank: place, data and a count to as many codes for each, `(batch, count, …)`.
 
         Raises:
             ValueError: if an encoder gives codes of another shape.
@@ -182,7 +169,7 @@ class Starts:
                 codes = self._guess(self.init, x)
             else:
                 own = int(callable(self.init))
-                nearest[:] = nearest or [bank(x, self.count - own)]
+                nearest[:] = nearest or [bank(place, x, self.count - own)]
                 codes = nearest[0][:, k - own]
             return codes.to(x.device, x.dtype)
 

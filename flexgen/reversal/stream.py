@@ -15,7 +15,7 @@ from flexgen._version import __version__
 from flexgen.checks import check_integer
 from flexgen.reversal.chunks import Parts
 from flexgen.reversal.engine import reverse
-from flexgen.reversal.freezing import Generator
+from flexgen.reversal.freezing import Generator, weights_sha256
 from flexgen.reversal.progress import ChunkProgress
 
 
@@ -34,11 +34,7 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """A tensor as a source.
-
-    Args:
-        x: data, `(n, *shape)`.
-    """
+    """A tensor `(n, *shape)` as a source."""
 
     names: list[str] | None = None
 
@@ -49,7 +45,6 @@ class TensorSource:
         return len(self.x)
 
     def read(self, index: Tensor) -> Tensor:
-        """Rows of the tensor."""
         return self.x[index.to(self.x.device)]
 
     def stamp(self, index: Tensor) -> str:
@@ -138,31 +133,30 @@ def reverse_stream(
             "`restart` is for one process: several would remove each other's parts; remove "
             f"{out} by hand, then start all"
         )
-    out, shape = (
-        Path(out),
-        torch.Size([latent_shape] if isinstance(latent_shape, int) else latent_shape),
-    )
+    out = Path(out)
+    shape = torch.Size([latent_shape] if isinstance(latent_shape, int) else latent_shape)
     index = torch.arange(len(source)) if index is None else index
     chunks = index.split(chunk)
-    _check_tied(chunks, options)
+    if options.get("norm") == "batch" and len(chunks[-1]) < 2:
+        raise ValueError(
+            "`chunk` must not leave one sample alone in the last chunk with norm='batch', got "
+            f"{len(chunks[0])} for {len(index)} samples; choose another"
+        )
     if identity is None:
         identity = {"generator": weights_sha256(generator)}
-    parts = Parts(
-        out,
-        {
-            **identity,
-            "latent_shape": list(shape),
-            "options": {name: _plain(value) for name, value in sorted(options.items())},
-            "chunk": chunk,
-            "samples": len(index),
-            "index": _digest(index.tolist()),
-            "names": None if source.names is None else _digest(source.names),
-            "flexgen": __version__,
-            "torch": torch.__version__,
-            "device": torch.device(device).type,
-        },
-        [len(part) for part in chunks],
-    )
+    identity = {
+        **identity,
+        "latent_shape": list(shape),
+        "options": {name: _plain(value) for name, value in sorted(options.items())},
+        "chunk": chunk,
+        "samples": len(index),
+        "index": _digest(index.tolist()),
+        "names": None if source.names is None else _digest(source.names),
+        "flexgen": __version__,
+        "torch": torch.__version__,
+        "device": torch.device(device).type,
+    }
+    parts = Parts(out, identity, [len(part) for part in chunks])
     with parts.alone(rank), ChunkProgress(parts, progress and rank == 0, check) as watch:
         if parts.open(restart):
             return Streamed(parts.codes, len(index), len(index))
@@ -180,13 +174,9 @@ def reverse_stream(
             started = time.perf_counter()
             x = source.read(chunks[number]).to(device)
             found = reverse(generator, x, latent_shape=shape, index=chunks[number], **options)
-            tensors = {
-                "z": found.z.cpu(),
-                "loss": found.loss.cpu(),
-                "steps": found.steps.cpu(),
-                "converged": found.converged.cpu(),
-                "index": chunks[number],
-            }
+            kept = ("z", "loss", "steps", "converged")
+            tensors = {name: getattr(found, name).cpu() for name in kept}
+            tensors["index"] = chunks[number]
             about = {
                 "stamp": stamp,
                 "how": found.how,
@@ -201,27 +191,6 @@ def reverse_stream(
             about = {"names": json.dumps(names, ensure_ascii=False)} if names else {}
             parts.gather({**about, "how": parts.finished()[0]["how"]})
         return Streamed(parts.codes, len(index), watch.before or 0)
-
-
-def weights_sha256(generator: Generator) -> str | None:
-    """Hash of a module's parameters and buffers; None for any other callable."""
-    if not isinstance(generator, nn.Module):
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted(generator.state_dict().items()):
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_tied(chunks: Sequence[Tensor], options: Mapping[str, Any]) -> None:
-    tied = options.get("norm") == "batch"
-    if tied and len(chunks[-1]) < 2:
-        raise ValueError(
-            "`chunk` must not leave one sample alone in the last chunk with norm='batch', got "
-            f"{len(chunks[0])} for {sum(map(len, chunks))} samples; choose another"
-        )
 
 
 def _digest(values: Sequence[object]) -> str:

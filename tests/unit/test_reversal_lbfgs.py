@@ -10,7 +10,7 @@ from flexgen.networks import DCGANGenerator, MLPGenerator
 from flexgen.reversal import calibrate_batch_norm, fast, reverse
 from flexgen.reversal.lbfgs import LBFGS, direction
 from flexgen.reversal.losses import half_squared_error
-from flexgen.reversal.passes import Passes
+from flexgen.reversal.passes import Passes, Work
 from flexgen.reversal.starts import Bank, Starts, normal_codes
 
 
@@ -334,7 +334,7 @@ def test_rosenbrock_is_solved_from_the_classic_start():
     start = torch.tensor([[-1.2, 1.0]], dtype=torch.float64)
     target = torch.zeros(1, 2, dtype=torch.float64)
     passes = Passes(generate, generate, "")
-    found = solver.run(passes, target, lambda k: start, 1, lambda share, z, loss: None)
+    found = solver.run(passes, Work(target, lambda k: start, 1, lambda share, z, loss: None))
     torch.testing.assert_close(found["z"], torch.ones(1, 2, dtype=torch.float64), atol=1e-6, rtol=0)
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flexgen.reversal.freezing import weights_sha256
 from flexgen.reversal.loading import Loaded, load_generator, missing_latent_shape, probe
-from flexgen.reversal.stream import weights_sha256
 
 
 class Evil:
