@@ -150,16 +150,15 @@ def reverse_split(
 ) -> Codes:
     """Codes of examples of a split under a model's decoder and prior, by reversal.
 
+    Those whose loss is not finite are left out. The model is left as it was.
+
     Args:
-        model: whose decoder is reversed; it is left as it was.
+        model: whose decoder is reversed.
         data: the data module.
         split: which part of the data.
         n: how many examples, at most what the split holds; None: all.
         seed: which examples, and of the reversal.
         **options: passed on to :func:`reverse_data`.
-
-    Returns:
-        Codes of those whose loss is finite.
     """
     n = None if n is None else min(n, data.size(split))
     x, label = data.split(split, n, seed)

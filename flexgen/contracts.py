@@ -230,7 +230,9 @@ class Prior(_OverCodes):
 
     def draw(self, n: int, context: Tensor | None = None) -> Tensor:
         """Codes `(n, latent_dim)` without gradient, one for each of n rows of the context."""
-        return draw(self(context), n)
+        distribution: Distribution = self(context)
+        with torch.no_grad():
+            return distribution.sample(torch.Size() if distribution.batch_shape else (n,))
 
     def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """What training minimises over codes `(*batch, d)`: −log p(z) up to a constant, `(*batch)`.
@@ -350,10 +352,3 @@ class Measurement(ABC):
     @abstractmethod
     def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         """Values by name; pictures and codes go below the run's folder."""
-
-
-def draw(distribution: Distribution, n: int) -> Tensor:
-    """n draws without gradient: one of each of a batch of n distributions, or n of the one."""
-    with torch.no_grad():
-        z: Tensor = distribution.sample(torch.Size() if distribution.batch_shape else (n,))
-    return z

@@ -30,9 +30,7 @@ def maximise_likelihood(
         prior: with parameters; its `cross_entropy`, −log p(z) where p is normalised, is minimised.
         codes: `(n, latent_dim)`, at least 2 of them, finite.
         context, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
-        steps: optimizer steps.
-        batch_size: codes a step.
-        lr: step size.
+        steps, batch_size, lr: of Adam.
         patience: looks without an improvement after which the fit ends.
 
     Returns:

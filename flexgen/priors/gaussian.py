@@ -54,8 +54,7 @@ class Gaussian(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
-        self.latent_dim = latent_dim
+        self.latent_dim = check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         self.register_buffer("loc", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 

@@ -212,8 +212,8 @@ class LearnableMixture(Prior):
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         check_integer("num_components", num_components, 1, "set `prior.num_components=1`")
-        for name, value in (("spread", spread), ("scale", scale)):
-            check_positive(name, value, f"set `prior.{name}=1`")
+        check_positive("spread", spread, "set `prior.spread=1`")
+        check_positive("scale", scale, "set `prior.scale=1`")
         self.latent_dim, self.num_components = latent_dim, num_components
         means = torch.empty(num_components, latent_dim).uniform_(-spread, spread)
         self.loc = nn.Parameter(means)

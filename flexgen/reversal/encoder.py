@@ -55,7 +55,7 @@ def train_encoder(
     generator: Generator, prior: Callable[[int], Tensor], *, steps: int = 2500, lr: float = 2e-3,
     seed: int = 0, progress: bool = False,
 ) -> Encoder:  # fmt: skip
-    """Learn to invert a generator on its own samples: min E ‖E(G(z) + noise) − z‖², z ~ prior.
+    """An encoder in eval mode that inverts a generator: min E ‖E(G(z) + noise) − z‖², z ~ prior.
 
     No data are needed, and the result is a start for :func:`~flexgen.reversal.reverse`
     (`init=encoder`), not an answer: data that the generator never makes are encoded badly. Half
@@ -69,9 +69,6 @@ def train_encoder(
         lr: first step size.
         seed: of the weights, the pairs and the noise. The global generator is restored.
         progress: whether to show a progress bar, on standard error.
-
-    Returns:
-        The encoder, in eval mode, on the generator's device.
 
     Raises:
         ValueError: if `steps` is below 1, or the generator makes no finite data.
@@ -124,12 +121,11 @@ def train_encoder(
 def load_or_train_encoder(
     path: Path, identity: str, train: Callable[[], Encoder], *, say: bool = False
 ) -> Encoder:
-    """The encoder saved at `path` for this generator, or a new one, saved there.
+    """The encoder saved at `path` for this generator, or a new one by `train`, saved there.
 
     Args:
-        path: a safetensors file.
-        identity: what says which generator it is, such as a hash of its weights; a file of another
-            one is replaced.
+        path: a safetensors file; that of a generator of another identity is replaced.
+        identity: what says which generator it is, such as a hash of its weights.
         train: what makes an encoder.
         say: whether to say on standard error which it was.
 

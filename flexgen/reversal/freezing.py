@@ -54,19 +54,13 @@ def frozen(generator: Generator, norm: str) -> Iterator[None]:
             "`norm='eval'` needs batch norms with running statistics, got one without, which "
             "ties a code to its batch; use norm='batch'"
         )
-    tracking = [(layer, layer.track_running_stats) for layer in norms]
     with restored(generator):
         generator.eval()
         for parameter in generator.parameters():
             parameter.requires_grad_(False)
-        try:
-            if norm == "batch":
-                for layer in norms:
-                    layer.training, layer.track_running_stats = True, False
-            yield
-        finally:
-            for layer, tracked in tracking:
-                layer.track_running_stats = tracked
+        for layer in norms if norm == "batch" else ():
+            layer.training, layer.track_running_stats = True, False
+        yield
 
 
 def weights_sha256(generator: Generator) -> str | None:
@@ -107,16 +101,11 @@ def calibrate_batch_norm(
             f"batch_size={batch_size}; draw more from the prior"
         )
     norms = [layer for layer in batch_norms(generator) if layer.running_mean is not None]
-    momenta = [layer.momentum for layer in norms]
     with restored(generator):
         generator.eval()
-        try:
-            for layer in norms:
-                layer.reset_running_stats()
-                layer.training, layer.momentum = True, None  # None: the mean over all passes
-            for chunk in latents.split(size):
-                if norms and len(chunk) == size:
-                    generator(chunk)
-        finally:
-            for layer, momentum in zip(norms, momenta, strict=True):
-                layer.momentum = momentum
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.training, layer.momentum = True, None  # None: the mean over all passes
+        for chunk in latents.split(size):
+            if norms and len(chunk) == size:
+                generator(chunk)

@@ -97,23 +97,20 @@ def reverse_stream(
     parts once all are there. They share nothing but the folder.
 
     Args:
-        generator: codes to data, as for `reverse`.
+        generator, latent_shape, **options: as for `reverse`.
         source: the data.
         out: folder for the codes; its parts lie in `codes.parts` below until all are done.
-        latent_shape: shape of one code.
         identity: what says which generator and data these are, plain values. A folder that holds
             work of another identity is refused. A hash of the weights, if None and the generator is
             a module; its options and the data's names are always part of it.
         index: which examples, `(n,)`, rising; all if None.
         chunk: samples at a time, best a multiple of `batch_size`.
         device: where a chunk's data are put, for a generator that is no module.
-        rank: number of this process.
-        world_size: number of processes.
+        rank, world_size: number of this process, and of all.
         check: called after each chunk and while process 0 waits for the others; it raises if there
             is no use in going on, one of them having failed.
         restart: throw away what the folder holds of an earlier reversal.
         progress: whether to show progress over all processes on standard error.
-        **options: passed on to `reverse`.
 
     Returns:
         Where the file of codes is. It holds `z (n, *latent_shape)` and, `(n,)` each, `loss`,
