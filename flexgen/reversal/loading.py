@@ -4,7 +4,7 @@ import hashlib
 import sys
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flexgen.reversal.exported import load_exported
+from flexgen.checks import first_line
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.starts import normal_codes
 
@@ -198,8 +198,7 @@ def _from_file(path: Path, device: torch.device) -> Loaded:
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
         inside = {name.partition("/")[2] for name in names}
         if "archive_format" in inside or "serialized_exported_program.json" in names:
-            run, shape, dtype, notes = load_exported(path, device)
-            return Loaded(run, shape, "torch.export archive", sha256, dtype, notes)
+            return _exported(path, sha256, device)
         if "constants.pkl" in inside:
             with warnings.catch_warnings():
                 # Deprecated for writing; there are many files of it, and they are to be read.
@@ -220,6 +219,58 @@ def _from_file(path: Path, device: torch.device) -> Loaded:
     if isinstance(content, dict):
         what = f"a dictionary ({', '.join(map(str, list(content)[:3]))}, …)"
     raise ValueError(f"{path} holds {what}, not a generator. {_WEIGHTS}")
+
+
+def _exported(path: Path, sha256: str, device: torch.device) -> Loaded:
+    """The program of an archive of `torch.export.save`, as a function of any batch size."""
+    from torch.export.passes import move_to_device_pass
+
+    try:
+        with open(path, "rb") as file:
+            # A file, not a path: torch then does not mind what it is called.
+            program: Any = torch.export.load(file)
+        inputs: Any = program.example_inputs or ((), {})
+        args, kwargs = inputs
+        if device.type != "cpu":
+            program = move_to_device_pass(program, device)
+        module = program.module()
+    except Exception as error:
+        raise ValueError(
+            f"cannot load {path} ({first_line(error)}); it is damaged, or of a torch.export "
+            "that this torch cannot read: export it again"
+        ) from error
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+        raise ValueError(
+            f"the program in {path} must take one tensor of codes, (n, *latent_shape), got "
+            f"{len(args) + len(kwargs)} inputs; export a module that takes codes alone"
+        )
+    module.requires_grad_(False)
+    codes = next(
+        node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
+    )
+    batch = codes.meta["val"].shape[0]
+    notes: tuple[str, ...] = ()
+    if isinstance(batch, int):
+        notes = (
+            f"the program was exported for batches of exactly {batch}: it runs in such pieces; for "
+            "any batch export it with dynamic_shapes=({0: torch.export.Dim('batch')},)",
+        )
+    else:
+        batch = None
+    generate, shape = _in_pieces(module, batch), tuple(args[0].shape[1:])
+    return Loaded(generate, shape, "torch.export archive", sha256, args[0].dtype, notes)
+
+
+def _in_pieces(module: Any, size: int | None) -> Callable[[Tensor], Tensor]:
+    # A plain function: an exported module knows no eval mode, and would refuse to be put there.
+    def generate(z: Tensor) -> Tensor:
+        if size is None:
+            x: Tensor = module(z)
+            return x
+        padded = torch.cat([z, z[:1].expand(-len(z) % size, *z.shape[1:])])
+        return torch.cat([module(piece) for piece in padded.split(size)])[: len(z)]
+
+    return generate
 
 
 def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
