@@ -8,16 +8,6 @@ from typing import NamedTuple
 
 from flexgen.files import open_file
 
-__all__ = [
-    "COUNTERS",
-    "MetricsTable",
-    "format_line",
-    "parse_metrics",
-    "read_columns",
-    "read_metrics",
-    "read_rows",
-]
-
 COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 """The columns that every row has, in whole numbers."""
 
@@ -72,9 +62,7 @@ def parse_metrics(text: str) -> MetricsTable:
 def read_columns(path: Path) -> tuple[list[str], int]:
     """The columns of a `metrics.csv`, and at which byte its rows begin.
 
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+    Raises: as :func:`read_metrics`.
     """
     with open_file(path) as file:
         line = file.readline()
@@ -87,9 +75,7 @@ def read_columns(path: Path) -> tuple[list[str], int]:
 def read_rows(path: Path) -> Iterator[tuple[dict[str, float], int]]:
     """Each row of a `metrics.csv` and its length in bytes; a last one that was cut is left out.
 
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+    Raises: as :func:`read_metrics`.
     """
     columns, start = read_columns(path)
     with open_file(path) as file:
@@ -98,10 +84,8 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, float], int]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield (
-                    _row(columns, line.decode().rstrip("\r\n").split(","), f"line {number}"),
-                    len(line),
-                )
+                cells = line.decode().rstrip("\r\n").split(",")
+                yield _row(columns, cells, f"line {number}"), len(line)
             except ValueError as error:
                 raise ValueError(f"{path} is corrupt: {error}; remove that line") from error
 

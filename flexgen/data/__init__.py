@@ -11,15 +11,6 @@ from flexgen.data.stream import Stream
 from flexgen.data.toys import Grid, Ring, SwissRoll, Toy, ToyData, ring8
 
 __all__ = [
-    "SPECS",
-    "DataModule",
-    "Grid",
-    "ImageData",
-    "Ring",
-    "Spec",
-    "Stream",
-    "SwissRoll",
-    "Toy",
-    "ToyData",
-    "ring8",
-]
+    "SPECS", "DataModule", "Grid", "ImageData", "Ring", "Spec", "Stream", "SwissRoll", "Toy",
+    "ToyData", "ring8",
+]  # fmt: skip

@@ -1,8 +1,11 @@
 """One array in a file, read some rows at a time; no format that is unpickled."""
 
 import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,43 +14,78 @@ from torch import Tensor
 from flexgen.checks import first_line
 
 
-class Rows(Protocol):
-    """An array `(n, …)` of which rows are read when asked for."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have what fails name the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    except Exception as error:  # zlib, zipfile, numpy and safetensors each have their own
+        raise ValueError(
+            f"cannot read {path} ({first_line(error)}); it is cut short, damaged or no array: "
+            "save it again as an array of numbers"
+        ) from error
+
+
+class Rows(ABC):
+    """An array `(n, …)` in a file, of which rows are read when asked for."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    def __init__(self, path: Path, key: str | None) -> None:
+        self.path, self.key = path, key
+        with _naming(path):
+            self._open()
+
     def read(self, index: Tensor) -> Tensor:
         """Rows `(len(index), …)`, in the file's own type."""
+        with _naming(self.path):
+            return self._read(index)
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _read(self, index: Tensor) -> Tensor: ...
+
+    def _member(self, names: list[str]) -> str:
+        if self.key is not None and self.key in names:
+            return self.key
+        if self.key is None and len(names) == 1:
+            return names[0]
+        found = ", ".join(names) or "none"
+        missing = "" if self.key is None else f", not {self.key!r}"
+        raise KeyError(f"{self.path} holds the arrays {found}{missing}; say which with key=NAME")
 
 
-class _Npy:
+class _Npy(Rows):
     """A .npy file, mapped into memory: a row is read from disk when it is looked at."""
 
-    def __init__(self, path: Path) -> None:
-        self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+    def _open(self) -> None:
+        self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         self.shape = tuple(self._array.shape)
         self.dtype = _dtype(self._array.dtype)
 
-    def read(self, index: Tensor) -> Tensor:
+    def _read(self, index: Tensor) -> Tensor:
         return _tensor(self._array[index.numpy()])
 
 
-class _Npz:
+class _Npz(Rows):
     """A member of a .npz file, unpacked as far as it is read.
 
     Going back means unpacking from the start again, so rows are best read in order.
     """
 
-    def __init__(self, path: Path, key: str | None) -> None:
-        self._zip = zipfile.ZipFile(path)
+    def _open(self) -> None:
+        self._zip = zipfile.ZipFile(self.path)
         names = [name for name in self._zip.namelist() if name.endswith(".npy")]
-        name = _member([name.removesuffix(".npy") for name in names], key, path)
+        name = self._member([name.removesuffix(".npy") for name in names])
         self._file = self._zip.open(f"{name}.npy")
-        version = np.lib.format.read_magic(self._file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
+        first = np.lib.format.read_magic(self._file) == (1, 0)
+        header = np.lib.format
+        read = header.read_array_header_1_0 if first else header.read_array_header_2_0
         self.shape, column_major, self._type = read(self._file)
         if column_major and len(self.shape) > 1:
             raise ValueError(f"array {name!r} lies column by column; save it with order C")
@@ -55,7 +93,7 @@ class _Npz:
         self._start = self._file.tell()
         self._row = int(np.prod(self.shape[1:])) * self._type.itemsize
 
-    def read(self, index: Tensor) -> Tensor:
+    def _read(self, index: Tensor) -> Tensor:
         rows = np.empty((len(index), *self.shape[1:]), self._type)
         for place in index.argsort().tolist():
             self._file.seek(self._start + int(index[place]) * self._row)
@@ -66,36 +104,25 @@ class _Npz:
         return _tensor(rows)
 
 
-class _Safetensors:
+class _Safetensors(Rows):
     """A tensor of a .safetensors file."""
 
-    def __init__(self, path: Path, key: str | None) -> None:
+    def _open(self) -> None:
         from safetensors import safe_open
 
-        self._file = safe_open(path, "pt")
-        self._slice = self._file.get_slice(_member(list(self._file.keys()), key, path))
+        self._file = safe_open(self.path, "pt")
+        self._slice = self._file.get_slice(self._member(list(self._file.keys())))
         self.shape = tuple(self._slice.get_shape())
         self.dtype = self._slice[:0].dtype if self.shape else torch.float32
 
-    def read(self, index: Tensor) -> Tensor:
+    def _read(self, index: Tensor) -> Tensor:
         if len(index) and (index.diff() == 1).all():
             rows: Tensor = self._slice[int(index[0]) : int(index[-1]) + 1]
             return rows
         return torch.cat([self._slice[i : i + 1] for i in index.tolist()])
 
 
-class _Guarded:
-    """Rows whose every failure names the file."""
-
-    def __init__(self, rows: Rows, path: Path) -> None:
-        self._rows, self._path = rows, path
-        self.shape, self.dtype = rows.shape, rows.dtype
-
-    def read(self, index: Tensor) -> Tensor:
-        try:
-            return self._rows.read(index)
-        except Exception as error:  # zlib, zipfile, numpy and safetensors each have their own
-            raise _damaged(self._path, error) from error
+_KINDS: dict[str, type[Rows]] = {".npy": _Npy, ".npz": _Npz, ".safetensors": _Safetensors}
 
 
 def open_array(path: Path, key: str | None = None) -> Rows:
@@ -117,20 +144,12 @@ def open_array(path: Path, key: str | None = None) -> Rows:
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; set `path` to an array's file")
-    if path.suffix not in (".npy", ".npz", ".safetensors"):
+    if path.suffix not in _KINDS:
         raise ValueError(
             f"`path` must end in .npy, .npz or .safetensors with data=array, got {path}; "
             "save the array with numpy.save"
         )
-    try:
-        if path.suffix == ".npy":
-            rows: Rows = _Npy(path)
-        else:
-            rows = (_Npz if path.suffix == ".npz" else _Safetensors)(path, key)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
-    except Exception as error:  # as many kinds as there are ways to be damaged
-        raise _damaged(path, error) from error
+    rows = _KINDS[path.suffix](path, key)
     if len(rows.shape) < 2 or not rows.shape[0]:
         raise ValueError(
             f"the array in {path} must hold at least one example along its first axis, (n, …), "
@@ -141,17 +160,7 @@ def open_array(path: Path, key: str | None = None) -> Rows:
             f"the array in {path} must be uint8 in [0, 255] or floating point, got {rows.dtype}; "
             "convert it"
         )
-    return _Guarded(rows, path)
-
-
-def _member(names: list[str], key: str | None, path: Path) -> str:
-    if key is not None and key in names:
-        return key
-    if key is None and len(names) == 1:
-        return names[0]
-    found = ", ".join(names) or "none"
-    missing = "" if key is None else f", not {key!r}"
-    raise KeyError(f"{path} holds the arrays {found}{missing}; say which with key=NAME")
+    return rows
 
 
 def _dtype(dtype: Any) -> torch.dtype:
@@ -166,10 +175,3 @@ def _dtype(dtype: Any) -> torch.dtype:
 def _tensor(rows: Any) -> Tensor:
     # A copy in this machine's byte order: a mapped file is read-only, which torch warns about.
     return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=True))
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"cannot read {path} ({first_line(error)}); it is cut short, damaged or no array: "
-        "save it again as an array of numbers"
-    )

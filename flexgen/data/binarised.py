@@ -42,7 +42,6 @@ class StaticDraw:
         return len(self.grey)
 
     def read(self, index: Tensor) -> Tensor:
-        """Binary images, uint8 `(n, *shape)`, 0 or 255."""
         x = self.grey.read(index)
         block, place = self.numbers[index] // _BLOCK, self.numbers[index] % _BLOCK
         for b in block.unique().tolist():
@@ -63,7 +62,6 @@ class Larochelle(Origin):
     files: Sequence[tuple[str, str, int]]
 
     def read(self, root: Path) -> dict[str, Source]:
-        """The three parts, without labels."""
         return {
             part: Pixels(read_amat(root / file, num, 784).view(-1, 1, 28, 28), None, file)
             for part, file, num in self.files
@@ -71,15 +69,14 @@ class Larochelle(Origin):
 
 
 def read_amat(path: Path, num_rows: int, num_columns: int) -> Tensor:
-    """Zeros and ones of a text file, line by line, so that no more than the result is in memory.
+    """Zeros and ones of a text file, as uint8 `(num_rows, num_columns)` of 0 and 255.
+
+    It is read line by line, so that no more than the result is in memory.
 
     Args:
         path: the file; values are separated by white space.
         num_rows: lines that it must have.
         num_columns: values that each line must have.
-
-    Returns:
-        uint8, `(num_rows, num_columns)`, 0 or 255.
 
     Raises:
         ValueError: if the number of lines or values is another, or a value is neither 0 nor 1.

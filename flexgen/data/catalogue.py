@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexgen.checks import first_line
+from flexgen.data import datasets
 from flexgen.data.binarised import Larochelle
-from flexgen.data.datasets import (
-    Digits,
-    Folder,
-    Lsun,
-    Omniglot,
-    OmniglotSmall,
-    Origin,
-    Parts,
-    Torchvision,
-)
+from flexgen.data.datasets import Origin, Parts
 from flexgen.data.sources import Shape
 
 
@@ -59,152 +51,89 @@ def _idx(dataset: str) -> tuple[str, ...]:
     return tuple(f"{dataset}/raw/{part}-{kind}" for part in ("train", "t10k") for kind in kinds)
 
 
-def _lsun(category: str) -> Spec:
-    return Spec(
-        shape=None,
-        num_classes=None,
-        splits="train; validation of 300 images, used as test",
-        origin=Lsun(category),
-        num_validation=5_000,
-        files=tuple(f"lsun/{category}_{part}_lmdb/data.mdb" for part in ("train", "val")),
-        licence="research use",
-        notes="unpack the published zip files into lsun/; needs the package lmdb",
-    )
-
-
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
-_LAROCHELLE = tuple(
-    (part, f"binarized_mnist/binarized_mnist_{name}.amat", num)
-    for part, name, num in (
-        ("train", "train", 50_000),
-        ("validation", "valid", 10_000),
-        ("test", "test", 10_000),
-    )
+_CELEBA = {"train": "train", "validation": "valid", "test": "test"}
+_LAROCHELLE = (
+    ("train", "binarized_mnist/binarized_mnist_train.amat", 50_000),
+    ("validation", "binarized_mnist/binarized_mnist_valid.amat", 10_000),
+    ("test", "binarized_mnist/binarized_mnist_test.amat", 10_000),
 )
-_SMALL = tuple(f"omniglot/images_background_small{i}.zip" for i in (1, 2))
+_SMALL = ("omniglot/images_background_small1.zip", "omniglot/images_background_small2.zip")
 
+# fmt: off
+_LSUN = (
+    "bedroom", "bridge", "church_outdoor", "classroom", "conference_room", "dining_room", "kitchen",
+    "living_room", "restaurant", "tower",
+)
 SPECS: dict[str, Spec] = {
     "digits": Spec(
-        shape=(1, 8, 8),
-        num_classes=10,
-        splits="none: 1,797 scans in all",
-        origin=Digits(),
-        num_validation=180,
-        num_test=360,
-        licence="CC BY 4.0",
+        (1, 8, 8), 10, "none: 1,797 scans in all", datasets.Digits(), num_validation=180,
+        num_test=360, licence="CC BY 4.0",
         notes="inside scikit-learn; the test set of UCI's optical recognition digits",
     ),
     "mnist": Spec(
-        shape=(1, 28, 28),
-        num_classes=10,
-        splits="60,000 train, 10,000 test",
-        origin=Torchvision("MNIST", _TRAIN_TEST),
-        num_validation=5_000,
-        files=_idx("MNIST"),
-        licence="CC BY-SA 3.0",
+        (1, 28, 28), 10, "60,000 train, 10,000 test", datasets.Torchvision("MNIST", _TRAIN_TEST),
+        num_validation=5_000, files=_idx("MNIST"), licence="CC BY-SA 3.0",
         binarised="mnist_larochelle",
     ),
     "mnist_larochelle": Spec(
-        shape=(1, 28, 28),
-        num_classes=None,
-        splits="50,000 train, 10,000 validation, 10,000 test; binary, without labels",
-        origin=Larochelle(_LAROCHELLE),
-        num_validation=0,
-        files=tuple(file for _, file, _ in _LAROCHELLE),
-        licence="CC BY-SA 3.0",
+        (1, 28, 28), None,
+        "50,000 train, 10,000 validation, 10,000 test; binary, without labels",
+        Larochelle(_LAROCHELLE), num_validation=0,
+        files=tuple(file for _, file, _ in _LAROCHELLE), licence="CC BY-SA 3.0",
         notes="the static binarisation of Larochelle & Murray 2011",
     ),
     "fashion_mnist": Spec(
-        shape=(1, 28, 28),
-        num_classes=10,
-        splits="60,000 train, 10,000 test",
-        origin=Torchvision("FashionMNIST", _TRAIN_TEST),
-        num_validation=5_000,
-        files=_idx("FashionMNIST"),
-        licence="MIT",
+        (1, 28, 28), 10, "60,000 train, 10,000 test",
+        datasets.Torchvision("FashionMNIST", _TRAIN_TEST), num_validation=5_000,
+        files=_idx("FashionMNIST"), licence="MIT",
     ),
     "omniglot": Spec(
-        shape=(1, 105, 105),
-        num_classes=1623,
-        splits="background 19,280 (964 characters) train, evaluation 13,180 (659) test",
-        origin=Omniglot(),
-        num_validation=1_000,
-        files=("omniglot-py/images_background", "omniglot-py/images_evaluation"),
-        licence="MIT",
+        (1, 105, 105), 1623,
+        "background 19,280 (964 characters) train, evaluation 13,180 (659) test",
+        datasets.Omniglot(), num_validation=1_000,
+        files=("omniglot-py/images_background", "omniglot-py/images_evaluation"), licence="MIT",
         notes="inverted to white on black; no character is in both parts",
     ),
     "omniglot_small": Spec(
-        shape=(1, 105, 105),
-        num_classes=242,
-        splits="small background set 1, 2,720 (136 characters) train; unseen alphabets of set 2, "
+        (1, 105, 105), 242,
+        "small background set 1, 2,720 (136 characters) train; unseen alphabets of set 2, "
         "2,120 (106) test",
-        origin=OmniglotSmall((_SMALL[0], _SMALL[1])),
-        num_validation=200,
-        files=_SMALL,
-        licence="MIT",
+        datasets.OmniglotSmall(_SMALL), num_validation=200, files=_SMALL, licence="MIT",
         notes="inverted to white on black; github.com/brendenlake/omniglot, folder python",
     ),
     "cifar10": Spec(
-        shape=(3, 32, 32),
-        num_classes=10,
-        splits="50,000 train, 10,000 test",
-        origin=Torchvision("CIFAR10", _TRAIN_TEST),
-        num_validation=5_000,
+        (3, 32, 32), 10, "50,000 train, 10,000 test", datasets.Torchvision("CIFAR10", _TRAIN_TEST),
+        num_validation=5_000, licence="research use",
         files=("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
-        licence="research use",
     ),
     "svhn": Spec(
-        shape=(3, 32, 32),
-        num_classes=10,
-        splits="73,257 train, 26,032 test; the extra 531,131 are not read",
-        origin=Torchvision(
-            "SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}, folder="SVHN"
-        ),
-        num_validation=5_000,
-        files=("SVHN/train_32x32.mat", "SVHN/test_32x32.mat"),
+        (3, 32, 32), 10, "73,257 train, 26,032 test; the extra 531,131 are not read",
+        datasets.Torchvision("SVHN", {p: {"split": p} for p in ("train", "test")}, folder="SVHN"),
+        num_validation=5_000, files=("SVHN/train_32x32.mat", "SVHN/test_32x32.mat"),
         licence="non-commercial use",
     ),
     "celeba": Spec(
-        shape=(3, 218, 178),
-        num_classes=None,
-        splits="162,770 train, 19,867 validation, 19,962 test",
-        origin=Torchvision(
-            "CelebA",
-            {
-                "train": {"split": "train"},
-                "validation": {"split": "valid"},
-                "test": {"split": "test"},
-            },
-        ),
-        num_validation=0,
-        files=("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
-        crop=118,
-        licence="non-commercial research use",
+        (3, 218, 178), None, "162,770 train, 19,867 validation, 19,962 test",
+        datasets.Torchvision("CelebA", {part: {"split": name} for part, name in _CELEBA.items()}),
+        num_validation=0, files=("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
+        crop=118, licence="non-commercial research use",
         notes="the aligned images; the 118 centre crop, then resized to 64, frames the face",
     ),
     "folder": Spec(
-        shape=None,
-        num_classes=None,
-        splits="subfolders train and test (and validation) where present, else none",
-        origin=Folder(),
-        num_validation=None,
-        notes="`root` is the folder of images itself",
+        None, None, "subfolders train and test (and validation) where present, else none",
+        datasets.Folder(), num_validation=None, notes="`root` is the folder of images itself",
     ),
 } | {
-    f"lsun_{category}": _lsun(category)
-    for category in (
-        "bedroom",
-        "bridge",
-        "church_outdoor",
-        "classroom",
-        "conference_room",
-        "dining_room",
-        "kitchen",
-        "living_room",
-        "restaurant",
-        "tower",
+    f"lsun_{category}": Spec(
+        None, None, "train; validation of 300 images, used as test", datasets.Lsun(category),
+        num_validation=5_000, licence="research use",
+        files=tuple(f"lsun/{category}_{part}_lmdb/data.mdb" for part in ("train", "val")),
+        notes="unpack the published zip files into lsun/; needs the package lmdb",
     )
+    for category in _LSUN
 }
+# fmt: on
 
 
 def find(name: str) -> Spec:
@@ -248,19 +177,21 @@ def read(name: str, root: Path) -> Parts:
         ValueError: if a file is corrupt.
     """
     spec = find(name)
-    missing = [file for file in spec.files if not (root / file).exists()]
-    if missing:
+    if missing := [file for file in spec.files if not (root / file).exists()]:
         raise FileNotFoundError(
             f"{name} is not there: no {root / missing[0]}; {_remedy(name, root)}"
         )
     try:
         return spec.origin.read(root)
-    except (FileNotFoundError, ValueError) as error:
-        if isinstance(spec.origin, Torchvision):
-            raise _corrupt(name, root, error) from error
-        raise
     except Exception as error:  # a file cut short breaks torchvision in many ways
-        raise _corrupt(name, root, error) from error
+        told = isinstance(error, FileNotFoundError | ValueError)
+        if told and not isinstance(spec.origin, datasets.Torchvision):
+            raise
+        again = ", `data.download=true`" if spec.origin.has_fetch else ""
+        raise ValueError(
+            f"the files of {name} under {root} are cut short or corrupt ({first_line(error)}); "
+            f"delete them and fetch them again{again}"
+        ) from error
 
 
 def _remedy(name: str, root: Path) -> str:
@@ -272,11 +203,3 @@ def _remedy(name: str, root: Path) -> str:
     if name == "omniglot" and all((root / file).exists() for file in _SMALL):
         where += "; the two small background sets are here: `data=omniglot_small`"
     return where
-
-
-def _corrupt(name: str, root: Path, error: Exception) -> ValueError:
-    again = ", `data.download=true`" if SPECS[name].origin.has_fetch else ""
-    return ValueError(
-        f"the files of {name} under {root} are cut short or corrupt ({first_line(error)}); delete "
-        f"them and fetch them again{again}"
-    )

@@ -1,15 +1,10 @@
-"""How each data set is found on disk and read into its official parts.
-
-An origin's `read(root)` returns the parts that the set's authors keep apart, by name: "train" and
-"test", sometimes "validation", or "all" where there is no official split. `fetch(root)`, where an
-origin has it, downloads the set.
-"""
+"""How each data set is found on disk and read into its official parts."""
 
 import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -39,7 +34,10 @@ class Origin(ABC):
 
     @abstractmethod
     def read(self, root: Path) -> Parts:
-        """The official parts; `root` is known to hold the files that the table lists."""
+        """The parts kept apart by the authors, "train", "test", maybe "validation"; or "all".
+
+        `root` is known to hold the files that the table lists.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class Digits(Origin):
     """scikit-learn's digits, inside its package: 17 grey levels, spread over [0, 255]."""
 
     def read(self, root: Path) -> Parts:
-        """Everything as one part; `root` is not looked at."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -82,7 +79,6 @@ class Torchvision(Origin):
             self._build(root, part, download=True)
 
     def read(self, root: Path) -> Parts:
-        """The parts, their images in memory where torchvision holds them there."""
         return {part: self._source(self._build(root, part, download=False)) for part in self.parts}
 
     def _source(self, dataset: Any) -> Source:
@@ -107,10 +103,6 @@ class Omniglot(Origin):
 
     has_fetch = True
 
-    parts: dict[str, str] = field(
-        default_factory=lambda: {"train": "images_background", "test": "images_evaluation"}
-    )
-
     def fetch(self, root: Path) -> None:
         from torchvision.datasets import Omniglot as Set
 
@@ -118,15 +110,12 @@ class Omniglot(Origin):
             Set(os.fspath(root), background=background, download=True)
 
     def read(self, root: Path) -> Parts:
-        """The background set as training part, the evaluation set as test part."""
-        listed = {p: images_in(root / "omniglot-py" / d) for p, d in self.parts.items()}
+        parts = {"train": "images_background", "test": "images_evaluation"}
+        folders = {part: root / "omniglot-py" / name for part, name in parts.items()}
+        listed = {part: images_in(folder) for part, folder in folders.items()}
         labels = _characters(listed)
         return {
-            part: Files(
-                [root / "omniglot-py" / self.parts[part] / path for path in paths],
-                labels[part],
-                invert=True,
-            )
+            part: Files([folders[part] / path for path in paths], labels[part], invert=True)
             for part, paths in listed.items()
         }
 
@@ -145,7 +134,6 @@ class OmniglotSmall(Origin):
     archives: tuple[str, str]
 
     def read(self, root: Path) -> Parts:
-        """The two parts; characters of the test part are numbered on from the training part's."""
         zips = [_unzipped(root / archive) for archive in self.archives]
         seen = {path.parts[1] for path in zips[0]}
         blobs = {
@@ -154,9 +142,7 @@ class OmniglotSmall(Origin):
         }
         labels = _characters({part: list(files) for part, files in blobs.items()})
         return {
-            part: Encoded(
-                list(files.values()), [str(path) for path in files], labels[part], invert=True
-            )
+            part: Encoded([*files.values()], [*map(str, files)], labels[part], invert=True)
             for part, files in blobs.items()
         }
 
@@ -168,7 +154,6 @@ class Lsun(Origin):
     category: str
 
     def read(self, root: Path) -> Parts:
-        """Both databases."""
         try:
             import lmdb  # noqa: F401
         except ImportError as error:
@@ -176,10 +161,8 @@ class Lsun(Origin):
                 "LSUN is read with the package lmdb, which is not installed; "
                 "install it: pip install lmdb"
             ) from error
-        return {
-            part: Database(root / "lsun" / f"{self.category}_{name}_lmdb")
-            for part, name in (("train", "train"), ("test", "val"))
-        }
+        parts = {"train": "train", "test": "val"}
+        return {p: Database(root / "lsun" / f"{self.category}_{n}_lmdb") for p, n in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -192,7 +175,6 @@ class Folder(Origin):
     """
 
     def read(self, root: Path) -> Parts:
-        """The parts, in the order of their paths."""
         if not root.is_dir():
             raise FileNotFoundError(
                 f"there is no folder {root}; set `data.root` to a folder of images"
@@ -210,11 +192,8 @@ class Folder(Origin):
                 "set `data.root` to a folder that holds some"
             )
         grouped = all(len(path.parts) > 1 for paths in listed.values() for path in paths)
-        labels = (
-            _numbered({part: [path.parts[0] for path in paths] for part, paths in listed.items()})
-            if grouped
-            else dict.fromkeys(listed)
-        )
+        classes = {part: [path.parts[0] for path in paths] for part, paths in listed.items()}
+        labels = _numbered(classes) if grouped else dict.fromkeys(listed)
         return {
             part: Files([folders[part] / path for path in paths], labels[part])
             for part, paths in listed.items()

@@ -121,9 +121,9 @@ class ImageData(DataModule):
         self._image_shape: Shape = (shape[0], shape[1], shape[2])
         self.num_validation, self.num_test = num_validation, num_test
         self.flip, self.resident, self.num_workers = flip, resident, num_workers
-        for option in ("num_validation", "num_test"):
-            if getattr(self, option) is not None:
-                check_integer(option, getattr(self, option), 0, f"set `data.{option}`")
+        for option, num in (("num_validation", num_validation), ("num_test", num_test)):
+            if num is not None:
+                check_integer(option, num, 0, f"set `data.{option}`")
 
     def _binarised(self, binarise: str, shape: tuple[int, ...], range: Sequence[float]) -> str:
         """Name of the binarised data; turns to the entry of a published draw that is there."""
@@ -177,11 +177,8 @@ class ImageData(DataModule):
         if "all" in sources:
             sources = dict.fromkeys(("train", "test"), sources["all"])
             labels = sources["train"].labels
-            order = stratified(
-                Purpose.SPLIT,
-                torch.zeros(len(index["all"])) if labels is None else labels,
-                SPLIT_SEED,
-            )
+            classes = torch.zeros(len(index["all"])) if labels is None else labels
+            order = stratified(Purpose.SPLIT, classes, SPLIT_SEED)
             index["train"], index["test"] = self._cut(order, "num_test")
         else:
             size = len(sources["train"])
@@ -203,7 +200,9 @@ class ImageData(DataModule):
         """What is left of an order, and the part that `option` cuts from its end."""
         num, default = getattr(self, option), getattr(self.spec, option)
         if num is None:
-            num = _share(len(order)) if default is None else default
+            # A tenth; of few, too few to measure anything by, a fifth, up to 100.
+            share = max(len(order) // 10, min((len(order) + 2) // 5, 100))
+            num = share if default is None else default
         if num >= len(order):
             raise ValueError(
                 f"`{option}` must be less than the {len(order)} images of {self.name} that it is "
@@ -225,11 +224,3 @@ class ImageData(DataModule):
         if fits if self.resident == "auto" else self.resident:
             return super()._chunks(train, device, order, position)
         return worker_chunks(train, order, position, device, self.num_workers)
-
-
-def _share(size: int) -> int:
-    """Images cut from `size` where nobody says how many: a tenth, but of few a fifth, up to 100.
-
-    A tenth of a few dozen is too few to measure anything by.
-    """
-    return max(size // 10, min((size + 2) // 5, 100))

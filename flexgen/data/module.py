@@ -64,14 +64,9 @@ class DataModule(LightningDataModule, StreamSource):
     dynamic: bool = False
 
     def __init__(
-        self,
-        *,
-        name: str,
-        shape: Sequence[int],
-        range: Sequence[float] | None,
-        batch_size: int,
+        self, *, name: str, shape: Sequence[int], range: Sequence[float] | None, batch_size: int,
         seed: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_integer("batch_size", batch_size, 1, "set `data.batch_size`")
         check_integer("seed", seed, 0, "set `data.seed`")
@@ -102,8 +97,7 @@ class DataModule(LightningDataModule, StreamSource):
         if self._splits is not None:
             return
         splits = self._build()
-        size = len(splits["train"])
-        if size < self.batch_size:
+        if (size := len(splits["train"])) < self.batch_size:
             raise ValueError(
                 f"`batch_size` must be at most the {size} training examples of {self.name}, "
                 f"got {self.batch_size}; set `data.batch_size={max(size, 1)}` or bring more data"
@@ -162,12 +156,9 @@ class DataModule(LightningDataModule, StreamSource):
         return scale(split.read(index), self.range), y
 
     def stream(
-        self,
-        device: torch.device | str = "cpu",
-        position: int = 0,
-        rank: int = 0,
+        self, device: torch.device | str = "cpu", position: int = 0, rank: int = 0,
         world_size: int = 1,
-    ) -> Stream:
+    ) -> Stream:  # fmt: skip
         """Training batches without end, from `position` on.
 
         The order is a function of (seed, position) alone; see `Order`.
@@ -194,25 +185,19 @@ class DataModule(LightningDataModule, StreamSource):
 
     def _resident(self, train: Split, device: torch.device) -> Tensor:
         """The training split on the device, read at the first call."""
-        if device not in self._on_device:
-            x = self._read_all(train).to(device)
-            as_read = self.dynamic or x.numel() * 4 > SCALED_BYTES
-            self._on_device[device] = x if as_read else scale(x, self.range)
-        return self._on_device[device]
-
-    def _read_all(self, train: Split) -> Tensor:
+        if device in self._on_device:
+            return self._on_device[device]
         console = Console(stderr=True)
+        quiet = len(train) < QUIET_EXAMPLES or not console.is_terminal
         first = train.read(torch.arange(1))
         x = torch.empty((len(train), *first.shape[1:]), dtype=first.dtype)
-        for index in track(
-            torch.arange(len(train)).split(READ_EXAMPLES),
-            f"reading {self.name}",
-            console=console,
-            transient=True,
-            disable=len(train) < QUIET_EXAMPLES or not console.is_terminal,
-        ):
+        parts, told = torch.arange(len(train)).split(READ_EXAMPLES), f"reading {self.name}"
+        for index in track(parts, told, console=console, transient=True, disable=quiet):
             x[index[0] : index[-1] + 1] = train.read(index)
-        return x
+        x = x.to(device)
+        as_read = self.dynamic or x.numel() * 4 > SCALED_BYTES
+        self._on_device[device] = x if as_read else scale(x, self.range)
+        return self._on_device[device]
 
     def fingerprint(self) -> str:
         """SHA-256 of the training split: of every example if they are small (64 MiB as they are
@@ -233,17 +218,11 @@ class DataModule(LightningDataModule, StreamSource):
 
         Device and rank are the trainer's, if there is one; the first batch is at `position`.
         """
-        trainer = self.trainer
-        if trainer is None:
+        if (trainer := self.trainer) is None:
             return itertools.repeat(self.stream(position=self.position))
-        return itertools.repeat(
-            self.stream(
-                trainer.strategy.root_device,
-                self.position,
-                trainer.global_rank,
-                trainer.world_size,
-            )
-        )
+        where = trainer.strategy.root_device
+        stream = self.stream(where, self.position, trainer.global_rank, trainer.world_size)
+        return itertools.repeat(stream)
 
 
 def _bounds(range: Sequence[float]) -> Range:

@@ -32,10 +32,18 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: Tensor) -> Tensor:
-        """Examples, float32 `(n, *shape)` on the CPU."""
+        """Examples in the range, float32 `(n, *shape)` on the CPU.
+
+        Raises:
+            ValueError: if one cannot be read, or holds NaN or infinity.
+        """
 
     def check(self) -> list[str]:
-        """Look through the data for what cannot be used; what a person should know, a line each."""
+        """Look through the data for what cannot be used; what a person should know, a line each.
+
+        Raises:
+            ValueError: if an example is not what it must be, or floats lie outside the range.
+        """
 
     def stamp(self, index: Tensor) -> str:
         """Hexadecimal digest that changes when the files of these examples do."""
@@ -88,19 +96,16 @@ class ImageFolder:
         return len(self._paths)
 
     def read(self, index: Tensor) -> Tensor:
-        """Images scaled to the range.
-
-        Raises:
-            ValueError: if one cannot be read; the message names it.
-        """
         return scale(decode(self._files, index, self.shape), self.range)
 
     def check(self) -> list[str]:
-        """Read every image's header, as :func:`check_images` does."""
-        return [*check_images(self._files, self.shape, self.resize), *self._left_out()]
+        lines = check_images(self._files, self.shape, self.resize)
+        if other := [p for p in files_in(self.folder) if p.suffix.lower() not in IMAGE_SUFFIXES]:
+            some = _some(printable(str(path)) for path in other)
+            lines.append(f"left out, not named as images: {len(other)} ({some})")
+        return lines
 
     def stamp(self, index: Tensor) -> str:
-        """Digest of the names, sizes and times of change."""
         digest = hashlib.sha256()
         for path in (self._paths[i] for i in index.tolist()):
             about = path.stat()
@@ -108,24 +113,14 @@ class ImageFolder:
             digest.update(f"\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
-    def _left_out(self) -> list[str]:
-        other = [p for p in files_in(self.folder) if p.suffix.lower() not in IMAGE_SUFFIXES]
-        if not other:
-            return []
-        some = _some(printable(str(path)) for path in other)
-        return [f"left out, not named as images: {len(other)} ({some})"]
-
 
 def check_images(files: Files, shape: Shape, resize: bool = True) -> list[str]:
-    """Read every image's header, which is quick: what is no image is found before the work.
+    """What to know of how images are read, a line each, by every image's header, which is quick.
 
     Args:
         files: the images.
         shape: (channels, height, width) that they are brought to.
         resize: whether images of other sizes are resized, or refused.
-
-    Returns:
-        What a person should know of how they are read, a line each.
 
     Raises:
         ValueError: if a file is no image, or has another size while `resize` is off.
@@ -177,15 +172,9 @@ class ArrayFile:
     names: list[str] | None = None
 
     def __init__(
-        self,
-        path: str | Path,
-        shape: Sequence[int],
-        range: Range,
-        *,
-        key: str | None = None,
-        data_range: Range | None = None,
-        resize: bool = True,
-    ) -> None:
+        self, path: str | Path, shape: Sequence[int], range: Range, *, key: str | None = None,
+        data_range: Range | None = None, resize: bool = True,
+    ) -> None:  # fmt: skip
         self.path, self.shape, self.range = Path(path), tuple(shape), range
         self.data_range = data_range
         self._rows: Rows = open_array(self.path, key)
@@ -207,11 +196,6 @@ class ArrayFile:
         return self._rows.shape[0]
 
     def read(self, index: Tensor) -> Tensor:
-        """Examples in the range.
-
-        Raises:
-            ValueError: if one holds NaN or infinity, or the file is cut short.
-        """
         x = self._rows.read(index)
         if x.is_floating_point():
             bad = ~x.flatten(1).isfinite().all(1)
@@ -229,18 +213,14 @@ class ArrayFile:
         return self._fit(x)
 
     def check(self) -> list[str]:
-        """Go through the values once.
-
-        Raises:
-            ValueError: if an example holds NaN or infinity, or floats lie outside the range.
-        """
         lines = []
-        if self._found()[1:] != self.shape[1:]:
+        found = self._found()
+        if found[1:] != self.shape[1:]:
             lines.append(
                 f"resized to {_size(self.shape[:0:-1])} pixels, cut about the centre to that "
-                f"aspect: all {len(self)} images ({_size(self._found()[:0:-1])})"
+                f"aspect: all {len(self)} images ({_size(found[:0:-1])})"
             )
-        if self._found()[0] != self.shape[0]:
+        if found[0] != self.shape[0]:
             word = "grey" if self.shape[0] == 1 else "colour"
             lines.append(f"turned to {word}: all {len(self)} images")
         if self._rows.dtype == torch.uint8:
@@ -264,7 +244,6 @@ class ArrayFile:
         return lines
 
     def stamp(self, index: Tensor) -> str:
-        """Digest of the file's size and time of change, the same for all examples."""
         about = self.path.stat()
         return hashlib.sha256(f"{about.st_size}\0{about.st_mtime_ns}".encode()).hexdigest()
 

@@ -13,13 +13,7 @@ from torch import Tensor
 class Purpose(IntEnum):
     """What a generator is for: the first part of its key, so that no two uses share a stream."""
 
-    ORDER = 0
-    FLIP = 1
-    SUBSET = 2
-    SPLIT = 3
-    TOY = 4
-    STATIC = 5
-    DYNAMIC = 6
+    ORDER, FLIP, SUBSET, SPLIT, TOY, STATIC, DYNAMIC = range(7)
 
 
 def generator(purpose: Purpose, *key: int) -> torch.Generator:
@@ -67,9 +61,6 @@ def stratified(purpose: Purpose, labels: Tensor, *key: int) -> Tensor:
         purpose: what the permutation is for.
         labels: classes, `(n,)`.
         key: the rest of the generator's key.
-
-    Returns:
-        Indices, `(n,)`.
     """
     shuffled = subset(purpose, len(labels), len(labels), *key)
     quantile = torch.empty(len(labels), dtype=torch.float64)
@@ -119,18 +110,14 @@ class Order:
     def rest_of_epoch(self, position: int) -> Tensor:
         """The examples of this rank's batches from `position` to the end of that epoch.
 
-        Returns:
-            int32 indices, `(batches, batch_size)`, at least one batch. They are half the traffic
-            of int64, and the permutation of an epoch is the dearest part of a toy's order.
+        They are int32 indices `(batches, batch_size)`, at least one batch: half the traffic of
+        int64, and the permutation of an epoch is the dearest part of a toy's order.
         """
         epoch, first = divmod(self.number(position), self.size // self.batch_size)
         if epoch != self._epoch:
             whole = self.size // self.batch_size * self.batch_size
-            shuffled = torch.randperm(
-                self.size,
-                generator=generator(Purpose.ORDER, self.seed, epoch),
-                dtype=torch.int32,
-            )
+            drawn_by = generator(Purpose.ORDER, self.seed, epoch)
+            shuffled = torch.randperm(self.size, generator=drawn_by, dtype=torch.int32)
             self._rows = shuffled[:whole].view(-1, self.batch_size)
             self._epoch = epoch
         return self._rows[first :: self.world_size]

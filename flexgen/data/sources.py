@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from flexgen.checks import first_line
 
 Shape = tuple[int, int, int]
 
@@ -103,11 +106,9 @@ class Pixels:
         return len(self.pixels)
 
     def open(self, i: int) -> Image.Image:
-        """Image `i`."""
         return Image.fromarray(self.pixels[i].permute(1, 2, 0).squeeze(2).numpy())
 
     def name(self, i: int) -> str:
-        """Its number in the data set."""
         return f"{i} of {self.title}"
 
 
@@ -130,8 +131,7 @@ class Files:
         return len(self.paths)
 
     def open(self, i: int) -> Image.Image:
-        """Image `i`, turned upright where its camera says how."""
-        with open_image(self.paths[i]) as image:
+        with open_image(self.paths[i]) as image:  # turned upright where its camera says how
             return _inverted(image) if self.invert else ImageOps.exif_transpose(image)
 
     def header(self, i: int) -> Header:
@@ -145,10 +145,10 @@ class Files:
             return Header(image.size, image.mode, _is_transparent(image))
 
     def name(self, i: int) -> str:
-        """Its path."""
         return printable(self.paths[i])
 
 
+@dataclass(eq=False)
 class Encoded:
     """Image files held in memory undecoded: those of an archive small enough to read whole.
 
@@ -159,26 +159,19 @@ class Encoded:
         invert: turn black on white into white on black.
     """
 
-    def __init__(
-        self,
-        blobs: Sequence[bytes],
-        names: Sequence[str],
-        labels: Tensor | None,
-        invert: bool = False,
-    ) -> None:
-        self.blobs, self.names = list(blobs), list(names)
-        self.labels, self.invert = labels, invert
+    blobs: Sequence[bytes]
+    names: Sequence[str]
+    labels: Tensor | None
+    invert: bool = False
 
     def __len__(self) -> int:
         return len(self.blobs)
 
     def open(self, i: int) -> Image.Image:
-        """Image `i`."""
         image = _opened(io.BytesIO(self.blobs[i]))
         return _inverted(image) if self.invert else image
 
     def name(self, i: int) -> str:
-        """Its path inside the archive."""
         return self.names[i]
 
 
@@ -204,12 +197,10 @@ class Database:
         return len(self.keys)
 
     def open(self, i: int) -> Image.Image:
-        """Image `i`."""
         with _environment(self.folder).begin() as transaction:
             return _opened(io.BytesIO(transaction.get(bytes(self.keys[i]))))
 
     def name(self, i: int) -> str:
-        """The folder and the key."""
         return f"{bytes(self.keys[i]).decode(errors='replace')} in {self.folder}"
 
 
@@ -238,11 +229,8 @@ def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None)
     Args:
         source: the images.
         index: which of them, `(n,)`.
-        shape: (channels, height, width) of the result.
+        shape: (channels, height, width) of the result, uint8 `(n, *shape)`.
         crop: edge in pixels of a square cut out of the centre first.
-
-    Returns:
-        uint8, `(n, *shape)`.
 
     Raises:
         ValueError: if an image cannot be read; the message names it.
@@ -268,9 +256,8 @@ def _naming(source: Source, i: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Pillow raises a dozen kinds on broken files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"cannot read the image {source.name(i)} ({reason}); replace it or remove it"
+            f"cannot read the image {source.name(i)} ({first_line(error)}); replace it or remove it"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The endless stream of training batches, and its two sources: a resident tensor and workers."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -48,15 +49,9 @@ class Stream(BatchStream):
     """
 
     def __init__(
-        self,
-        order: Order,
-        chunks: Iterator[Chunk],
-        position: int = 0,
-        *,
-        range: Range | None = None,
-        flip: bool = False,
-        binarise: bool = False,
-    ) -> None:
+        self, order: Order, chunks: Iterator[Chunk], position: int = 0, *,
+        range: Range | None = None, flip: bool = False, binarise: bool = False,
+    ) -> None:  # fmt: skip
         self._order, self._chunks, self._position = order, chunks, position
         self._range, self._flip, self._binarise = range, flip, binarise
         self._ready: list[Batch] = []
@@ -155,11 +150,12 @@ def worker_chunks(
         yield tuple(None if part is None else part.to(device, non_blocking=True) for part in batch)  # type: ignore[misc]
 
 
+@dataclass
 class _Batches:
     """The examples of each batch from a position on, without end: a sampler for a loader."""
 
-    def __init__(self, order: Order, position: int) -> None:
-        self.order, self.position = order, position
+    order: Order
+    position: int
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.position

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,35 +14,47 @@ from flexgen.data.sampler import Purpose, generator
 from flexgen.data.stream import Split
 
 
-class Toy(Protocol):
-    """A distribution to draw a data set from; write one class to add a toy."""
+class Toy:
+    """A distribution to draw a data set from; write one dataclass to add a toy.
+
+    Attributes:
+        std: standard deviation of the noise in each coordinate.
+
+    Raises:
+        ValueError: if a field of the dataclass, all of which are sizes, is not above 0.
+    """
+
+    std: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_positive(name, value, f"set `data.distribution.{name}` to such a number")
 
     @property
     def centres(self) -> Tensor | None:
         """Means of the modes, `(modes, 2)`, or None where there are no modes."""
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the noise in each coordinate."""
+        return None
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw `x (n, 2)` and the index of each point's mode, `(n,)` or None."""
+        raise NotImplementedError
 
 
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        check_positive(name, value, f"set `data.distribution.{name}` to such a number")
+class _Mixture(Toy):
+    """Gaussians of equal weight."""
 
+    @property
+    def centres(self) -> Tensor:
+        raise NotImplementedError
 
-def _mixture(
-    centres: Tensor, std: float, n: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    y = torch.randint(len(centres), (n,), generator=generator)
-    return centres[y] + std * torch.randn(n, 2, generator=generator), y
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        centres = self.centres
+        y = torch.randint(len(centres), (n,), generator=generator)
+        return centres[y] + self.std * torch.randn(n, 2, generator=generator), y
 
 
 @dataclass(frozen=True)
-class Ring:
+class Ring(_Mixture):
     """Gaussians of equal weight, evenly spaced on a circle, the first at angle 0.
 
     p(x) = 1/k Σᵢ N(x; r (cos 2πi/k, sin 2πi/k), std² I)
@@ -51,31 +63,20 @@ class Ring:
         num_modes: number of Gaussians k.
         radius: radius r of the circle.
         std: standard deviation in each coordinate.
-
-    Raises:
-        ValueError: if a size is not above 0.
     """
 
     num_modes: int = 8
     radius: float = 0.8
     std: float = 0.02
 
-    def __post_init__(self) -> None:
-        _check(num_modes=self.num_modes, radius=self.radius, std=self.std)
-
     @property
     def centres(self) -> Tensor:
-        """Means of the modes, `(num_modes, 2)`."""
         angle = torch.arange(self.num_modes, dtype=torch.float64) * (2 * math.pi / self.num_modes)
         return (self.radius * torch.stack((angle.cos(), angle.sin()), dim=1)).float()
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw `x (n, 2)` and each point's mode `(n,)`."""
-        return _mixture(self.centres, self.std, n, generator)
-
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(_Mixture):
     """Gaussians of equal weight on a square grid about the origin.
 
     The defaults are the usual 25 modes at (−4, −2, 0, 2, 4)² with standard deviation 0.05 (Lin et
@@ -85,54 +86,31 @@ class Grid:
         side: modes along an edge, `side`² in all.
         spacing: distance between neighbouring modes.
         std: standard deviation in each coordinate.
-
-    Raises:
-        ValueError: if a size is not above 0.
     """
 
     side: int = 5
     spacing: float = 0.4
     std: float = 0.01
 
-    def __post_init__(self) -> None:
-        _check(side=self.side, spacing=self.spacing, std=self.std)
-
     @property
     def centres(self) -> Tensor:
-        """Means of the modes, `(side², 2)`, row by row."""
         ticks = (torch.arange(self.side, dtype=torch.float64) - (self.side - 1) / 2) * self.spacing
         return torch.cartesian_prod(ticks, ticks).float().view(-1, 2)
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw `x (n, 2)` and each point's mode `(n,)`."""
-        return _mixture(self.centres, self.std, n, generator)
-
 
 @dataclass(frozen=True)
-class SwissRoll:
+class SwissRoll(Toy):
     """A noisy spiral: x = t/4.5π · (cos t, sin t) + ε with t uniform on [1.5π, 4.5π].
 
     The plane of Marsland's roll (as in scikit-learn), scaled so that its outer end has radius 1.
 
     Args:
         std: standard deviation of ε in each coordinate.
-
-    Raises:
-        ValueError: if `std` is not above 0.
     """
 
     std: float = 0.02
 
-    def __post_init__(self) -> None:
-        _check(std=self.std)
-
-    @property
-    def centres(self) -> None:
-        """None: a spiral has no modes."""
-        return None
-
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        """Draw `x (n, 2)`; there are no modes."""
         t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator))
         spiral = (t / (4.5 * math.pi)).unsqueeze(1) * torch.stack((t.cos(), t.sin()), dim=1)
         return spiral + self.std * torch.randn(n, 2, generator=generator), None
@@ -160,11 +138,8 @@ class ToyData(DataModule):
 
     Args:
         distribution: what to sample.
-        name: name of the data set.
-        shape: (2,), or what the distribution's points have.
+        name: of the data set; with it `shape`, `batch_size` and `seed` are as in `DataModule`.
         range: None, for toys are not scaled.
-        batch_size: points in a training batch.
-        seed: seed of the order of training batches.
         num_train: points to train on.
         num_validation: points to validate on.
         num_test: points to test on.
