@@ -1,8 +1,9 @@
 """Generators, critics and encoders: plain `torch.nn.Module`s sized by their arguments.
 
 A generator maps codes `(batch, latent_dim)` to data `(batch, *shape)`; a critic maps data to one
-raw output (logit) each, `(batch,)`; an encoder to features, `(batch, out_features)`. They know
-nothing of the objective they are trained with.
+raw output (logit) each, `(batch,)`; an encoder to features, `(batch, out_features)`. Each says its
+datum's `shape`, a generator its `latent_dim`, an encoder its `out_features`. They know nothing of
+the objective they are trained with.
 """
 
 from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
@@ -10,11 +11,6 @@ from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
 
 __all__ = [
-    "DCGANCritic",
-    "DCGANGenerator",
-    "MLPCritic",
-    "MLPEncoder",
-    "MLPGenerator",
-    "ResConvEncoder",
+    "DCGANCritic", "DCGANGenerator", "MLPCritic", "MLPEncoder", "MLPGenerator", "ResConvEncoder",
     "ResConvGenerator",
-]
+]  # fmt: skip

@@ -1,6 +1,6 @@
 """Labels in networks: beside the input, in a normalisation, or against a critic's features."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,29 +8,77 @@ from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_one_of
 
-__all__ = [
-    "ConditionalNorm",
-    "GeneratorCondition",
-    "Projection",
-    "Sequential",
-    "beside",
-    "check_classes",
-    "conditioned",
-    "one_hot",
-]
 
-GeneratorCondition = Literal["input", "norm"]
-CriticCondition = Literal["projection", "concatenation"]
+class Conditional(nn.Module):
+    """A network, `net`, that can take labels `(batch,)` as context: one-hot beside its input.
 
-
-def check_classes(num_classes: int | None, condition: str, known: tuple[str, ...]) -> int:
-    """How many inputs one-hot labels take: `num_classes`, or 0 without classes.
+    Args:
+        num_classes: of the labels; null: it takes none.
 
     Raises:
-        ValueError: for a number under 1, or an unknown `condition`.
+        ValueError: for a number under 1; an heir, for an unknown condition.
     """
-    check_one_of("condition", condition, known)
-    return 0 if num_classes is None else check_integer("num_classes", num_classes)
+
+    net: nn.Module
+
+    def __init__(self, *, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        classes = 0 if num_classes is None else check_integer("num_classes", num_classes)
+        self.labels_beside, self.labels_within = classes, 0
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What the contract of a generator, critic or encoder says; labels with classes alone."""
+        y: Tensor = self.net(beside(x, context, self.labels_beside))
+        return y
+
+    def _take_within(self) -> None:
+        self.labels_beside, self.labels_within = 0, self.labels_beside
+
+
+class ConditionalGenerator(Conditional):
+    """A generator that can take labels in either of two places.
+
+    Args:
+        condition: "input", one-hot beside the code, or "norm", by a scale and a shift of each class
+            in every normalisation.
+        **labels: see :class:`Conditional`.
+    """
+
+    def __init__(self, *, condition: Literal["input", "norm"] = "input", **labels: Any) -> None:
+        super().__init__(**labels)
+        check_one_of("condition", condition, ("input", "norm"))
+        if condition == "norm":
+            self._take_within()
+
+    def sequential(self, layers: list[nn.Module]) -> "Sequential":
+        """`layers` in a row; with "norm" each normalisation, at least one, is conditional."""
+        if self.labels_within:
+            layers = [_conditional(layer, self.labels_within) for layer in layers]
+            if not any(isinstance(layer, ConditionalNorm) for layer in layers):
+                raise ValueError(
+                    "`condition='norm'` needs a normalisation, got a network without; set "
+                    "norm=batch, or condition=input"
+                )
+        return Sequential(*layers)
+
+
+class ConditionalCritic(Conditional):
+    """A critic that can take labels in either of two places.
+
+    Args:
+        condition: "projection" of the last features on the class's direction, or "concatenation",
+            one-hot beside the data.
+        **labels: see :class:`Conditional`.
+    """
+
+    def __init__(
+        self, *, condition: Literal["projection", "concatenation"] = "projection", **labels: Any
+    ) -> None:
+        super().__init__(**labels)
+        check_one_of("condition", condition, ("projection", "concatenation"))
+        if condition == "projection":
+            self._take_within()
 
 
 def one_hot(context: Tensor | None, num_classes: int) -> Tensor:
@@ -117,32 +165,18 @@ class Projection(nn.Module):
         return logits
 
 
-def conditioned(layers: list[nn.Module], num_classes: int) -> list[nn.Module]:
-    """`layers` with each normalisation's scale and shift given to the classes.
-
-    Raises:
-        ValueError: if there is no normalisation.
-    """
-    found = [_conditional(layer, num_classes) for layer in layers]
-    if not any(isinstance(layer, ConditionalNorm) for layer in found):
-        raise ValueError(
-            "`condition='norm'` needs a normalisation, got a network without; set norm=batch, or "
-            "condition=input"
-        )
-    return found
-
-
 def _conditional(layer: nn.Module, num_classes: int) -> nn.Module:
+    bare: nn.Module
     match layer:
         case nn.BatchNorm1d() | nn.BatchNorm2d():
-            bare = type(layer)(layer.num_features, affine=False)
-            return ConditionalNorm(bare, layer.num_features, num_classes)
+            features = layer.num_features
+            bare = type(layer)(features, affine=False)
         case nn.LayerNorm():
             (features,) = layer.normalized_shape
-            bare_layer = nn.LayerNorm(features, elementwise_affine=False)
-            return ConditionalNorm(bare_layer, features, num_classes)
+            bare = nn.LayerNorm(features, elementwise_affine=False)
         case nn.GroupNorm():
-            channels = layer.num_channels
-            bare_group = nn.GroupNorm(layer.num_groups, channels, affine=False)
-            return ConditionalNorm(bare_group, channels, num_classes)
-    return layer
+            features = layer.num_channels
+            bare = nn.GroupNorm(layer.num_groups, features, affine=False)
+        case _:
+            return layer
+    return ConditionalNorm(bare, features, num_classes)

@@ -8,8 +8,9 @@ between are reached by padding, never by resampling.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -20,15 +21,12 @@ _SMALLEST = 4
 
 
 def map_sizes(height: int, width: int, num_layers: int) -> list[tuple[int, int]]:
-    """Sizes of the maps from the image down to the smallest one, `num_layers + 1` of them.
+    """`(height, width)` of the maps from the image down to the smallest, `num_layers + 1` of them.
 
     Args:
         height: of the image, pixels.
         width: of the image, pixels.
         num_layers: number of convolutions between the image and the smallest map.
-
-    Returns:
-        `(height, width)` of each map, the image first.
     """
     sizes = [(height, width)]
     for _ in range(num_layers):
@@ -44,32 +42,21 @@ def _crop(small: int, large: int, kernel: int) -> tuple[int, int]:
     return -(-surplus // 2), surplus % 2
 
 
-def _same(kernel: int, in_channels: int, out_channels: int, bias: bool) -> list[nn.Module]:
-    # An even kernel needs one pixel more after than before to keep the size.
-    before, after = (kernel - 1) // 2, kernel // 2
-    pad: list[nn.Module] = [] if before == after else [nn.ZeroPad2d((before, after, before, after))]
-    inside = before if before == after else 0
-    return [*pad, nn.Conv2d(in_channels, out_channels, kernel, padding=inside, bias=bias)]
-
-
-def _up(
-    small: tuple[int, int], large: tuple[int, int], kernel: int, cin: int, cout: int, bias: bool
+def _convolution(
+    before: tuple[int, int], after: tuple[int, int], kernel: int, cin: int, cout: int, bias: bool
 ) -> list[nn.Module]:
-    if small == large:
-        return _same(kernel, cin, cout, bias)
+    """A convolution between maps of two sizes: of stride 2 down, transposed of stride 2 up."""
+    if before == after:
+        # An even kernel needs one pixel more after than before to keep the size.
+        low, high = (kernel - 1) // 2, kernel // 2
+        pad: list[nn.Module] = [] if low == high else [nn.ZeroPad2d((low, high, low, high))]
+        return [*pad, nn.Conv2d(cin, cout, kernel, padding=0 if pad else low, bias=bias)]
     (pad_h, extra_h), (pad_w, extra_w) = (
-        _crop(s, b, kernel) for s, b in zip(small, large, strict=True)
+        _crop(min(sides), max(sides), kernel) for sides in zip(before, after, strict=True)
     )
+    if after < before:
+        return [nn.Conv2d(cin, cout, kernel, 2, (pad_h, pad_w), bias=bias)]
     return [nn.ConvTranspose2d(cin, cout, kernel, 2, (pad_h, pad_w), (extra_h, extra_w), bias=bias)]
-
-
-def _down(
-    large: tuple[int, int], small: tuple[int, int], kernel: int, cin: int, cout: int, bias: bool
-) -> list[nn.Module]:
-    if small == large:
-        return _same(kernel, cin, cout, bias)
-    pad_h, pad_w = (_crop(s, b, kernel)[0] for s, b in zip(small, large, strict=True))
-    return [nn.Conv2d(cin, cout, kernel, 2, (pad_h, pad_w), bias=bias)]
 
 
 class _Double(nn.Module):
@@ -85,7 +72,7 @@ class _Double(nn.Module):
         return doubled[:, :, : self.size[0], : self.size[1]]
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(conditioning.ConditionalGenerator):
     """A convolutional generator: a small first map from the code, then doubled up to the image.
 
     The code becomes a map of `channels[0]` channels (a transposed convolution of a 1 x 1 map, done
@@ -106,13 +93,7 @@ class DCGANGenerator(nn.Module):
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each hidden activation.
         weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
-        num_classes: of the labels that it takes as context; null: it takes none.
-        condition: how it takes them: "input", one-hot beside the code, or "norm", by a scale and a
-            shift of each class in every normalisation.
-
-    Attributes:
-        latent_dim: size of a code.
-        shape: shape of one image.
+        **labels: see :class:`~flexgen.networks.conditioning.ConditionalGenerator`.
 
     Raises:
         ValueError: for a shape that is no image, a size that is not positive, an unknown
@@ -135,10 +116,9 @@ class DCGANGenerator(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = "batch",
         weight_std: float | None = None,
-        num_classes: int | None = None,
-        condition: conditioning.GeneratorCondition = "input",
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.image_shape(shape)
         check_one_of("norm", norm, layers.NORMS)
@@ -146,79 +126,42 @@ class DCGANGenerator(nn.Module):
         kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
         maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
-        first = (maps[0], *sizes[0])
-
-        self.num_classes = num_classes
-        classes = conditioning.check_classes(num_classes, condition, ("input", "norm"))
-        self.labels_beside = classes if condition == "input" else 0
-        widths = (
-            self.latent_dim + self.labels_beside,
-            *check_sizes("linear_features", linear_features),
-        )
-        net: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise(widths):
-            net += layers.dense(narrow, wide, norm, activation, negative_slope)
-        units = first[0] * first[1] * first[2]
-        if len(widths) > 1:
-            net += layers.dense(widths[-1], units, norm, activation, negative_slope)
+        first, units = (maps[0], *sizes[0]), maps[0] * math.prod(sizes[0])
+        hidden = check_sizes("linear_features", linear_features)
+        widths = (self.latent_dim + self.labels_beside, *hidden, *([units] if hidden else []))
+        net = layers.dense(widths, norm, activation, negative_slope)
+        if hidden:
             net += [nn.Unflatten(1, first)]
         else:
             net += [nn.Linear(widths[-1], units, bias=norm != "batch"), nn.Unflatten(1, first)]
-            net += layers.map_norm(maps[0], norm)
-            net += [layers.activation(activation, negative_slope)]
+            net += layers.after_map(maps[0], norm, activation, negative_slope)
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            last = i == len(maps) - 2
-            bias = last or norm != "batch"
-            if upsampling == "nearest":
-                net += [] if sizes[i] == sizes[i + 1] else [_Double(sizes[i + 1])]
-                net += _same(kernel, cin, cout, bias)
-            else:
-                net += _up(sizes[i], sizes[i + 1], kernel, cin, cout, bias)
+            before, after, last = sizes[i], sizes[i + 1], i == len(maps) - 2
+            if upsampling == "nearest" and before != after:
+                net += [_Double(after)]
+                before = after
+            net += _convolution(before, after, kernel, cin, cout, last or norm != "batch")
             if not last:
-                net += layers.map_norm(cout, norm)
-                net += [layers.activation(activation, negative_slope)]
-        if classes and condition == "norm":
-            net = conditioning.conditioned(net, classes)
-        self.net = conditioning.Sequential(*net, layers.output_map(output_range))
+                net += layers.after_map(cout, norm, activation, negative_slope)
+        self.net = self.sequential([*net, layers.output_map(output_range)])
         layers.draw_weights(self, weight_std)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate images.
-
-        Args:
-            z: codes, `(batch, latent_dim)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Images, `(batch, channels, height, width)`, in `output_range`.
-        """
         x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside), context)
         return x
 
 
-class DCGANCritic(nn.Module):
+class DCGANCritic(conditioning.ConditionalCritic):
     """A convolutional critic: halvings of the image, then fully connected layers to one output.
 
     Args:
-        shape: `(channels, height, width)` of one image.
         channels: channels of the maps, the largest map first.
-        kernel_size: side of the square filters, pixels.
         linear_features: widths of fully connected hidden layers after the maps (not normalised).
-        activation: name of the hidden activation in torch.nn.
-        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", after each convolution. Batch norm ties the outputs of a
             batch together, which a gradient penalty per sample does not allow.
-        weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
-        num_classes: of the labels that it takes as context; null: it takes none.
-        condition: how it takes them: "projection" of the last features on the class's direction,
-            or "concatenation", one-hot beside the data.
+        **labels: see :class:`~flexgen.networks.conditioning.ConditionalCritic`.
 
-    Attributes:
-        shape: shape of one image.
-
-    Raises:
-        ValueError: for a shape that is no image, a size that is not positive, an unknown
-            activation or norm.
+    The other arguments, and what is refused, are the generator's.
     """
 
     def __init__(
@@ -231,48 +174,25 @@ class DCGANCritic(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         weight_std: float | None = None,
-        num_classes: int | None = None,
-        condition: conditioning.CriticCondition = "projection",
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.shape = layers.image_shape(shape)
         check_one_of("norm", norm, layers.NORMS)
         kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
-        self.num_classes = num_classes
-        known = ("projection", "concatenation")
-        classes = conditioning.check_classes(num_classes, condition, known)
-        self.labels_beside = classes if condition == "concatenation" else 0
         maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net: list[nn.Module] = []
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            net += _down(sizes[i], sizes[i + 1], kernel, cin, cout, bias=norm != "batch")
-            net += [
-                *layers.map_norm(cout, norm),
-                layers.activation(activation, negative_slope),
-            ]
-        widths = (
-            maps[-1] * sizes[-1][0] * sizes[-1][1],
-            *check_sizes("linear_features", linear_features),
-        )
-        net += [nn.Flatten()]
-        for wide, narrow in itertools.pairwise(widths):
-            net += layers.dense(wide, narrow, None, activation, negative_slope)
-        self.net = nn.Sequential(*net)
-        projected = classes if condition == "projection" else 0
-        self.output = conditioning.Projection(widths[-1], projected)
+            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, cout, norm != "batch")
+            net += layers.after_map(cout, norm, activation, negative_slope)
+        units = maps[-1] * math.prod(sizes[-1])
+        widths = (units, *check_sizes("linear_features", linear_features))
+        dense = layers.dense(widths, None, activation, negative_slope)
+        self.net = nn.Sequential(*net, nn.Flatten(), *dense)
+        self.output = conditioning.Projection(widths[-1], self.labels_within)
         layers.draw_weights(self, weight_std)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Criticise images.
-
-        Args:
-            x: images, `(batch, channels, height, width)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Raw outputs, `(batch,)`; what they mean is the objective's affair.
-        """
-        features = self.net(conditioning.beside(x, context, self.labels_beside))
-        logits: Tensor = self.output(features, context)
+        logits: Tensor = self.output(super().forward(x, context), context)
         return logits

@@ -1,6 +1,7 @@
 """The parts that generators and critics share, each built from a plain configuration value."""
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -38,8 +39,7 @@ def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
             f"`shape` must be (channels, height, width) with at least 2 x 2 pixels for a "
             f"convolutional network, got {sizes}; use `network=mlp` for data that are not images"
         )
-    channels, height, width = sizes
-    return channels, height, width
+    return sizes[0], sizes[1], sizes[2]
 
 
 def map_channels(channels: Sequence[int]) -> tuple[int, ...]:
@@ -55,11 +55,7 @@ def map_channels(channels: Sequence[int]) -> tuple[int, ...]:
 
 
 def activation(name: str, negative_slope: float) -> nn.Module:
-    """The activation that torch.nn calls `name`.
-
-    Args:
-        name: name of a class in torch.nn, such as "ReLU", "LeakyReLU", "Tanh" or "SiLU".
-        negative_slope: slope below zero, for LeakyReLU alone.
+    """The activation that torch.nn calls `name`; `negative_slope` is for LeakyReLU alone.
 
     Raises:
         ValueError: if torch.nn has no activation of that name.
@@ -76,24 +72,24 @@ def activation(name: str, negative_slope: float) -> nn.Module:
     return module
 
 
-def dense(
-    in_features: int, out_features: int, norm: Norm, act: str, slope: float
-) -> list[nn.Module]:
-    """A fully connected layer, its normalisation per unit, its activation."""
-    # Batch norm subtracts the mean over the batch, so a bias before it would never get a gradient.
-    layers: list[nn.Module] = [nn.Linear(in_features, out_features, bias=norm != "batch")]
-    if norm == "batch":
-        layers.append(nn.BatchNorm1d(out_features))
-    elif norm == "layer":
-        layers.append(nn.LayerNorm(out_features))
+def dense(widths: Sequence[int], norm: Norm, act: str, slope: float) -> list[nn.Module]:
+    """Fully connected layers from each width to the next, normalised per unit and activated."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        # Batch norm subtracts the batch's mean, so a bias before it would never get a gradient.
+        layers.append(nn.Linear(before, after, bias=norm != "batch"))
+        if norm is not None:
+            layers.append((nn.BatchNorm1d if norm == "batch" else nn.LayerNorm)(after))
+        layers.append(activation(act, slope))
+    return layers
+
+
+def after_map(channels: int, norm: Norm, act: str, slope: float) -> list[nn.Module]:
+    """A feature map's normalisation (batch: per channel, layer: over the map) and activation."""
+    layers: list[nn.Module] = []
+    if norm is not None:
+        layers = [nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(1, channels)]
     return [*layers, activation(act, slope)]
-
-
-def map_norm(channels: int, norm: Norm) -> list[nn.Module]:
-    """The normalisation of a feature map: batch norm per channel, or layer norm over the map."""
-    if norm == "batch":
-        return [nn.BatchNorm2d(channels)]
-    return [nn.GroupNorm(1, channels)] if norm == "layer" else []
 
 
 def output_map(output_range: Sequence[float] | None) -> nn.Module:

@@ -1,8 +1,8 @@
 """Fully connected generators, critics and encoders, for data of any shape."""
 
-import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from flexgen.checks import check_integer, check_one_of, check_sizes
 from flexgen.networks import conditioning, layers
 
 
-class MLPGenerator(nn.Module):
+class MLPGenerator(conditioning.ConditionalGenerator):
     """A fully connected generator of data of any shape.
 
     x = r(W_L h_{L-1} + b_L [+ S z]), h_l = a(norm(W_l h_{l-1} + b_l)), h_0 = z, with r the map to
@@ -27,13 +27,7 @@ class MLPGenerator(nn.Module):
         linear_skip: whether a linear map S of the code is added before the output map, so that the
             output keeps full rank in z when the hidden units do not.
         weight_std: standard deviation of normal initial weights; null keeps torch's.
-        num_classes: of the labels that it takes as context; null: it takes none.
-        condition: how it takes them: "input", one-hot beside the code, or "norm", by a scale and a
-            shift of each class in every normalisation.
-
-    Attributes:
-        latent_dim: size of a code.
-        shape: shape of one datum.
+        **labels: see :class:`~flexgen.networks.conditioning.ConditionalGenerator`.
 
     Raises:
         ValueError: for a size that is not positive, an unknown activation, norm or range.
@@ -50,42 +44,21 @@ class MLPGenerator(nn.Module):
         norm: layers.Norm = None,
         linear_skip: bool = False,
         weight_std: float | None = None,
-        num_classes: int | None = None,
-        condition: conditioning.GeneratorCondition = "input",
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.data_shape(shape)
         check_one_of("norm", norm, layers.NORMS)
-        self.num_classes = num_classes
-        classes = conditioning.check_classes(num_classes, condition, ("input", "norm"))
-        self.labels_beside = classes if condition == "input" else 0
-        widths = (
-            self.latent_dim + self.labels_beside,
-            *check_sizes("hidden_features", hidden_features),
-        )
-        hidden: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise(widths):
-            hidden += layers.dense(narrow, wide, norm, activation, negative_slope)
-        features = math.prod(self.shape)
-        if classes and condition == "norm":
-            hidden = conditioning.conditioned(hidden, classes)
-        self.hidden = conditioning.Sequential(*hidden)
+        inputs, features = self.latent_dim + self.labels_beside, math.prod(self.shape)
+        widths = (inputs, *check_sizes("hidden_features", hidden_features))
+        self.hidden = self.sequential(layers.dense(widths, norm, activation, negative_slope))
         self.output = nn.Linear(widths[-1], features)
         self.skip = nn.Linear(self.latent_dim, features, bias=False) if linear_skip else None
         self.to_range = layers.output_map(output_range)
         layers.draw_weights(self, weight_std)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate data.
-
-        Args:
-            z: codes, `(batch, latent_dim)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Data, `(batch, *shape)`, in `output_range`.
-        """
         h = conditioning.beside(z, context, self.labels_beside)
         x = self.output(self.hidden(h, context))
         if self.skip is not None:
@@ -93,26 +66,17 @@ class MLPGenerator(nn.Module):
         return self.to_range(x).unflatten(1, self.shape)
 
 
-class MLPCritic(nn.Module):
+class MLPCritic(conditioning.ConditionalCritic):
     """A fully connected critic of data of any shape.
 
     Args:
         shape: shape of one datum.
         hidden_features: width of each hidden layer.
-        activation: name of the hidden activation in torch.nn.
-        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each hidden activation. Batch norm ties the outputs
             of a batch together, which a gradient penalty per sample does not allow.
-        weight_std: standard deviation of normal initial weights; null keeps torch's.
-        num_classes: of the labels that it takes as context; null: it takes none.
-        condition: how it takes them: "projection" of the last features on the class's direction,
-            or "concatenation", one-hot beside the data.
+        **labels: see :class:`~flexgen.networks.conditioning.ConditionalCritic`.
 
-    Attributes:
-        shape: shape of one datum.
-
-    Raises:
-        ValueError: for a size that is not positive, an unknown activation or norm.
+    The other arguments, and what is refused, are the generator's.
     """
 
     def __init__(
@@ -123,91 +87,47 @@ class MLPCritic(nn.Module):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         weight_std: float | None = None,
-        num_classes: int | None = None,
-        condition: conditioning.CriticCondition = "projection",
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.shape = layers.data_shape(shape)
         check_one_of("norm", norm, layers.NORMS)
-        self.num_classes = num_classes
-        known = ("projection", "concatenation")
-        classes = conditioning.check_classes(num_classes, condition, known)
-        self.labels_beside = classes if condition == "concatenation" else 0
         inputs = math.prod(self.shape) + self.labels_beside
         widths = (inputs, *check_sizes("hidden_features", hidden_features))
-        hidden: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(widths):
-            hidden += layers.dense(wide, narrow, norm, activation, negative_slope)
-        self.hidden = nn.Sequential(*hidden)
-        projected = classes if condition == "projection" else 0
-        self.output = conditioning.Projection(widths[-1], projected)
+        self.hidden = nn.Sequential(*layers.dense(widths, norm, activation, negative_slope))
+        self.output = conditioning.Projection(widths[-1], self.labels_within)
         layers.draw_weights(self, weight_std)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Criticise data.
-
-        Args:
-            x: data, `(batch, *shape)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Raw outputs, `(batch,)`; what they mean is the objective's affair.
-        """
         h = conditioning.beside(x.flatten(1), context, self.labels_beside)
         logits: Tensor = self.output(self.hidden(h), context)
         return logits
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(conditioning.Conditional):
     """A fully connected encoder of data of any shape.
 
     Args:
         shape: shape of one datum.
         hidden_features: width of each layer, the features last; none leaves the data, flattened.
         activation: name of the activation in torch.nn, also of the features.
-        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
-        num_classes: of the labels that it takes as context, one-hot
-            beside the data; null: it takes none.
+        **labels: see :class:`~flexgen.networks.conditioning.Conditional`.
 
-    Attributes:
-        shape: shape of one datum.
-        out_features: number of features.
-
-    Raises:
-        ValueError: for a size that is not positive, or an unknown activation.
+    The other arguments, and what is refused, are the generator's.
 
     Source: the defaults are those of Huang et al., 2017 (LED), table 1.
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        hidden_features: Sequence[int] = (200, 200),
-        activation: str = "ReLU",
-        negative_slope: float = 0.2,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__()
+        self, shape: Sequence[int], hidden_features: Sequence[int] = (200, 200),
+        activation: str = "ReLU", negative_slope: float = 0.2, **labels: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**labels)
         self.shape = layers.data_shape(shape)
-        self.num_classes = num_classes
-        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
         inputs = math.prod(self.shape) + self.labels_beside
         widths = (inputs, *check_sizes("hidden_features", hidden_features))
-        net: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(widths):
-            net += layers.dense(wide, narrow, None, activation, negative_slope)
-        self.net = nn.Sequential(*net)
+        self.net = nn.Sequential(*layers.dense(widths, None, activation, negative_slope))
         self.out_features = widths[-1]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Encode data.
-
-        Args:
-            x: data, `(batch, *shape)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Features, `(batch, out_features)`.
-        """
-        features: Tensor = self.net(conditioning.beside(x.flatten(1), context, self.labels_beside))
-        return features
+        return super().forward(x.flatten(1), context)

@@ -7,11 +7,13 @@ of `dcgan.map_sizes`, so 28 is 28-14-7-4, and a map that would fall below 4 pixe
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
-from flexgen.networks import conditioning, layers
+from flexgen.networks import layers
+from flexgen.networks.conditioning import Conditional
 from flexgen.networks.dcgan import map_sizes
 
 Size = tuple[int, int]
@@ -53,12 +55,7 @@ class ResidualBlock(nn.Module):
 
 
 def _blocks(
-    maps: Sequence[int],
-    sizes: Sequence[Size],
-    plain_blocks: int,
-    act: str,
-    slope: float,
-    up: bool,
+    maps: Sequence[int], sizes: Sequence[Size], plain_blocks: int, act: str, slope: float, up: bool
 ) -> list[nn.Module]:
     """Blocks from each map to the next, plain ones between them, an activation after each."""
     check_integer("plain_blocks", plain_blocks, 0, "0 is none")
@@ -73,7 +70,7 @@ def _blocks(
     return net
 
 
-class ResConvEncoder(nn.Module):
+class ResConvEncoder(Conditional):
     """A residual convolutional encoder: halvings of the image, then fully connected features.
 
     Each entry of `channels` is one strided block, h = a(F(x) + S(x)), with F two 3 x 3 convolutions
@@ -87,12 +84,7 @@ class ResConvEncoder(nn.Module):
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         plain_blocks: blocks of stride 1 between each two strided ones.
         weight_norm: whether each layer's weights are a direction and a length for each output.
-        num_classes: of the labels that it takes as context, one-hot
-            beside the image; null: it takes none.
-
-    Attributes:
-        shape: shape of one image.
-        out_features: number of features.
+        **labels: see :class:`~flexgen.networks.conditioning.Conditional`.
 
     Raises:
         ValueError: for a shape that is no image, a size that is not positive, an unknown
@@ -114,42 +106,23 @@ class ResConvEncoder(nn.Module):
         negative_slope: float = 0.2,
         plain_blocks: int = 0,
         weight_norm: bool = False,
-        num_classes: int | None = None,
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.shape = layers.image_shape(shape)
-        self.num_classes = num_classes
-        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
         maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net = _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=False)
-        net += [nn.Flatten()]
-        widths = (
-            maps[-1] * math.prod(sizes[-1]),
-            *check_sizes("linear_features", linear_features),
-        )
-        for wide, narrow in itertools.pairwise(widths):
-            net += layers.dense(wide, narrow, None, activation, negative_slope)
-        self.net = nn.Sequential(*net)
+        units = maps[-1] * math.prod(sizes[-1])
+        widths = (units, *check_sizes("linear_features", linear_features))
+        dense = layers.dense(widths, None, activation, negative_slope)
+        self.net = nn.Sequential(*net, nn.Flatten(), *dense)
         self.out_features = widths[-1]
         if weight_norm:
             layers.normalise_weights(self)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Encode images.
 
-        Args:
-            x: images, `(batch, channels, height, width)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Features, `(batch, out_features)`.
-        """
-        features: Tensor = self.net(conditioning.beside(x, context, self.labels_beside))
-        return features
-
-
-class ResConvGenerator(nn.Module):
+class ResConvGenerator(Conditional):
     """The mirror of `ResConvEncoder`: fully connected layers, then doublings up to the image.
 
     Each entry of `channels` is one block up to the next; the last one, up to the image, has no
@@ -162,20 +135,8 @@ class ResConvGenerator(nn.Module):
         output_range: null (identity: logits), [-1, 1] (tanh) or [0, 1] (sigmoid).
         channels: channels of the maps, the smallest map first.
         linear_features: widths of fully connected layers between the code and the first map.
-        activation: name of the hidden activation in torch.nn.
-        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
-        plain_blocks: as for the encoder.
-        weight_norm: as for the encoder.
-        num_classes: of the labels that it takes as context, one-hot
-            beside the code; null: it takes none.
 
-    Attributes:
-        latent_dim: size of a code.
-        shape: shape of one output.
-
-    Raises:
-        ValueError: for a shape that is no image, a size that is not positive, an unknown
-            activation or range.
+    The other arguments, and what is refused, are the encoder's; another range is too.
 
     Source: as `ResConvEncoder`. The paper does not describe its decoder; this one mirrors the
     encoder layer by layer, with transposed convolutions of stride 2.
@@ -192,40 +153,20 @@ class ResConvGenerator(nn.Module):
         negative_slope: float = 0.2,
         plain_blocks: int = 0,
         weight_norm: bool = False,
-        num_classes: int | None = None,
+        **labels: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**labels)
         self.latent_dim = check_integer("latent_dim", latent_dim)
         self.shape = layers.image_shape(shape)
-        self.num_classes = num_classes
-        self.labels_beside = conditioning.check_classes(num_classes, "input", ("input",))
         maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
         first = (maps[0], *sizes[0])
-        widths = (
-            self.latent_dim + self.labels_beside,
-            *check_sizes("linear_features", linear_features),
-            math.prod(first),
-        )
-        net: list[nn.Module] = []
-        for narrow, wide in itertools.pairwise(widths):
-            net += layers.dense(narrow, wide, None, activation, negative_slope)
+        hidden = check_sizes("linear_features", linear_features)
+        widths = (self.latent_dim + self.labels_beside, *hidden, math.prod(first))
+        net = layers.dense(widths, None, activation, negative_slope)
         net += [nn.Unflatten(1, first)]
         net += _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=True)
         net[-1] = layers.output_map(output_range)
         self.net = nn.Sequential(*net)
         if weight_norm:
             layers.normalise_weights(self)
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate images.
-
-        Args:
-            z: codes, `(batch, latent_dim)`.
-            context: labels `(batch,)`, with `num_classes` alone.
-
-        Returns:
-            Logits, or images in `output_range`, `(batch, channels, height, width)`.
-        """
-        x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside))
-        return x
