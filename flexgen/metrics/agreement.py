@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import check_one_of, check_positive
-from flexgen.metrics.moments import (
-    CodeMoments,
-    check_codes,
-    check_rank,
-    divergence,
-)
+from flexgen.metrics.moments import CodeMoments, check_codes, check_rank, divergence
 from flexgen.metrics.streaming import as_rows
 
 Convention = Literal["unit", "literal"]
@@ -46,13 +41,9 @@ def pag_bias(n: int, d: int) -> float:
 
 
 def pag_interval(
-    z: Tensor,
-    sigma: float = 1.0,
-    convention: Convention = "unit",
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
+    z: Tensor, sigma: float = 1.0, convention: Convention = "unit", num_resamples: int = 1000,
+    confidence: float = 0.95, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
     """Bootstrap confidence interval for PAG, bias-corrected under the unit convention.
 
     The score plus the quantiles of (resampled score - mean resampled score). The plain percentile
@@ -138,7 +129,6 @@ class PriorAgreement(CodeMoments):
         convention: `"unit"`, the headline, or `"literal"`, to compare with published magnitudes.
         bias_correct: subtract `pag_bias(n, d)`. The unit convention only: the literal score is
             printed as published, with the bias (0.1 in 10,160), whatever this says.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `sigma` is not positive and finite, or `convention` is unknown.
@@ -154,17 +144,12 @@ class PriorAgreement(CodeMoments):
     """
 
     def __init__(
-        self,
-        sigma: float = 1.0,
-        convention: Convention = "unit",
-        bias_correct: bool = True,
+        self, sigma: float = 1.0, convention: Convention = "unit", bias_correct: bool = True,
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         _check_prior(sigma, convention)
-        self.sigma = sigma
-        self.convention = convention
-        self.bias_correct = bias_correct
+        self.sigma, self.convention, self.bias_correct = sigma, convention, bias_correct
 
     def compute(self) -> Tensor:
         """The score, a float64 scalar in nats; lower is closer, negative values are noise about 0.
@@ -181,10 +166,7 @@ class PriorAgreement(CodeMoments):
         return score
 
     def singular_values(self) -> Tensor:
-        """Singular values of the uncentred codes, `(d,)`, float64, in falling order.
-
-        As `compute`, it gathers the codes of all processes: call it in each of them.
-        """
+        """Of the uncentred codes, `(d,)`, falling; as `compute`, call it in each process."""
         with self.sync_context(should_sync=self.sync_on_compute):
             self.seen()
             return torch.linalg.eigvalsh(self.sum_zz).flip(0).clamp(min=0).sqrt()
@@ -199,9 +181,5 @@ def _agreement(gram: Tensor, n: int, sigma: float, convention: Convention) -> Te
 
 def _check_prior(sigma: float, convention: str) -> None:
     check_positive("sigma", sigma, "give the prior's standard deviation")
-    check_one_of(
-        "convention",
-        convention,
-        ("unit", "literal"),
-        "use 'unit' unless you compare with published magnitudes",
-    )
+    remedy = "use 'unit' unless you compare with published magnitudes"
+    check_one_of("convention", convention, ("unit", "literal"), remedy)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexgen.metrics.streaming import StreamingMetric, as_rows
+from flexgen.metrics.streaming import LogitsMetric
 
 
-class ClassBalance(StreamingMetric):
+class ClassBalance(LogitsMetric):
     r"""Total variation between the classes of samples and the shares that they should have.
 
     $$ \tfrac12 \sum_{c=1}^{k} \Big| \frac{n_c}{n} - q_c \Big| $$
@@ -19,10 +19,8 @@ class ClassBalance(StreamingMetric):
     another adds its own errors: see what it makes of data of known shares.
 
     Args:
-        classifier: maps images to logits `(n, classes)`; it is put in evaluation mode. Without
-            one, `update` takes logits.
+        classifier: of images; without one, `update` takes logits `(n, classes)`.
         shares: q, `(classes,)`, at least 0 and of sum 1, e.g. those of the data; None: uniform.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `shares` are no shares.
@@ -47,33 +45,26 @@ class ClassBalance(StreamingMetric):
     def __init__(
         self, classifier: nn.Module | None = None, shares: Tensor | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.classifier = classifier
-        self.register_buffer("wanted", _check_shares(shares), persistent=False)
+        super().__init__(classifier, **kwargs)
+        if shares is not None:
+            shares = torch.as_tensor(shares, dtype=torch.float64)
+            positive = shares.ndim == 1 and (shares >= 0).all()
+            if not positive or abs(float(shares.sum()) - 1) >= 1e-6:
+                raise ValueError(
+                    f"`shares` must be (classes,), at least 0 and of sum 1, got {shares.tolist()}; "
+                    "give `labels.bincount() / len(labels)`"
+                )
+        self.register_buffer("wanted", shares, persistent=False)
         self.add_state("counts", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _blank(self, width: int) -> dict[str, Tensor]:
         return {"counts": self.counts.new_zeros(width)}
 
-    def update(self, x: Tensor) -> None:
-        """Add images, or logits where there is no classifier.
+    @property
+    def width(self) -> int:
+        return super().width or (0 if self.wanted is None else len(self.wanted))
 
-        Args:
-            x: images as the classifier takes them, `(n, channels, height, width)`; or logits,
-                `(n, classes)`.
-
-        Raises:
-            ValueError: the logits are not `(n, classes)`, not finite, or of other classes than
-                `shares`.
-        """
-        logits = x if self.classifier is None else self.classifier.eval()(x)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"the logits must have shape (n, classes), got {tuple(logits.shape)}; "
-                "give `ClassBalance` the classifier if you update it with images"
-            )
-        width = self.width or (0 if self.wanted is None else len(self.wanted))
-        logits = as_rows(logits, "logits", width=width).to(self.device)
+    def _add(self, logits: Tensor) -> None:
         self.counts = self.counts + logits.argmax(1).bincount(minlength=logits.shape[1])
 
     def compute(self) -> Tensor:
@@ -87,10 +78,7 @@ class ClassBalance(StreamingMetric):
         return 0.5 * (shares - wanted).abs().sum()
 
     def shares(self) -> Tensor:
-        """The share of each class among the samples, `(classes,)`, float64.
-
-        As `compute`, it gathers the counts of all processes: call it in each of them.
-        """
+        """Each class's share of samples, `(classes,)`; as `compute`, call it in each process."""
         with self.sync_context(should_sync=self.sync_on_compute):
             return self._shares()
 
@@ -99,16 +87,3 @@ class ClassBalance(StreamingMetric):
         if n == 0:
             raise ValueError("no samples to score; call `update(x)` with images or logits first")
         return self.counts.double() / n
-
-
-def _check_shares(shares: Tensor | None) -> Tensor | None:
-    if shares is None:
-        return None
-    shares = torch.as_tensor(shares, dtype=torch.float64)
-    is_shares = shares.ndim == 1 and (shares >= 0).all() and abs(float(shares.sum()) - 1) < 1e-6
-    if not is_shares:
-        raise ValueError(
-            f"`shares` must be (classes,), at least 0 and of sum 1, got {shares.tolist()}; "
-            "give `labels.bincount() / len(labels)`"
-        )
-    return shares

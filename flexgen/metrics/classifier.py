@@ -1,13 +1,14 @@
 """A small image classifier that FlexGen trains itself, whose features and classes metrics use."""
 
 import math
-from collections.abc import Iterable
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flexgen.checks import check_integer
+from flexgen.metrics.streaming import check_labels
 
 # Epochs are chosen so that training sees at least this many images.
 _IMAGES_SEEN = 45_000
@@ -41,12 +42,9 @@ class Classifier(nn.Module):
     scale: Tensor
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        num_classes: int,
-        num_features: int = 64,
+        self, shape: tuple[int, ...], num_classes: int, num_features: int = 64,
         hidden_channels: int = 32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < 2:
             raise ValueError(
@@ -73,13 +71,7 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
-        """Features of images.
-
-        Args:
-            x: images, `(n, channels, height, width)`, in the range of the training images.
-
-        Returns:
-            Features, `(n, num_features)`, not negative.
+        """Features `(n, num_features)`, not negative, of images in the training images' range.
 
         Raises:
             ValueError: `x` holds no images of the classifier's shape.
@@ -104,16 +96,9 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    x: Tensor,
-    y: Tensor,
-    num_classes: int,
-    *,
-    seed: int = 0,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float = 3e-3,
-    progress: bool = False,
-) -> Classifier:
+    x: Tensor, y: Tensor, num_classes: int, *, seed: int = 0, epochs: int | None = None,
+    batch_size: int | None = None, lr: float = 3e-3, progress: bool = False,
+) -> Classifier:  # fmt: skip
     """Train a `Classifier` on images, on the device they lie on.
 
     Adam with a one-cycle rate on cross-entropy; each image is turned by up to 0.15 radians, scaled
@@ -157,7 +142,8 @@ def train_classifier(
             for batch in torch.randperm(n, generator=generator).split(batch_size)
         ]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(batches))
-        for step, batch in enumerate(_track(batches, progress)):
+        shown = track(batches, "Training the classifier", disable=not progress)
+        for step, batch in enumerate(shown):
             batch = batch.to(x.device)
             loss = F.cross_entropy(classifier(_distort(x[batch], generator)), y[batch])
             optimizer.zero_grad()
@@ -181,14 +167,6 @@ def _distort(x: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _track(batches: list[Tensor], progress: bool) -> Iterable[Tensor]:
-    if not progress:
-        return batches
-    from rich.progress import track
-
-    return track(batches, description="Training the classifier")
-
-
 def num_epochs(epochs: int | None, n: int) -> int:
     """The asked number of passes over `n` images, or the default."""
     if epochs is None:
@@ -205,13 +183,4 @@ def check_labelled(x: Tensor, y: Tensor, num_classes: int, x_name: str, y_name: 
         )
     if not x.isfinite().all():
         raise ValueError(f"`{x_name}` must be finite, got NaN or infinity; check how it was scaled")
-    if y.shape != (len(x),) or y.is_floating_point():
-        raise ValueError(
-            f"`{y_name}` must hold one whole number for each of the {len(x)} images, got "
-            f"{tuple(y.shape)} of {y.dtype}; give the class labels as integers"
-        )
-    if int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise ValueError(
-            f"`{y_name}` must be in [0, {num_classes - 1}], got {int(y.min())} to {int(y.max())}; "
-            "set `num_classes` or renumber the labels"
-        )
+    check_labels(y, len(x), num_classes, y_name, "images")

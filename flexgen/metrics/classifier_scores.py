@@ -10,10 +10,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from flexgen.checks import check_integer
 from flexgen.metrics.classifier import Classifier
-from flexgen.metrics.streaming import PAIRS_AT_ONCE, StreamingMetric, as_rows
+from flexgen.metrics.streaming import LogitsMetric, StreamingMetric, sum_over_pairs
 
 
-class ClassifierScore(StreamingMetric):
+class ClassifierScore(LogitsMetric):
     r"""Inception score of images with any classifier in the place of Inception.
 
     $$ \exp E_x \operatorname{KL}\big( p(y \mid x) \,\|\, p(y) \big) $$
@@ -23,12 +23,10 @@ class ClassifierScore(StreamingMetric):
     state is a sum of probabilities and one of negative entropies a split.
 
     Args:
-        classifier: maps images to logits `(n, classes)`; it is put in evaluation mode. Without
-            one, `update` takes logits.
+        classifier: of images; without one, `update` takes logits `(n, classes)`.
         num_splits: number of parts to score apart and average. The i-th image of a process belongs
             to part i modulo `num_splits`. Small parts bias the score downwards; with more than 1
             the value depends on the order of the images and on the number of processes.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `num_splits` is below 1.
@@ -52,9 +50,8 @@ class ClassifierScore(StreamingMetric):
     def __init__(
         self, classifier: nn.Module | None = None, num_splits: int = 1, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(classifier, **kwargs)
         check_integer("num_splits", num_splits, 1, "use 1 for all")
-        self.classifier = classifier
         self.num_splits = num_splits
         per_split = torch.zeros(num_splits, dtype=torch.float64)
         self.add_state("count", per_split, dist_reduce_fx="sum")
@@ -64,23 +61,7 @@ class ClassifierScore(StreamingMetric):
     def _blank(self, width: int) -> dict[str, Tensor]:
         return {"sum_probs": self.sum_probs.new_zeros(self.num_splits, width)}
 
-    def update(self, x: Tensor) -> None:
-        """Add images, or logits where there is no classifier.
-
-        Args:
-            x: images as the classifier takes them, `(n, channels, height, width)`; or logits,
-                `(n, classes)`.
-
-        Raises:
-            ValueError: the logits are not `(n, classes)` or not finite.
-        """
-        logits = x if self.classifier is None else self.classifier.eval()(x)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"the logits must have shape (n, classes), got {tuple(logits.shape)}; "
-                "give `ClassifierScore` the classifier if you update it with images"
-            )
-        logits = as_rows(logits, "logits", width=self.width).to(self.device)
+    def _add(self, logits: Tensor) -> None:
         log_probs = logits.log_softmax(1)
         probs = log_probs.exp()
         splits = torch.arange(self.num_splits, device=self.device)
@@ -100,10 +81,7 @@ class ClassifierScore(StreamingMetric):
         return self._scores().mean()
 
     def split_scores(self) -> Tensor:
-        """The score of each split, `(num_splits,)`, for its spread.
-
-        As `compute`, it gathers the sums of all processes: call it in each of them.
-        """
+        """The score of each split, `(num_splits,)`; as `compute`, call it in each process."""
         with self.sync_context(should_sync=self.sync_on_compute):
             return self._scores()
 
@@ -148,14 +126,9 @@ def frechet_distance(
     Args:
         classifier: whose `num_features` features are compared.
         reset_real_features: whether `reset` forgets the data's moments too.
-        kwargs: passed on to `torchmetrics.Metric`.
     """
-    metric = FrechetInceptionDistance(
-        feature=Features(classifier),
-        normalize=True,
-        reset_real_features=reset_real_features,
-        **kwargs,
-    )
+    kwargs |= {"normalize": True, "reset_real_features": reset_real_features}
+    metric = FrechetInceptionDistance(feature=Features(classifier), **kwargs)
     # torchmetrics sets this in `update` and reads it in `compute`, so that a process without
     # images of its own would fail.
     metric.orig_dtype = torch.float32
@@ -174,7 +147,6 @@ class KernelDistance(StreamingMetric, KernelInceptionDistance):
     Args:
         classifier: whose f features are compared.
         reset_real_features: whether `reset` forgets the data's features too.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Source: Bińkowski et al., Demystifying MMD GANs, 2018, section 4 (of the estimator: Gretton et
     al., A Kernel Two-Sample Test, 2012, lemma 6).
@@ -210,29 +182,17 @@ class KernelDistance(StreamingMetric, KernelInceptionDistance):
                 f"both sides must have at least 2 images, got {len(real)} real and {len(fake)} "
                 "fake; update with more"
             )
-        across = _sum_of_kernel(real, fake) / (len(real) * len(fake))
-        within = [
-            (_sum_of_kernel(x, x) - _kernel_with_self(x)) / (len(x) * (len(x) - 1))
-            for x in (real, fake)
-        ]
+        across = sum_over_pairs(real, fake, _kernel) / (len(real) * len(fake))
+        within = []
+        for x in (real, fake):
+            with_self = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+            pairs = len(x) * (len(x) - 1)
+            within.append((sum_over_pairs(x, x, _kernel) - with_self) / pairs)
         return within[0] + within[1] - 2 * across
 
 
-def kernel_distance(
-    classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
-) -> KernelDistance:
-    """Kernel distance (KID) in the features of a classifier of ours: see `KernelDistance`."""
-    return KernelDistance(classifier, reset_real_features=reset_real_features, **kwargs)
+kernel_distance = KernelDistance
 
 
-def _sum_of_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the kernel over all pairs, in blocks of bounded memory."""
-    total = a.new_zeros(())
-    for block in a.split(max(1, PAIRS_AT_ONCE // len(b))):
-        total += (block @ b.T / a.shape[1] + 1).pow(3).sum()
-    return total
-
-
-def _kernel_with_self(x: Tensor) -> Tensor:
-    """Sum of the kernel over the pairs of an image with itself."""
-    return (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1).pow(3)

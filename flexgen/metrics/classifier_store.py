@@ -3,13 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flexgen.files import write_atomically
 from flexgen.metrics.classifier import Classifier, check_labelled, num_epochs, train_classifier
 
 _log = logging.getLogger(__name__)
@@ -19,18 +19,9 @@ _VERSION = "1"
 
 
 def load_or_train_classifier(
-    name: str,
-    x: Tensor,
-    y: Tensor,
-    x_test: Tensor,
-    y_test: Tensor,
-    num_classes: int,
-    cache_dir: str | Path,
-    *,
-    seed: int = 0,
-    epochs: int | None = None,
-    progress: bool = False,
-) -> Classifier:
+    name: str, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, num_classes: int,
+    cache_dir: str | Path, *, seed: int = 0, epochs: int | None = None, progress: bool = False,
+) -> Classifier:  # fmt: skip
     """The classifier saved for exactly these data, seed and epochs; else train one and save it.
 
     `cache_dir/name.safetensors` holds the weights and, as metadata, the test accuracy, the seed
@@ -39,15 +30,11 @@ def load_or_train_classifier(
 
     Args:
         name: of the data set, and so of the file.
-        x: training images, `(n, channels, height, width)`.
+        x: training images, `(n, channels, height, width)`; what follows `y_test` is, but for the
+            folder of the saved classifiers, as in `train_classifier`.
         y: their labels, `(n,)`.
         x_test: held-out images; they are not trained on.
         y_test: their labels.
-        num_classes: number of classes.
-        cache_dir: folder of the saved classifiers, made if it is missing.
-        seed: as in `train_classifier`.
-        epochs: as in `train_classifier`.
-        progress: as in `train_classifier`.
 
     Returns:
         The classifier on the device of `x`; `metadata` holds what its file says, numbers as text:
@@ -78,7 +65,9 @@ def load_or_train_classifier(
         accuracy = classifier.accuracy(x_test.to(x.device), y_test.to(x.device))
         sizes = {"num_train": str(len(x)), "num_test": str(len(x_test))}
         classifier.metadata = wanted | sizes | {"accuracy": repr(accuracy)}
-        _save(path, classifier)
+        state = {key: value.contiguous().cpu() for key, value in classifier.state_dict().items()}
+        metadata = classifier.metadata
+        write_atomically(path, lambda beside: save_file(state, beside, metadata=metadata))
     return classifier.to(x.device)
 
 
@@ -100,20 +89,6 @@ def _load(path: Path, wanted: dict[str, str]) -> Classifier | None:
     classifier.load_state_dict(state)
     classifier.metadata = metadata
     return classifier.eval().requires_grad_(False)
-
-
-def _save(path: Path, classifier: Classifier) -> None:
-    """Write beside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        state = {key: value.contiguous().cpu() for key, value in classifier.state_dict().items()}
-        save_file(state, beside, metadata=classifier.metadata)
-        os.replace(beside, path)
-    except SafetensorError as error:
-        raise OSError(f"the classifier cannot be saved as {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _hash(*tensors: Tensor) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import check_integer
-from flexgen.metrics.streaming import StreamingMetric, as_rows
+from flexgen.metrics.streaming import StreamingMetric, as_rows, check_labels
 
 
 class ClusterRatio(StreamingMetric):
@@ -20,7 +20,6 @@ class ClusterRatio(StreamingMetric):
 
     Args:
         num_classes: number of classes k; a class without codes is left out.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `num_classes` is below 2.
@@ -64,17 +63,7 @@ class ClusterRatio(StreamingMetric):
             ValueError: `z` is not finite or of another width than before, or `y` does not fit it.
         """
         z = as_rows(z, "z", width=self.width).to(self.device)
-        if y.shape != (len(z),) or y.is_floating_point():
-            raise ValueError(
-                f"`y` must hold one whole number for each of the {len(z)} codes, "
-                f"got {tuple(y.shape)} of {y.dtype}; give the class labels as integers"
-            )
-        low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"`y` must be in [0, {self.num_classes - 1}], got {low} to {high}; "
-                "set `num_classes` or renumber the labels"
-            )
+        check_labels(y, len(z), self.num_classes, "y", "codes")
         # A product with indicators: index_add_ would sum in another order on each GPU run.
         classes = torch.arange(self.num_classes, device=self.device)
         member = (classes[:, None] == y.to(self.device)).double()

@@ -29,7 +29,6 @@ class GaussianKL(CodeMoments):
             + d/2 log(n / (n - 1))` for codes of any Gaussian (0.113 at n = 1024, d = 20), and from
             the mean term its part of that, tr(C⁻¹ S) / (2 (n - 1)). Off by default: the plain KL of
             the fitted Gaussian.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `sigma` is not positive and finite, or is given beside a reference; the
@@ -46,12 +45,9 @@ class GaussianKL(CodeMoments):
     factor: Tensor | None
 
     def __init__(
-        self,
-        sigma: float = 1.0,
-        reference: tuple[Tensor, Tensor] | None = None,
-        bias_correct: bool = False,
-        **kwargs: Any,
-    ) -> None:
+        self, sigma: float = 1.0, reference: tuple[Tensor, Tensor] | None = None,
+        bias_correct: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         check_positive("sigma", sigma, "give the prior's standard deviation")
         if reference is not None and sigma != 1.0:
@@ -66,15 +62,6 @@ class GaussianKL(CodeMoments):
         self.register_buffer("factor", factor, persistent=False)
 
     def update(self, z: Tensor) -> None:
-        """Add codes.
-
-        Args:
-            z: codes, `(n, d)`, of any floating type and on any device.
-
-        Raises:
-            ValueError: `z` is not `(n, d)`, has another `d` than before or than the reference, or
-                is not finite.
-        """
         if self.mean is not None and z.ndim == 2 and z.shape[1] != len(self.mean):
             raise ValueError(
                 f"`z` must have the reference's {len(self.mean)} features, got {z.shape[1]}; "
@@ -100,10 +87,7 @@ class GaussianKL(CodeMoments):
         return score
 
     def mean_term(self) -> Tensor:
-        """The part of the divergence that the mean makes, a float64 scalar in nats.
-
-        As `compute`, it gathers the codes of all processes: call it in each of them.
-        """
+        """The mean's part of it, in nats, a scalar; as `compute`, call it in each process."""
         with self.sync_context(should_sync=self.sync_on_compute):
             n, d = self.seen()
             second, first = self._whitened()

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from flexgen.metrics.streaming import PAIRS_AT_ONCE
 
-__all__ = ["active_units", "bits_per_dimension", "marginal_log_prob"]
-
 
 def bits_per_dimension(nll: float, num_dimensions: int) -> float:
     r"""NLL of probabilities, not of a density, in bits a dimension, $NLL / (D \log 2)$.

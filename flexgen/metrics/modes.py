@@ -29,7 +29,6 @@ class ModeCoverage(Metric):
     Args:
         centres: means of the mixture's components, `(k, d)`.
         std: standard deviation of each component and coordinate, positive.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `centres` is not a finite `(k, d)` with k at least 1, or `std` is not positive.

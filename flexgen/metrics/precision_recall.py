@@ -33,7 +33,6 @@ class PrecisionRecall(TwoSampleMetric):
         classifier: the distances are between its features of images; None: between points as they
             are, events flattened.
         num_neighbours: k, at least 1.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Raises:
         ValueError: `num_neighbours` is under 1.
@@ -62,16 +61,7 @@ class PrecisionRecall(TwoSampleMetric):
 
     @torch.no_grad()
     def update(self, x: Tensor, real: bool) -> None:
-        """Add points to one of the two samples.
-
-        Args:
-            x: images as the classifier takes them, `(n, channels, height, width)`; without a
-                classifier any points, `(n, *event_shape)`.
-            real: whether they are data, or samples of the model.
-
-        Raises:
-            ValueError: `x` has another shape than before, or a value that is not finite.
-        """
+        """Add points, or with a classifier images `(n, channels, height, width)`, to a sample."""
         super().update(x if self.classifier is None else self.classifier.features(x), real)
 
     def compute(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -48,6 +48,33 @@ def as_rows(x: Tensor, name: str, *, width: int = 0) -> Tensor:
     return rows
 
 
+def check_labels(y: Tensor, n: int, num_classes: int, name: str, of: str) -> None:
+    """Refuse what is not a class for each of `n` images or codes, as `of` says.
+
+    Raises:
+        ValueError: naming `y` as `name`.
+    """
+    if y.shape != (n,) or y.is_floating_point():
+        raise ValueError(
+            f"`{name}` must hold one whole number for each of the {n} {of}, got "
+            f"{tuple(y.shape)} of {y.dtype}; give the class labels as integers"
+        )
+    low, high = (int(y.min()), int(y.max())) if n else (0, 0)
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"`{name}` must be in [0, {num_classes - 1}], got {low} to {high}; "
+            "set `num_classes` or renumber the labels"
+        )
+
+
+def sum_over_pairs(a: Tensor, b: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum of what `of` gives for all pairs of rows, in blocks of bounded memory."""
+    total = a.new_zeros(())
+    for block in a.split(max(1, PAIRS_AT_ONCE // len(b))):
+        total += of(block, b).sum()
+    return total
+
+
 class StreamingMetric(Metric):
     """A metric whose states grow to the width of the first batch.
 
@@ -82,12 +109,9 @@ class StreamingMetric(Metric):
         return dim_zero_cat(state) if len(state) else torch.empty(0, self.width, device=self.device)
 
     def sync(
-        self,
-        dist_sync_fn: Callable | None = None,
-        process_group: Any | None = None,
-        should_sync: bool = True,
-        distributed_available: Callable | None = None,
-    ) -> None:
+        self, dist_sync_fn: Callable | None = None, process_group: Any | None = None,
+        should_sync: bool = True, distributed_available: Callable | None = None,
+    ) -> None:  # fmt: skip
         """Gather the states of all processes, among them those that have seen no data.
 
         Raises:
@@ -111,3 +135,39 @@ class StreamingMetric(Metric):
                 elif not state.ndim:
                     setattr(self, name, blank)
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
+
+
+class LogitsMetric(StreamingMetric):
+    """A metric of the classes that a classifier sees in images.
+
+    Args:
+        classifier: maps images to logits `(n, classes)`; it is put in evaluation mode. Without
+            one, `update` takes logits.
+    """
+
+    def __init__(self, classifier: nn.Module | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.classifier = classifier
+
+    @abstractmethod
+    def _add(self, logits: Tensor) -> None:
+        """Take logits `(n, classes)`, float64, into the states."""
+
+    def update(self, x: Tensor) -> None:
+        """Add images, or logits where there is no classifier.
+
+        Args:
+            x: images as the classifier takes them, `(n, channels, height, width)`; or logits,
+                `(n, classes)`.
+
+        Raises:
+            ValueError: the logits are not `(n, classes)`, not finite, or of other classes than
+                before.
+        """
+        logits = x if self.classifier is None else self.classifier.eval()(x)
+        if logits.ndim != 2:
+            raise ValueError(
+                f"the logits must have shape (n, classes), got {tuple(logits.shape)}; "
+                f"give `{type(self).__name__}` the classifier if you update it with images"
+            )
+        self._add(as_rows(logits, "logits", width=self.width).to(self.device))

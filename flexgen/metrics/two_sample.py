@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.metrics.streaming import PAIRS_AT_ONCE, StreamingMetric, as_rows
+from flexgen.metrics.streaming import StreamingMetric, as_rows, sum_over_pairs
 
 
 def earth_mover_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -80,9 +80,8 @@ class TwoSampleMetric(StreamingMetric):
             ValueError: `x` has no event dimension, another width than before, or a value that is
                 not finite.
         """
-        rows = as_rows(x, "x", width=self.width).to(self.device)
         state: list[Tensor] = getattr(self, "real" if real else "fake")
-        state.append(rows)
+        state.append(as_rows(x, "x", width=self.width).to(self.device))
 
 
 class EarthMoverDistance(TwoSampleMetric):
@@ -121,7 +120,6 @@ class EnergyDistance(TwoSampleMetric):
         unbiased: leave a point's distance to itself out of the two inner means, so that samples of
             one distribution score 0 in expectation (and negative values occur); otherwise the
             score is never negative, and biased upwards by order 1/n.
-        kwargs: passed on to `torchmetrics.Metric`.
 
     Source: Székely, Rizzo, Energy statistics: a class of statistics based on distances, 2013
     (the biased form); without the diagonal, the U-statistic of the same.
@@ -151,19 +149,12 @@ class EnergyDistance(TwoSampleMetric):
                 f"both samples must hold at least {least} points, got {len(real)} real and "
                 f"{len(fake)} fake; update with more"
             )
-        across = _sum_of_distances(real, fake) / (len(real) * len(fake))
+        across = sum_over_pairs(real, fake, pairwise_distances) / (len(real) * len(fake))
         within = [
-            _sum_of_distances(x, x) / (len(x) * (len(x) - self.unbiased)) for x in (real, fake)
+            sum_over_pairs(x, x, pairwise_distances) / (len(x) * (len(x) - self.unbiased))
+            for x in (real, fake)
         ]
         return 2 * across - within[0] - within[1]
-
-
-def _sum_of_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of the Euclidean distances of all pairs, in blocks of bounded memory."""
-    total = a.new_zeros(())
-    for block in a.split(max(1, PAIRS_AT_ONCE // len(b))):
-        total += pairwise_distances(block, b).sum()
-    return total
 
 
 def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import energy_distance, wasserstein_distance
 
-from flexgen.metrics import EarthMoverDistance, EnergyDistance, earth_mover_distance, two_sample
+from flexgen.metrics import EarthMoverDistance, EnergyDistance, earth_mover_distance, streaming
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_unbiased_energy_distance_is_zero_on_average_for_equal_distributions():
 def test_energy_distance_in_blocks_is_the_same(monkeypatch):
     real, fake = normal(40, 3), normal(33, 3, seed=1)
     whole = measured(EnergyDistance(), real, fake)
-    monkeypatch.setattr(two_sample, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(streaming, "PAIRS_AT_ONCE", 100)
     assert measured(EnergyDistance(), real, fake) == pytest.approx(whole, rel=1e-12)
 
 
