@@ -10,13 +10,12 @@ from torch import Tensor
 
 from flexgen.files import write_atomically
 
-__all__ = ["draw_figure", "draw_images", "draw_pairs", "draw_samples"]
-
 
 def draw_images(
     x: Tensor, value_range: tuple[float, float], path: Path, *, columns: int | None = None
 ) -> None:
     """Draw images `(n, channels, height, width)` as a grid, small ones enlarged."""
+    from PIL import Image
     from torchvision.utils import make_grid
 
     low, high = value_range
@@ -27,13 +26,7 @@ def draw_images(
     x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     grid = make_grid(x, nrow=columns, pad_value=1.0)
     pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-    def write(beside: Path) -> None:
-        from PIL import Image
-
-        Image.fromarray(pixels).save(beside, format="png")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda beside: Image.fromarray(pixels).save(beside, format="png"))
 
 
 def draw_pairs(x: Tensor, x_hat: Tensor, value_range: tuple[float, float], path: Path) -> None:
@@ -43,13 +36,9 @@ def draw_pairs(x: Tensor, x_hat: Tensor, value_range: tuple[float, float], path:
 
 
 def draw_samples(
-    x: Tensor,
-    value_range: tuple[float, float] | None,
-    path: Path,
-    *,
-    real: Tensor | None = None,
+    x: Tensor, value_range: tuple[float, float] | None, path: Path, *, real: Tensor | None = None,
     columns: int | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Draw samples as what they are: images as a grid, points in the plane as a scatter plot.
 
     Raises:

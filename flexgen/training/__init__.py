@@ -17,24 +17,8 @@ from flexgen.training.rng import isolated_rng, rng_state, seed_of_rank, set_rng_
 from flexgen.training.wandb_logger import LogPictures, WandbLogger
 
 __all__ = [
-    "EMA",
-    "CSVLogger",
-    "CheckpointFiles",
-    "Counters",
-    "LogPictures",
-    "Loop",
-    "Schedule",
-    "WandbLogger",
-    "copy_from_zero",
-    "file_sha256",
-    "find_checkpoints",
-    "gather_from_all",
-    "isolated_rng",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "rank",
-    "rng_state",
-    "save_checkpoint",
-    "seed_of_rank",
-    "set_rng_state",
-]
+    "EMA", "CSVLogger", "CheckpointFiles", "Counters", "LogPictures", "Loop", "Schedule",
+    "WandbLogger", "copy_from_zero", "file_sha256", "find_checkpoints", "gather_from_all",
+    "isolated_rng", "latest_checkpoint", "load_checkpoint", "rank", "rng_state", "save_checkpoint",
+    "seed_of_rank", "set_rng_state",
+]  # fmt: skip

@@ -20,17 +20,6 @@ from flexgen.files import open_file, write_atomically
 from flexgen.training.counters import Counters
 from flexgen.untrusted import check_size
 
-__all__ = [
-    "CheckpointFiles",
-    "file_sha256",
-    "find_checkpoints",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "save_checkpoint",
-    "set_aside_later",
-]
-
-_NAME = re.compile(r"step=(\d{8})\.ckpt")
 _STEP = re.compile(r"step=(\d{8})\.ckpt$")
 _MOST_VALUES = 1_000_000  # tensors and plain values; a run's checkpoint has some thousands
 
@@ -99,14 +88,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _written_anew(path: Path) -> io.BytesIO:
-    """The archive in a file, entry by entry as torch.save writes them, so that torch reads those.
-
-    Two readers can find two archives in one file: torch seeks where the directory says, zipfile
-    makes good for what was put before it. zipfile compares checksums too, which torch does not.
-
-    Raises:
-        ValueError: if the file is no archive as torch.save writes it, from its first byte on.
-    """
+    # Two readers can find two archives in one file: torch seeks where the directory says, zipfile
+    # makes good for what was put before it. zipfile compares checksums too, which torch does not.
     new = io.BytesIO()
     with (
         open_file(path) as file, zipfile.ZipFile(file) as old, zipfile.ZipFile(new, "w") as copy
@@ -172,8 +155,8 @@ def _counts(value: Any) -> bool:
 
 def find_checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
-    found = (path for path in (run_dir / "checkpoints").glob("step=*.ckpt"))
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
+    found = (run_dir / "checkpoints").glob("step=*.ckpt")
+    return sorted(path for path in found if _STEP.fullmatch(path.name))
 
 
 def set_aside_later(checkpoint: Path) -> list[Path]:
@@ -195,8 +178,7 @@ def latest_checkpoint(run_dir: Path) -> Path:
     Raises:
         FileNotFoundError: if it has none.
     """
-    found = find_checkpoints(run_dir)
-    if not found:
+    if not (found := find_checkpoints(run_dir)):
         raise FileNotFoundError(
             f"run {run_dir} has no checkpoint yet; start it again with `flexgen train`"
         )

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, fields
 
 from flexgen.checks import check_integer
 
-__all__ = ["Counters", "Schedule"]
-
 
 @dataclass
 class Counters:
@@ -38,9 +36,7 @@ class Counters:
 
     def axes(self) -> dict[str, int]:
         """The counters that are logged beside each value."""
-        axes = self.state_dict()
-        del axes["critic_phase"]
-        return axes
+        return {name: n for name, n in asdict(self).items() if name != "critic_phase"}
 
 
 class Schedule:

@@ -13,8 +13,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from flexgen.files import open_file, write_atomically
 from flexgen.metrics_table import COUNTERS, format_line, read_columns, read_rows
 
-__all__ = ["CSVLogger"]
-
 
 class CSVLogger(Logger):
     """Writes `metrics.csv`: a row for each generator step at which something was logged.
@@ -100,9 +98,8 @@ class CSVLogger(Logger):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(
-                f"could not write {self.path}: {error.strerror}; free some disk space"
-            ) from error
+            why = f"could not write {self.path}: {error.strerror}; free some disk space"
+            raise OSError(why) from error
         self._end += sum(map(len, lines[:-1]))
         self._rows = self._rows[-1:]
         self._saved_at = time.monotonic()

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EMA"]
-
 
 class EMA(nn.Module):
     r"""A copy of `module` whose parameters follow θ̄ ← β θ̄ + (1 − β) θ.
@@ -52,11 +50,9 @@ class EMA(nn.Module):
             # Lists, built once: torch's AveragedModel walks both module trees at each update, which
             # costs 2 to 8 times as much as averaging itself.
             self._pairs = (
-                list(self.module.parameters()),
-                list(module.parameters()),
-                list(self.module.buffers()),
-                list(module.buffers()),
-            )
+                list(self.module.parameters()), list(module.parameters()),
+                list(self.module.buffers()), list(module.buffers()),
+            )  # fmt: skip
         averages, parameters, buffers, live_buffers = self._pairs
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         torch._foreach_lerp_(averages, parameters, 1 - decay)

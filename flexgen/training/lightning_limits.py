@@ -6,8 +6,6 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from flexgen.contracts import StreamSource
 from flexgen.training.counters import Schedule
 
-__all__ = ["check_trainer", "count_steps", "last_step"]
-
 
 def check_trainer(trainer: pl.Trainer) -> None:
     """Refuse what the loop could not honour, naming FlexGen's key.

@@ -22,8 +22,6 @@ from flexgen.training.lightning_limits import check_trainer, count_steps, last_s
 from flexgen.training.processes import copy_from_zero, gather_from_all
 from flexgen.training.rng import rng_state, seed_of_rank, set_rng_state
 
-__all__ = ["Loop"]
-
 _SECONDS_A_CALL = 0.25
 _UPDATES_A_CALL = 64
 
@@ -65,9 +63,9 @@ class Loop(pl.LightningModule):
         optimizers: Sequence[MakeOptimizer],
         schedulers: Sequence[MakeScheduler | None],
         *,
-        gradient_clip: float | None,
-        accumulate: int,
-        log_every: int,
+        gradient_clip: float | None = None,
+        accumulate: int = 1,
+        log_every: int = 100,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
@@ -162,11 +160,8 @@ class Loop(pl.LightningModule):
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             for optimizer in optimizers
         ]
-        self._lr_schedulers = [
-            make(optimizer)
-            for make, optimizer in zip(self._make_schedulers, optimizers, strict=True)
-            if make is not None
-        ]
+        wanted = zip(self._make_schedulers, optimizers, strict=True)
+        self._lr_schedulers = [make(optimizer) for make, optimizer in wanted if make is not None]
         return optimizers, self._lr_schedulers
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -192,9 +187,8 @@ class Loop(pl.LightningModule):
         endless = isinstance(batch, BatchStream)
         if (stream := batch if endless else self._collected(batch)) is None:
             return
-        optimizers: Any = self.optimizers(use_pl_optimizer=False)
-        if not isinstance(optimizers, list):
-            optimizers = [optimizers]
+        found: Any = self.optimizers(use_pl_optimizer=False)
+        optimizers = found if isinstance(found, list) else [found]
         self._scaler = vars(self.trainer.precision_plugin).get("scaler")
         until = self.schedule.next_after(self.counters.generator_steps)
         # Processes must return together: they end a call by count, one alone may by the clock.
@@ -211,8 +205,7 @@ class Loop(pl.LightningModule):
             self.update(stream, *optimizers)
             if deadline is not None and time.monotonic() > deadline:
                 break
-        step, end = self.counters.generator_steps, self.schedule.end
-        stopping = self.stopping()
+        step, end, stopping = self.counters.generator_steps, self.schedule.end, self.stopping()
         if step == until or stopping:
             self._check_losses()
         if not self.counters.critic_phase and (step % self.log_every == 0 or step == end):
@@ -271,11 +264,7 @@ class Loop(pl.LightningModule):
         self._losses.setdefault(name, []).append(loss.detach())
 
     def _check_losses(self) -> None:
-        """Stop all processes at a loss that is not finite in one, before anything is saved.
-
-        Raises:
-            FloatingPointError: naming the term and the step at which it first occurred.
-        """
+        """Stop all processes at a loss that is not finite in one, before anything is saved."""
         faults = [fault for fault in gather_from_all(self._fault()) if fault is not None]
         if faults:
             step, what = min(faults)
@@ -286,21 +275,19 @@ class Loop(pl.LightningModule):
 
     def _fault(self) -> tuple[int, str] | None:
         """The first step with a loss that is not finite, or this one with a weight; and which."""
-        faults = []
+        step, faults = self.counters.generator_steps, []
         for name, losses in self._losses.items():
             finite = torch.stack(losses).isfinite()
             if not finite.all():
                 first = int(finite.int().argmin())
                 back = (len(losses) - 1 - first) // self.records_a_step(name)
-                what = f"{name} is {float(losses[first])}"
-                faults.append((self.counters.generator_steps - back, what))
+                faults.append((step - back, f"{name} is {float(losses[first])}"))
         if not faults:
             # A gradient can overflow where the loss did not.
             names, weights = zip(*self.named_parameters(), strict=True)
             finite = torch.stack([weight.isfinite().all() for weight in weights])
             if not finite.all():
-                first = names[int(finite.int().argmin())]
-                faults.append((self.counters.generator_steps, f"{first} is not finite"))
+                faults.append((step, f"{names[int(finite.int().argmin())]} is not finite"))
         return min(faults, key=lambda fault: fault[0], default=None)
 
     def records_a_step(self, name: str) -> int:
@@ -336,12 +323,10 @@ class Loop(pl.LightningModule):
             logger.log_metrics({**self.counters.axes(), **values}, self.counters.generator_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Before the first step of a resumed run its generators are still those of the checkpoint.
-        mine = self._rng or rng_state()
-        states = gather_from_all(mine)
         checkpoint["flexgen"] = {
             "counters": self.counters.state_dict(),
-            "rng": states,
+            # Before the first step of a resumed run its generators are still the checkpoint's.
+            "rng": gather_from_all(self._rng or rng_state()),
             "losses": {name: torch.stack(v) for name, v in self._losses.items() if v},
         }
 
@@ -357,11 +342,7 @@ class Loop(pl.LightningModule):
         self._rng = state["rng"][self.trainer.global_rank]
 
     def _check_optimizers(self) -> None:
-        """Refuse restored states of other shapes than their weights': fused kernels look at none.
-
-        Raises:
-            ValueError: naming the state.
-        """
+        """Refuse restored states of other shapes than their weights': fused kernels look not."""
         for optimizer in self.trainer.optimizers:
             for weight, state in optimizer.state.items():
                 for name, value in state.items():

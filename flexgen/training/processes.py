@@ -7,8 +7,6 @@ import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-__all__ = ["copy_from_zero", "gather_from_all", "rank"]
-
 
 def rank() -> int:
     """Which process of a run this is: the others train, and leave files to process zero."""

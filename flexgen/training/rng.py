@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["isolated_rng", "rng_state", "seed_of_rank", "set_rng_state"]
-
 
 def seed_of_rank(seed: int, rank: int) -> int:
     """A seed for process `rank` of a run with `seed`, `seed` itself for process zero.

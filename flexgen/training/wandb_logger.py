@@ -12,8 +12,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from flexgen.checks import check_integer
 from flexgen.training.counters import Counters
 
-__all__ = ["LogPictures", "WandbLogger"]
-
 
 class WandbLogger(loggers.WandbLogger):
     """Lightning's W&B logger with `generator_steps` as the axis of every curve.
@@ -33,14 +31,9 @@ class WandbLogger(loggers.WandbLogger):
     """
 
     def __init__(
-        self,
-        save_dir: str,
-        *,
-        name: str | None = None,
-        last: int = 5,
-        offline: bool = False,
+        self, save_dir: str, *, name: str | None = None, last: int = 5, offline: bool = False,
         **init: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.last = check_integer("last", last, 1, "set `logger.wandb.last`")
         where = Path(save_dir).resolve()
         name = name or f"{where.parent.name}/{where.name}"
@@ -100,10 +93,7 @@ class WandbLogger(loggers.WandbLogger):
         """Log tables, each as its columns and its rows, at the counters' values `axes`."""
         import wandb
 
-        media = {
-            name: wandb.Table(columns=list(columns), data=rows)
-            for name, (columns, rows) in tables.items()
-        }
+        media = {n: wandb.Table(list(columns), rows) for n, (columns, rows) in tables.items()}
         self.experiment.log({**axes, **media})
 
 
