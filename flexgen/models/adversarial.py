@@ -1,21 +1,20 @@
 """GAN, LSGAN, hinge, WGAN and WGAN-GP: one LightningModule for any generator, critic and prior."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from flexgen.checks import check_integer, first_line
 from flexgen.contracts import Batch, Objective, Prior, in_context
-from flexgen.models.critic_score import CriticScore, FlatCritic, warn_of_clipping
+from flexgen.models.critic_score import critic_score, warn_if_flat, warn_of_clipping
 from flexgen.models.latent import Latent
 from flexgen.objectives import Played, clip_weights, critic_loss
 from flexgen.training import EMA
-
-__all__ = ["Adversarial"]
+from flexgen.training.loop import MakeOptimizer, MakeScheduler
 
 
 class Adversarial(Latent):
@@ -26,9 +25,8 @@ class Adversarial(Latent):
     is called with either. With `num_classes` they are data and labels.
 
     Args:
-        generator: codes `(batch, latent_dim)` to data `(batch, *shape)`; called with labels too if
-            there are classes.
-        critic: data to raw outputs `(batch,)`; called with labels too if there are classes.
+        generator: codes `(batch, latent_dim)` to data `(batch, *shape)`; with labels if there are.
+        critic: data to raw outputs `(batch,)`; with labels if there are.
         prior: p(z); it becomes stage 0 of a :class:`~flexgen.priors.Staged`. Its parameters, if
             it has trainable ones, learn with the generator. One that draws by score is handed the
             critic's.
@@ -37,14 +35,11 @@ class Adversarial(Latent):
         critic_optimizer: the same for the critic.
         critic_steps: steps of the critic for one of the generator.
         ema_decay: decay of the generator's average, which then is what samples; None: no average.
-        gradient_clip: largest norm of each player's gradient; None: no clipping.
-        accumulate: batches whose gradients one optimizer step averages.
         generator_scheduler: optimizer to a schedule of its step size, stepped once a generator
             step; None: constant.
         critic_scheduler: the same for the critic, also stepped once a generator step.
         compile: networks to hand to `torch.compile`: "generator", "both" or None.
-        log_every: generator steps between two rows of losses.
-        num_classes: of the labels that the networks take; None: they take none.
+        **loop: see :class:`~flexgen.training.Loop`.
 
     Raises:
         ValueError: if a size is out of range, or `compile` meets a gradient penalty, whose double
@@ -61,27 +56,18 @@ class Adversarial(Latent):
         prior: nn.Module,
         objective: Objective,
         *,
-        generator_optimizer: Callable[[Iterable[Tensor]], Optimizer],
-        critic_optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        generator_optimizer: MakeOptimizer,
+        critic_optimizer: MakeOptimizer,
         critic_steps: int = 1,
         ema_decay: float | None = None,
-        gradient_clip: float | None = None,
-        accumulate: int = 1,
-        generator_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        critic_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        generator_scheduler: MakeScheduler | None = None,
+        critic_scheduler: MakeScheduler | None = None,
         compile: str | None = None,
-        log_every: int = 100,
-        num_classes: int | None = None,
+        **loop: Any,
     ) -> None:
-        super().__init__(
-            prior,
-            optimizers=(generator_optimizer, critic_optimizer),
-            schedulers=(generator_scheduler, critic_scheduler),
-            gradient_clip=gradient_clip,
-            accumulate=accumulate,
-            log_every=log_every,
-            num_classes=num_classes,
-        )
+        optimizers = generator_optimizer, critic_optimizer
+        schedulers = generator_scheduler, critic_scheduler
+        super().__init__(prior, optimizers=optimizers, schedulers=schedulers, **loop)
         check_integer("critic_steps", critic_steps, 1, "set `model.critic_steps=5`")
         if compile not in (None, "generator", "both"):
             raise ValueError(f"`compile` must be null, generator or both, got {compile!r}")
@@ -94,7 +80,7 @@ class Adversarial(Latent):
         self.objective = objective
         self.ema = None if ema_decay is None else EMA(generator, ema_decay)
         self.critic_steps = critic_steps
-        self._score, self._flat = CriticScore(generator, critic), FlatCritic()
+        self._score, self._flat = partial(critic_score, generator, critic), False
         self.bind(self.prior)
         if compile:
             generator.compile()
@@ -128,7 +114,7 @@ class Adversarial(Latent):
 
     def score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """How real the critic finds the data of codes `(n, latent_dim)`, `(n,)`; eval mode."""
-        return CriticScore(self.decoder, self.critic)(z, context)
+        return critic_score(self.decoder, self.critic, z, context)
 
     def try_out(
         self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
@@ -224,4 +210,5 @@ class Adversarial(Latent):
 
     def _log_losses(self) -> None:
         super()._log_losses()
-        self._flat.watch(self.last_losses, self.counters.generator_steps)
+        # Said once.
+        self._flat = self._flat or warn_if_flat(self.last_losses, self.counters.generator_steps)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.contracts import in_context
-
-__all__ = ["CriticScore", "FlatCritic", "warn_of_clipping"]
+from flexgen.models.latent import in_parts
 
 log = logging.getLogger(__name__)
 
@@ -20,30 +19,17 @@ _FLAT = 1e-4
 _ALL_BUT_LINEAR = 0.01
 
 
-class CriticScore:
-    """The critic's raw output for G(z).
+def critic_score(
+    generator: nn.Module, critic: nn.Module, z: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """The critic's raw output `(n,)` for G(z), in a context `(n,)` if there is one.
 
     Both networks are in eval mode meanwhile: a code's score does not depend on the codes beside
     it, and neither batch-norm statistics nor the draws of a dropout are touched.
-
-    Args:
-        generator: codes `(batch, latent_dim)` to data.
-        critic: data to raw outputs `(batch,)`.
     """
-
-    def __init__(self, generator: nn.Module, critic: nn.Module) -> None:
-        self.generator, self.critic = generator, critic
-
-    def __call__(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Scores `(n,)` of codes `(n, latent_dim)`, in a context `(n,)` if there is one."""
-        rows = torch.arange(len(z), device=z.device).split(_CODES_A_PASS)
-        with _evaluating(self.generator, self.critic):
-            return torch.cat([self._pass(z, context, r) for r in rows])
-
-    def _pass(self, z: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
-        y = None if context is None else context[rows]
-        scores: Tensor = in_context(self.critic, in_context(self.generator, z[rows], y), y)
-        return scores
+    with _evaluating(generator, critic):
+        parts = in_parts(z, context, _CODES_A_PASS)
+        return torch.cat([in_context(critic, in_context(generator, *p), p[1]) for p in parts])
 
 
 def warn_of_clipping(clip: float | None) -> None:
@@ -56,28 +42,23 @@ def warn_of_clipping(clip: float | None) -> None:
         )
 
 
-class FlatCritic:
-    """Warns once when the scores that a prior draws by hardly differ.
+def warn_if_flat(logged: dict[str, float], step: int) -> bool:
+    """Warn when the scores that a prior draws by hardly differ, and say whether they do.
 
     The game has degenerated then: a masked one has every p with p_data ≤ p/r as an optimum, and a
     flat critic tells none of them from another.
+
+    Args:
+        logged: the mean values logged at generator step `step`.
+        step: of the generator.
     """
-
-    def __init__(self) -> None:
-        self.told = False
-
-    def watch(self, logged: dict[str, float], step: int) -> None:
-        """Look at the mean values logged at generator step `step`."""
-        std = logged.get("prior/critic_std", 1.0)
-        if std < _FLAT and not self.told:
-            self.told = True
-            log.warning(
-                "the critic's scores hardly differ (standard deviation %.1e before generator step "
-                "%d): drawing by score is no better than drawing from the base; use "
-                "`model=wgan_gp`, or for a masked prior raise `prior.rate`",
-                std,
-                step,
-            )
+    if flat := (std := logged.get("prior/critic_std", 1.0)) < _FLAT:
+        log.warning(
+            f"the critic's scores hardly differ (standard deviation {std:.1e} before generator "
+            f"step {step}): drawing by score is no better than drawing from the base; use "
+            "`model=wgan_gp`, or for a masked prior raise `prior.rate`"
+        )
+    return flat
 
 
 @contextmanager

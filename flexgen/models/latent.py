@@ -1,5 +1,6 @@
 """What all models with codes share: the prior's stages, data of codes, codes of data."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,14 +10,21 @@ from flexgen.contracts import Prior, in_context
 from flexgen.priors import Staged, as_prior
 from flexgen.training.loop import Loop
 
-__all__ = ["Latent"]
-
 _WITHOUT = {
     "score": "draws by a critic's score, and this model has no critic; use it on an adversarial "
     "run, or another prior",
     "posterior": "is made of a VAE's posteriors, and this model has no posterior; use "
     "prior=mixture or kernel_density, or model=vae",
 }
+
+
+Part = tuple[Tensor, Tensor | None]
+
+
+def in_parts(x: Tensor, context: Tensor | None, size: int) -> Iterator[Part]:
+    """Data or codes `(n, …)` and the context of each, `size` at a time."""
+    for rows in torch.arange(len(x), device=x.device).split(size):
+        yield x[rows], None if context is None else context[rows]
 
 
 class Latent(Loop):
@@ -98,11 +106,8 @@ class Latent(Loop):
             batch_size: codes a pass.
         """
         context = self.in_turn(len(z)) if context is None else context
-        rows = torch.arange(len(z), device=z.device).split(batch_size)
         with self.evaluating():
-            return torch.cat(
-                [self._picture(z[r], None if context is None else context[r]) for r in rows]
-            )
+            return torch.cat([self._picture(*part) for part in in_parts(z, context, batch_size)])
 
     def _picture(self, z: Tensor, context: Tensor | None) -> Tensor:
         decoder = self.decoder

@@ -1,22 +1,19 @@
 """VAE, VAE-IAF and LED: one LightningModule for any posterior, likelihood and prior."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from flexgen.checks import check_integer, check_not_negative, first_line
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal
-from flexgen.models.latent import Latent
+from flexgen.models.latent import Latent, in_parts
 from flexgen.objectives import importance_weighted_bound, kl_floor
-
-__all__ = ["CODES_AT_ONCE", "VAE"]
+from flexgen.training.loop import MakeOptimizer, MakeScheduler
 
 CODES_AT_ONCE = 5_000
 """Codes that a likelihood decodes at once: more take memory, and no less time."""
@@ -62,11 +59,8 @@ class VAE(Latent):
         kl_warmup: generator steps.
         free_bits: λ, nats per dimension of the code, of the KL averaged over the batch; under a
             Monte Carlo estimate the whole code is one group with λ times its dimension.
-        gradient_clip: largest norm of the gradient; None: no clipping.
-        accumulate: batches whose gradients one optimizer step averages.
         scheduler: optimizer to a schedule of its step size, stepped once a generator step.
-        log_every: generator steps between two rows of losses.
-        num_classes: of the labels that the parts take; None: they take none.
+        **loop: see :class:`~flexgen.training.Loop`.
 
     Raises:
         ValueError: if the prior has no density everywhere, or is made of posteriors that have
@@ -84,26 +78,15 @@ class VAE(Latent):
         likelihood: Likelihood,
         prior: nn.Module,
         *,
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: MakeOptimizer,
         importance_samples: int = 1,
         draws: int = 1,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
-        gradient_clip: float | None = None,
-        accumulate: int = 1,
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        log_every: int = 100,
-        num_classes: int | None = None,
+        scheduler: MakeScheduler | None = None,
+        **loop: Any,
     ) -> None:
-        super().__init__(
-            prior,
-            optimizers=(optimizer,),
-            schedulers=(scheduler,),
-            gradient_clip=gradient_clip,
-            accumulate=accumulate,
-            log_every=log_every,
-            num_classes=num_classes,
-        )
+        super().__init__(prior, optimizers=(optimizer,), schedulers=(scheduler,), **loop)
         for name, count in (("importance_samples", importance_samples), ("draws", draws)):
             check_integer(name, count, 1, f"set `model.{name}=1`")
         for name, value in (("kl_warmup", kl_warmup), ("free_bits", free_bits)):
@@ -138,12 +121,9 @@ class VAE(Latent):
     @torch.no_grad()
     def encode(self, x: Tensor, context: Tensor | None = None, batch_size: int = 1000) -> Tensor:
         """A draw from q(z|x) of each datum: together a sample of the aggregate posterior."""
-        codes = []
         with self.evaluating():
-            for rows in torch.arange(len(x), device=x.device).split(batch_size):
-                labels = None if context is None else context[rows]
-                codes.append(in_context(self.posterior, x[rows], labels).sample())
-        return torch.cat(codes)
+            parts = in_parts(x, context, batch_size)
+            return torch.cat([in_context(self.posterior, *part).sample() for part in parts])
 
     def _picture(self, z: Tensor, context: Tensor | None) -> Tensor:
         if self.likelihood.has_mean:
@@ -152,12 +132,6 @@ class VAE(Latent):
         return x.float()
 
     def check_prior(self, prior: Prior) -> None:
-        """Refuse a prior that no bound can be taken under.
-
-        Raises:
-            ValueError: if it has no density, or one that is 0 somewhere; or none that is normalised
-                with K above 1.
-        """
         name = type(prior).__name__
         if not prior.has_log_prob and prior.normalised:
             raise ValueError(
@@ -233,10 +207,7 @@ class VAE(Latent):
         return loss
 
     def _terms(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """−E log p(x|z) `()`, and KL(q(z|x) ‖ p(z)), of each dimension `(d,)` or of all `(1,)`.
-
-        Both are means over batch and draws.
-        """
+        """Means of −log p(x|z) `()` and KL(q(z|x) ‖ p(z)), by dimension `(d,)` or whole `(1,)`."""
         q, p = in_context(self.posterior, x, context), self.prior(context)
         draws = (self.draws,) if self.draws > 1 else ()
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
@@ -249,24 +220,18 @@ class VAE(Latent):
 
     @torch.no_grad()
     def log_likelihood(
-        self,
-        x: Tensor,
-        num_samples: int,
-        context: Tensor | None = None,
+        self, x: Tensor, num_samples: int, context: Tensor | None = None,
         at_once: int = CODES_AT_ONCE,
-    ) -> Tensor:
-        """log p(x) by importance sampling, an estimate that is low on average.
+    ) -> Tensor:  # fmt: skip
+        """log p(x) by importance sampling, nats per datum `(n,)` in float64; low on average.
 
-        The sum over draws streams, in float64, so memory does not grow with them.
+        The sum over draws streams, so memory does not grow with them.
 
         Args:
             x: data, `(n, *shape)`.
             num_samples: K, draws from q(z|x) for each datum; say it with every value.
             context: of each, where the model is conditional: then it is log p(x|y).
             at_once: codes that are decoded at once.
-
-        Returns:
-            Nats per datum, `(n,)`, float64.
 
         Raises:
             ValueError: under a prior whose density is not normalised.
