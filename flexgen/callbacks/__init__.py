@@ -12,18 +12,7 @@ from flexgen.callbacks.reversal import ReversalScore
 from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
-    "AggregatePosterior",
-    "Checkpoint",
-    "CodeMap",
-    "Disagreement",
-    "LikelihoodScore",
-    "Measurement",
-    "PriorRefit",
-    "Progress",
-    "Reconstructions",
-    "ReversalScore",
-    "SampleGrid",
-    "SampleQuality",
-    "Scheduled",
-    "Spectrum",
-]
+    "AggregatePosterior", "Checkpoint", "CodeMap", "Disagreement", "LikelihoodScore", "Measurement",
+    "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality",
+    "Scheduled", "Spectrum",
+]  # fmt: skip

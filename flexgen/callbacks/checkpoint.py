@@ -9,8 +9,6 @@ from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer
 from flexgen.training import CSVLogger, Loop, find_checkpoints
 
-__all__ = ["Checkpoint", "save_first"]
-
 
 def save_first(trainer: pl.Trainer, model: Loop) -> None:
     """Save a checkpoint of this step before something is measured at it, if the run keeps any."""

@@ -1,19 +1,19 @@
 """Pictures of samples and of codes, on a schedule."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement, value_of
 from flexgen.checks import check_integer
 from flexgen.codes import base_space, codes_path, load_codes
 from flexgen.contracts import in_context
 from flexgen.drawing import draw_figure, draw_images, draw_samples
 from flexgen.metrics import ClusterRatio
 from flexgen.training import Loop
-
-__all__ = ["CodeMap", "Disagreement", "SampleGrid", "Spectrum", "image_path"]
 
 
 def image_path(run_dir: Path, kind: str, model: Loop) -> Path:
@@ -59,6 +59,9 @@ class SampleGrid(Measurement):
         return {}
 
 
+Saved = dict[str, Tensor]
+
+
 class _OfCodes(Measurement):
     """Pictures the codes that a :class:`ReversalScore` before it saved at the same step."""
 
@@ -68,9 +71,7 @@ class _OfCodes(Measurement):
         path = codes_path(run_dir, model.counters.generator_steps)
         return self.picture(load_codes(path), model, data, run_dir) if path.is_file() else {}
 
-    def picture(
-        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
-    ) -> dict[str, float]:
+    def picture(self, codes: Saved, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         raise NotImplementedError
 
 
@@ -91,9 +92,7 @@ class CodeMap(_OfCodes):
         super().__init__(**schedule)
         self.perplexity = perplexity
 
-    def picture(
-        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
-    ) -> dict[str, float]:
+    def picture(self, codes: Saved, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         from sklearn.manifold import TSNE
 
         z, label = codes["z"].double(), codes.get("label")
@@ -101,24 +100,18 @@ class CodeMap(_OfCodes):
         plane = torch.from_numpy(tsne.fit_transform(z.numpy())).double()
 
         def scatter(figure: Any) -> None:
-            axes = figure.add_subplot()
-            points = axes.scatter(
-                *plane.numpy().T, s=8, c=None if label is None else label.numpy(), cmap="tab10"
-            )
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes = figure.add_subplot(xticks=[], yticks=[])
+            colours = None if label is None else label.numpy()
+            points = axes.scatter(*plane.numpy().T, s=8, c=colours, cmap="tab10")
             if label is not None and data.num_classes <= 10:
                 axes.legend(*points.legend_elements(), fontsize=8, loc="upper right")
 
         draw_figure(scatter, image_path(run_dir, "code_map", model), size=(5.5, 5.0))
         if label is None:
             return {}
-        values = {}
-        for name, where in (("codes/cluster_ratio", z), ("codes/cluster_ratio_tsne", plane)):
-            ratio = ClusterRatio(num_classes=data.num_classes, **ALONE)
-            ratio.update(where, label)
-            values[name] = float(ratio.compute())
-        return values
+        spaces = {"codes/cluster_ratio": z, "codes/cluster_ratio_tsne": plane}
+        ratio = partial(ClusterRatio, data.num_classes, **ALONE)
+        return {name: value_of(ratio(), where, label) for name, where in spaces.items()}
 
 
 class Disagreement(_OfCodes):
@@ -146,9 +139,7 @@ class Disagreement(_OfCodes):
             raise ValueError(f"`keep` must be in [1, draws={draws}], got {keep}")
         self.draws, self.keep = draws, keep
 
-    def picture(
-        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
-    ) -> dict[str, float]:
+    def picture(self, codes: Saved, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         generator, prior = base_space(model)
         z = codes["z"].to(model.device)
         context = model.in_turn(self.draws)
@@ -171,9 +162,7 @@ class Spectrum(_OfCodes):
 
     needs = ("decoder",)
 
-    def picture(
-        self, codes: dict[str, torch.Tensor], model: Any, data: Any, run_dir: Path
-    ) -> dict[str, float]:
+    def picture(self, codes: Saved, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         n = len(codes["z"])
         _, prior = base_space(model)
         draws = prior.draw(20 * n, model.in_turn(20 * n)).double().cpu().unflatten(0, (20, n))
@@ -182,14 +171,11 @@ class Spectrum(_OfCodes):
         rank = range(1, len(of_codes) + 1)
 
         def plot(figure: Any) -> None:
-            axes = figure.add_subplot()
+            axes = figure.add_subplot(xlabel="index", ylabel="singular value / √n")
             axes.plot(rank, of_codes, "o-", color="#D55E00", ms=4, label="codes of held-out data")
             axes.plot(rank, of_prior.mean(0), color="#0072B2", label="draws from the prior")
-            axes.fill_between(
-                rank, of_prior.amin(0), of_prior.amax(0), color="#0072B2", alpha=0.25, lw=0
-            )
-            axes.set_xlabel("index")
-            axes.set_ylabel("singular value / √n")
+            low, high = of_prior.amin(0), of_prior.amax(0)
+            axes.fill_between(rank, low, high, color="#0072B2", alpha=0.25, lw=0)
             axes.set_ylim(bottom=0)
             axes.legend()
 

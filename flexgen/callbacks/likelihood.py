@@ -9,24 +9,17 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement, energy_distance, value_of
 from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
-from flexgen.metrics import (
-    EnergyDistance,
-    PriorAgreement,
-    active_units,
-    bits_per_dimension,
-    marginal_log_prob,
-)
+from flexgen.metrics import PriorAgreement, active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE
+from flexgen.models.latent import in_parts
 from flexgen.models.vae import CODES_AT_ONCE
 from flexgen.priors import base_codes
 from flexgen.run_notes import RunNote, add_note
-
-__all__ = ["LikelihoodScore"]
 
 _OF_NORMAL_PRIORS = ("posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl")
 _OF_DENSITIES = (
@@ -85,15 +78,9 @@ class LikelihoodScore(Measurement):
     needs = ("posterior", "likelihood")
 
     def __init__(
-        self,
-        *,
-        n: int = 1000,
-        split: str = "test",
-        num_samples: int = 128,
-        num_posteriors: int = 256,
-        progress: bool = True,
-        **schedule: Any,
-    ) -> None:
+        self, *, n: int = 1000, split: str = "test", num_samples: int = 128,
+        num_posteriors: int = 256, progress: bool = True, **schedule: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**schedule)
         for name, value, least in (
             ("n", n, 2), ("num_samples", num_samples, 1), ("num_posteriors", num_posteriors, 0)
@@ -134,22 +121,21 @@ class LikelihoodScore(Measurement):
     def _likelihood(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
         # As many data as are decoded in one pass, so that the bar moves for a large K too.
         rows = max(1, min(_BATCH, CODES_AT_ONCE // self.num_samples))
-        batches = track(
-            _batches(x, context, rows), "likelihood", transient=True, disable=not self.progress
-        )
-        found = torch.cat(
-            [-model.log_likelihood(batch, self.num_samples, labels) for batch, labels in batches]
-        )
-        nll, mass = float(found.mean()), model.likelihood.has_mass
-        return {
-            "nll/samples": nll,
-            "nll/standard_error": float(found.std() / math.sqrt(len(found))),
-        } | ({"nll/bits_per_dimension": bits_per_dimension(nll, x[0].numel())} if mass else {})
+        batches, quiet = [*in_parts(x, context, rows)], not self.progress
+        found = torch.cat([
+            -model.log_likelihood(batch, self.num_samples, labels)
+            for batch, labels in track(batches, "likelihood", transient=True, disable=quiet)
+        ])  # fmt: skip
+        nll, error = float(found.mean()), float(found.std() / math.sqrt(len(found)))
+        values = {"nll/samples": nll, "nll/standard_error": error}
+        if model.likelihood.has_mass:
+            values["nll/bits_per_dimension"] = bits_per_dimension(nll, x[0].numel())
+        return values
 
     def _surgery(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
         codes, means, again = [], [], []
         reconstruction, kl = torch.zeros(2, dtype=torch.float64)
-        for batch, labels in _batches(x, context, _BATCH):
+        for batch, labels in in_parts(x, context, _BATCH):
             q = in_context(model.posterior, batch, labels)
             z, log_q = q.rsample_and_log_prob((16,))
             decoded = in_context(model.likelihood, z[0], labels)
@@ -160,23 +146,19 @@ class LikelihoodScore(Measurement):
             means.append(first)
             again.append(second)
         z = torch.cat(codes)
-        energy, pag = EnergyDistance(**ALONE), PriorAgreement(**ALONE)
-        energy.update(z, real=True)
-        energy.update(model.prior.draw(len(z), context), real=False)
         values = {
             "elbo/bound": -float(reconstruction + kl) / len(x),
             "elbo/reconstruction": float(reconstruction) / len(x),
             "elbo/kl": float(kl) / len(x),
             "posterior/active_units": float(active_units(torch.cat(means), torch.cat(again))),
-            "posterior/energy": float(energy.compute()),
+            "posterior/energy": energy_distance(model.prior.draw(len(z), context), z),
         }
         if model.prior.in_use:
             # The prior before a refit may have had them: its values must not stay the last ones.
             values |= dict.fromkeys(_OF_NORMAL_PRIORS, math.nan)
         base = base_codes(model.prior, z)
         if base is not None and len(z) > z.shape[1]:
-            pag.update(base)
-            values["posterior/pag"] = float(pag.compute())
+            values["posterior/pag"] = value_of(PriorAgreement(**ALONE), base)
         m = min(self.num_posteriors, len(x))
         # Of a conditional model the aggregate is of each class, and few data are of one.
         if m and model.posterior.has_log_prob and model.prior.normalised and context is None:
@@ -187,21 +169,14 @@ class LikelihoodScore(Measurement):
                 "elbo/mutual_information": float((log_q.double() - log_marginal).mean()),
                 "elbo/marginal_kl": float((log_marginal - log_p).mean()),
             }
-            each = _gaussian_marginals(q)
-            if each is not None and isinstance(p, DiagonalNormal):
+            if isinstance(q, DiagonalNormal | LowerNormal) and isinstance(p, DiagonalNormal):
+                each = Normal(q.mean, q.stddev, validate_args=False)
                 log_product = marginal_log_prob(z, each.log_prob, m).sum(1)
                 values |= {
                     "elbo/total_correlation": float((log_marginal - log_product).mean()),
                     "elbo/dimensionwise_kl": float((log_product - log_p).mean()),
                 }
         return values
-
-
-def _batches(x: Tensor, context: Tensor | None, size: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Data and their contexts, `size` at a time."""
-    parts = x.split(size)
-    contexts = [None] * len(parts) if context is None else list(context.split(size))
-    return list(zip(parts, contexts, strict=True))
 
 
 def _means(q: Distribution) -> tuple[Tensor, Tensor]:
@@ -211,10 +186,3 @@ def _means(q: Distribution) -> tuple[Tensor, Tensor]:
     except NotImplementedError:
         first, second = q.sample(torch.Size((64,))).chunk(2)
         return first.mean(0), second.mean(0)
-
-
-def _gaussian_marginals(q: Distribution) -> Normal | None:
-    """q(zⱼ|x) of each dimension, `(n, d)`, of a Gaussian; else None."""
-    if isinstance(q, DiagonalNormal | LowerNormal):
-        return Normal(q.mean, q.stddev, validate_args=False)
-    return None

@@ -6,19 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
+from torchmetrics import Metric
 
 from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
+from flexgen.metrics import EnergyDistance
 from flexgen.run_notes import RunNote, add_note
 from flexgen.training import isolated_rng, rank
-
-__all__ = ["ALONE", "Measurement"]
 
 log = logging.getLogger(__name__)
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 """For the metrics of a measurement, each of which is taken of all the data by one process."""
+
+
+def value_of(metric: Metric, *batch: Any) -> float:
+    """What a metric makes of one batch."""
+    metric.update(*batch)
+    return float(metric.compute())
+
+
+def energy_distance(drawn: Tensor, codes: Tensor) -> float:
+    """From draws of a prior to codes."""
+    distance = EnergyDistance(**ALONE).to(codes.device)
+    distance.update(codes, real=True)
+    return value_of(distance, drawn, False)
+
 
 _LACKED = {
     "samples": "samples of the model",
@@ -114,14 +129,12 @@ class Measurement(contracts.Measurement, Scheduled):
                 return self.measure(model, data, run_dir)
         except Exception as error:
             name, step = type(self).__name__, model.counters.generator_steps
-            why = f"{_first_line(error)} ({_where(error)})"
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})"
             log.warning(
-                "%s failed at step %d: %s; the checkpoint of the step is saved; measure again with "
-                "flexgen evaluate run=%s",
-                name,
-                step,
-                why,
-                run_dir,
+                f"{name} failed at step {step}: {why}; the checkpoint of the step is saved; "
+                f"measure again with flexgen evaluate run={run_dir}"
             )
             if rank() == 0:
                 add_note(run_dir, RunNote(step, name, True, why))
@@ -131,12 +144,3 @@ class Measurement(contracts.Measurement, Scheduled):
         """:meth:`measure` with the generators kept apart."""
         with isolated_rng(self.seed):
             return self.measure(model, data, run_dir)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _where(error: BaseException) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{'/'.join(Path(last.filename).parts[-2:])}:{last.lineno}"

@@ -13,9 +13,8 @@ from flexgen.codes import context_of
 from flexgen.drawing import draw_figure, draw_pairs
 from flexgen.priors import base_codes
 
-__all__ = ["AggregatePosterior", "Reconstructions"]
-
 _DRAWS = 5000
+_Seen = tuple[Tensor, Tensor, Tensor | None]  # data, their codes, their labels
 
 
 class _OfPosterior(Measurement):
@@ -25,9 +24,6 @@ class _OfPosterior(Measurement):
         n: data, at least 2 and at most what the split holds.
         split: which part of the data.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
-
-    Raises:
-        ValueError: for fewer than two data.
     """
 
     needs = ("posterior",)
@@ -39,12 +35,10 @@ class _OfPosterior(Measurement):
     def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
         z = model.encode(x.to(model.device), context_of(model, label))
-        self.picture(model, data, x, z, label, run_dir)
+        self.picture(model, data, (x, z, label), run_dir)
         return {}
 
-    def picture(
-        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
-    ) -> None:
+    def picture(self, model: Any, data: Any, seen: _Seen, run_dir: Path) -> None:
         raise NotImplementedError
 
 
@@ -59,9 +53,8 @@ class Reconstructions(_OfPosterior):
     def __init__(self, *, n: int = 40, **options: Any) -> None:
         super().__init__(n=n, **options)
 
-    def picture(
-        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
-    ) -> None:
+    def picture(self, model: Any, data: Any, seen: _Seen, run_dir: Path) -> None:
+        x, z, label = seen
         if x.ndim == 4:
             path = image_path(run_dir, "reconstructions", model)
             draw_pairs(x, model.decode(z, context_of(model, label)), data.range, path)
@@ -85,9 +78,8 @@ class AggregatePosterior(_OfPosterior):
         super().__init__(n=n, **options)
 
     @torch.no_grad()
-    def picture(
-        self, model: Any, data: Any, x: Tensor, z: Tensor, label: Tensor | None, run_dir: Path
-    ) -> None:
+    def picture(self, model: Any, data: Any, seen: _Seen, run_dir: Path) -> None:
+        _, z, label = seen
         if z.shape[1] < 2:
             return
         with model.evaluating():
@@ -113,12 +105,8 @@ class AggregatePosterior(_OfPosterior):
                 axes.set_title(title, fontsize=9)
                 axes.set_aspect("equal", adjustable="datalim")
             if label is not None and data.num_classes <= 10:
-                axes.legend(
-                    *points.legend_elements(),
-                    fontsize=7,
-                    loc="center left",
-                    bbox_to_anchor=(1, 0.5),
-                )
+                beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+                axes.legend(*points.legend_elements(), fontsize=7, **beside)
 
         path = image_path(run_dir, "aggregate_posterior", model)
         draw_figure(scatter, path, size=(8.0, 3.8))

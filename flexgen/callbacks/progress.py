@@ -8,8 +8,6 @@ import pytorch_lightning as pl
 from rich import progress
 from rich.console import Console
 
-__all__ = ["Progress"]
-
 
 class Progress(pl.Callback):
     """Shows steps, speed, time left and the last losses; in a log file, a line now and then.
@@ -29,17 +27,14 @@ class Progress(pl.Callback):
         self._started, self._first = time.monotonic(), pl_module.counters.generator_steps
         self._told = self._first
         if sys.stderr.isatty():
+            columns = (
+                "{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(),
+                "steps {task.fields[speed]:.0f}/s", progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(), "{task.fields[losses]}",
+            )  # fmt: skip
+            console, rate = Console(stderr=True), 2  # each drawing takes milliseconds from training
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("steps {task.fields[speed]:.0f}/s"),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[losses]}"),
-                console=Console(stderr=True),
-                refresh_per_second=2,  # each drawing takes milliseconds from training
-                transient=True,
+                *columns, console=console, refresh_per_second=rate, transient=True
             )
             self._task = self._bar.add_task(
                 self.label, total=pl_module.schedule.end, completed=self._first, speed=0, losses=""
@@ -52,16 +47,14 @@ class Progress(pl.Callback):
         step, end = pl_module.counters.generator_steps, pl_module.schedule.end
         speed = (step - self._first) / (time.monotonic() - self._started)
         losses = " ".join(f"{k.split('/')[1]} {v:.3g}" for k, v in pl_module.last_losses.items())
+        # Where no end is known, a line every thousand steps.
+        gap = 1000 if end is None else max(1, (end - self._first) / self.lines)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, speed=speed, losses=losses)
-        elif step == end or step - self._told >= self._gap(end):
+        elif step == end or step - self._told >= gap:
             self._told = step
             of = step if end is None else f"{step}/{end}"
             print(f"{self.label}: {of} steps, {speed:.0f}/s  {losses}", file=sys.stderr)
-
-    def _gap(self, end: int | None) -> float:
-        """Steps between two lines; where no end is known, a thousand."""
-        return 1000 if end is None else max(1, (end - self._first) / self.lines)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self._bar is not None:

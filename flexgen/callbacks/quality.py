@@ -6,22 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexgen import metrics
 from flexgen.callbacks.measurement import ALONE, Measurement
 from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import Prior
-from flexgen.metrics import (
-    ClassBalance,
-    Classifier,
-    ClassifierScore,
-    ModeCoverage,
-    earth_mover_distance,
-    frechet_distance,
-    kernel_distance,
-    load_or_train_classifier,
-)
-
-__all__ = ["SampleQuality", "class_scores", "classifier_of"]
+from flexgen.metrics import Classifier, earth_mover_distance, load_or_train_classifier
 
 
 class SampleQuality(Measurement):
@@ -56,15 +46,9 @@ class SampleQuality(Measurement):
     split: str
 
     def __init__(
-        self,
-        *,
-        n: int = 1000,
-        split: str = "validation",
-        draws: int = 4,
-        classifier: bool = False,
-        cache_dir: str = "data/classifiers",
-        **schedule: Any,
-    ) -> None:
+        self, *, n: int = 1000, split: str = "validation", draws: int = 4, classifier: bool = False,
+        cache_dir: str = "data/classifiers", **schedule: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**schedule)
         for name, value in (("n", n), ("draws", draws)):
             check_integer(name, value)
@@ -89,7 +73,7 @@ class SampleQuality(Measurement):
             values["emd/unmasked"] = _mean_distance(plain, held_out)
         samples = torch.cat(sets)
         if (centres := data.centres) is not None:
-            coverage = ModeCoverage(centres, data.std, **ALONE)
+            coverage = metrics.ModeCoverage(centres, data.std, **ALONE)
             coverage.update(samples)
             values |= {f"modes/{name}": float(v) for name, v in coverage.compute().items()}
         if self.classifier and data.num_classes and held_out.ndim == 4:
@@ -100,10 +84,7 @@ class SampleQuality(Measurement):
     def _draw(
         self, model: Any, prior: Prior, n: int, context: Tensor | None
     ) -> tuple[list[Tensor], dict[str, float]]:
-        """Sample sets by codes of `prior`, and the means of what it says of its draws, if it does.
-
-        The generator and the prior are in eval mode.
-        """
+        """Sample sets by codes of `prior`, and the means of what it may say of its draws."""
         sets, told = [], []
         with model.evaluating():
             for _ in range(self.draws):
@@ -126,12 +107,9 @@ class SampleQuality(Measurement):
         values = class_scores(classifier, samples, held_out, labels)
         if made_of is not None:
             rows = [made_of == label for label in made_of.unique().tolist()]
-            values |= {
-                "classes/accuracy": classifier.accuracy(samples, made_of),
-                "classes/accuracy_lowest": min(
-                    classifier.accuracy(samples[r], made_of[r]) for r in rows
-                ),
-            }
+            of_class = [classifier.accuracy(samples[r], made_of[r]) for r in rows]
+            values["classes/accuracy"] = classifier.accuracy(samples, made_of)
+            values["classes/accuracy_lowest"] = min(of_class)
         return values
 
 
@@ -146,21 +124,17 @@ def class_scores(
 ) -> dict[str, float]:
     """`inception`, `classes/total_variation`, `fid` and `kid` of samples against labelled data."""
     wanted = labels.bincount(minlength=classifier.num_classes).double() / len(labels)
-    values = {}
-    for name, alone in (
-        ("inception", ClassifierScore(classifier, **ALONE)),
-        ("classes/total_variation", ClassBalance(classifier, wanted, **ALONE)),
-    ):
+    score = metrics.ClassifierScore(classifier, **ALONE)
+    balance = metrics.ClassBalance(classifier, wanted, **ALONE)
+    fid = metrics.frechet_distance(classifier, **ALONE)
+    kid = metrics.kernel_distance(classifier, **ALONE)
+    for alone in (score, balance):
         alone.update(samples)
-        values[name] = float(alone.compute())
-    for name, distance in (
-        ("fid", frechet_distance(classifier, **ALONE)),
-        ("kid", kernel_distance(classifier, **ALONE)),
-    ):
+    for distance in (fid, kid):
         distance.update(held_out, real=True)
         distance.update(samples, real=False)
-        values[name] = float(distance.compute())
-    return values
+    found = {"inception": score, "classes/total_variation": balance, "fid": fid, "kid": kid}
+    return {name: float(metric.compute()) for name, metric in found.items()}
 
 
 def _mean_distance(sets: list[Tensor], data: Tensor) -> float:

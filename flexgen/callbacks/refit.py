@@ -9,17 +9,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from flexgen.callbacks.measurement import ALONE
+from flexgen.callbacks.measurement import energy_distance
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer
 from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
 from flexgen.contracts import Prior
-from flexgen.metrics import EnergyDistance
 from flexgen.models import Latent
 from flexgen.priors import as_prior
 from flexgen.training import isolated_rng, rank
-
-__all__ = ["PriorRefit"]
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +167,9 @@ class PriorRefit(Scheduled):
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
         with torch.no_grad(), model.evaluating():
             values = {
-                "refit/energy_before": _distance(_draws(model.prior, codes), held_out.z),
-                "refit/energy_after": _distance(_draws(prior, codes), held_out.z),
-                "refit/energy_floor": _distance(codes.z, held_out.z),
+                "refit/energy_before": energy_distance(_draws(model.prior, codes), held_out.z),
+                "refit/energy_after": energy_distance(_draws(prior, codes), held_out.z),
+                "refit/energy_floor": energy_distance(codes.z, held_out.z),
             }
             by_density = "posterior" in model.capabilities and all(
                 p.has_log_prob and p.normalised for p in (model.prior, prior)
@@ -201,38 +198,23 @@ class PriorRefit(Scheduled):
         return find(model, data, split, n, **options)
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
+        found = {name.removeprefix("refit/"): value for name, value in values.items()}
         log.info(
-            "refit: energy distance to held-out codes %.4f -> %.4f (training codes: %.4f)",
-            values["refit/energy_before"],
-            values["refit/energy_after"],
-            values["refit/energy_floor"],
+            "refit: energy distance to held-out codes {energy_before:.4f} -> {energy_after:.4f} "
+            "(training codes: {energy_floor:.4f})".format(**found)
         )
-        if "refit/nll_after" in values:
-            log.info(
-                "refit: -log p(z) of held-out codes %.3f -> %.3f nats",
-                values["refit/nll_before"],
-                values["refit/nll_after"],
-            )
-        log.info(
-            "refit: so the new prior is %s and is %s",
-            "closer" if closer else "not closer",
-            "in use" if kept else "dropped",
-        )
-        if values.get("refit/condition", 1.0) < 0.01:
+        if "nll_after" in found:
+            nats = "{nll_before:.3f} -> {nll_after:.3f} nats".format(**found)
+            log.info("refit: -log p(z) of held-out codes %s", nats)
+        near, use = "closer" if closer else "not closer", "in use" if kept else "dropped"
+        log.info("refit: so the new prior is %s and is %s", near, use)
+        if (condition := found.get("condition", 1.0)) < 0.01:
             log.warning(
                 "refit: the fitted prior has nearly lost a dimension (relative condition %.1e); "
-                "keep `skip: true`, or use batch norm in its network",
-                values["refit/condition"],
-            )
+                "keep `skip: true`, or use batch norm in its network", condition,
+            )  # fmt: skip
 
 
 def _draws(prior: Prior, codes: Codes) -> Tensor:
     """As many draws as there are codes, in their contexts."""
     return prior.draw(len(codes.z), codes.context)
-
-
-def _distance(drawn: Tensor, codes: Tensor) -> float:
-    distance = EnergyDistance(**ALONE).to(codes.device)
-    distance.update(codes, real=True)
-    distance.update(drawn, real=False)
-    return float(distance.compute())

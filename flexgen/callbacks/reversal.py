@@ -7,18 +7,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement
+from flexgen.callbacks.measurement import ALONE, Measurement, energy_distance, value_of
 from flexgen.checks import check_integer, check_one_of
 from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data
 from flexgen.contracts import Prior, in_context
 from flexgen.distributions import covariance
 from flexgen.drawing import draw_pairs
 from flexgen.files import write_tensors
-from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
+from flexgen.metrics import GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Latent
 from flexgen.reversal import Reversal
-
-__all__ = ["ReversalScore"]
 
 # Of fewer, resamples of a bootstrap are singular.
 _CODES_A_DIMENSION = 3
@@ -113,21 +111,22 @@ class ReversalScore(Measurement):
             again = reverse_data(generator, prior, own, data.range, **quiet)
         labels = model.in_turn(_DRAWS)
         sigma = self.sigma or _spread(prior, labels)
-        low, high = pag_interval(
-            found.z, sigma=sigma, num_resamples=self.num_resamples, seed=self.seed
-        )
+        low, high = pag_interval(found.z, sigma, num_resamples=self.num_resamples, seed=self.seed)
         kl = GaussianKL(sigma=sigma, **ALONE).to(found.z.device)
-        kl.update(found.z)
         values = {
             "pag/unit_low": float(low),
             "pag/unit_high": float(high),
-            "pag/kl": float(kl.compute()),
+            "pag/kl": value_of(kl, found.z),
             "pag/kl_mean": float(kl.mean_term()),
             "reversal/error": float(found.loss.mean()),
             "reversal/converged": float(found.converged.float().mean()),
             "own/error": float(again.loss.mean()),
         }
-        values |= _against_draws(in_z, current.draw(_DRAWS, labels))
+        draws = current.draw(_DRAWS, labels)
+        moments = draws.double().mean(0), covariance(draws)
+        fit = GaussianKL(reference=moments, bias_correct=True, **ALONE).to(in_z.device)
+        values["pag/fit"] = value_of(fit, in_z)
+        values["pag/samples"] = energy_distance(draws[: len(in_z)], in_z)
         pags: dict[str, tuple[Tensor, Literal["unit", "literal"]]] = {
             "pag/unit": (found.z, "unit"),
             "pag/literal": (found.z, "literal"),
@@ -164,17 +163,6 @@ class ReversalScore(Measurement):
         }  # fmt: skip
         metadata = {name: str(value) for name, value in about.items()}
         write_tensors(path, tensors, metadata)
-
-
-def _against_draws(z: Tensor, draws: Tensor) -> dict[str, float]:
-    """Codes in Z against draws from the prior on Z, whatever it is."""
-    moments = draws.double().mean(0), covariance(draws)
-    kl = GaussianKL(reference=moments, bias_correct=True, **ALONE).to(z.device)
-    kl.update(z)
-    distance = EnergyDistance(**ALONE).to(z.device)
-    distance.update(z, real=True)
-    distance.update(draws[: len(z)], real=False)
-    return {"pag/fit": float(kl.compute()), "pag/samples": float(distance.compute())}
 
 
 def _spread(prior: Prior, labels: Tensor | None) -> float:

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-__all__ = ["Scheduled"]
-
 
 class Scheduled(pl.Callback):
     """Acts at every multiple of `every`, at the steps in `at`, and at the end.
