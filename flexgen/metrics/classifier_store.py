@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from flexgen.files import write_atomically
+from flexgen.files import write_tensors
 from flexgen.metrics.classifier import Classifier, check_labelled, num_epochs, train_classifier
 
 _log = logging.getLogger(__name__)
@@ -65,9 +64,7 @@ def load_or_train_classifier(
         accuracy = classifier.accuracy(x_test.to(x.device), y_test.to(x.device))
         sizes = {"num_train": str(len(x)), "num_test": str(len(x_test))}
         classifier.metadata = wanted | sizes | {"accuracy": repr(accuracy)}
-        state = {key: value.contiguous().cpu() for key, value in classifier.state_dict().items()}
-        metadata = classifier.metadata
-        write_atomically(path, lambda beside: save_file(state, beside, metadata=metadata))
+        write_tensors(path, classifier.state_dict(), classifier.metadata)
     return classifier.to(x.device)
 
 

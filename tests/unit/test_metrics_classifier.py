@@ -1,5 +1,6 @@
 """The classifier: learning, sizes, randomness, the file of a trained one."""
 
+import errno
 import json
 import math
 
@@ -172,11 +173,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     stored(tmp_path)
     before = (tmp_path / "stripes.safetensors").read_bytes()
 
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
+    def full(number):
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(classifier_store, "save_file", full)
+    monkeypatch.setattr("flexgen.files.os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         stored(tmp_path, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["stripes.safetensors"]
