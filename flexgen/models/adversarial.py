@@ -14,7 +14,7 @@ from flexgen.models.critic_score import critic_score, warn_if_flat, warn_of_clip
 from flexgen.models.latent import Latent
 from flexgen.objectives import Played, clip_weights, critic_loss
 from flexgen.training import EMA
-from flexgen.training.loop import MakeOptimizer, MakeScheduler
+from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
 
 
 class Adversarial(Latent):
@@ -116,9 +116,7 @@ class Adversarial(Latent):
         """How real the critic finds the data of codes `(n, latent_dim)`, `(n,)`; eval mode."""
         return critic_score(self.decoder, self.critic, z, context)
 
-    def try_out(
-        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
-    ) -> None:
+    def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         labels = self.in_turn(2)
         with torch.no_grad():
             z = self.prior.draw(2, labels)

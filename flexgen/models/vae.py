@@ -13,7 +13,7 @@ from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal
 from flexgen.models.latent import Latent, in_parts
 from flexgen.objectives import importance_weighted_bound, kl_floor
-from flexgen.training.loop import MakeOptimizer, MakeScheduler
+from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
 
 CODES_AT_ONCE = 5_000
 """Codes that a likelihood decodes at once: more take memory, and no less time."""
@@ -149,9 +149,7 @@ class VAE(Latent):
                 f"density, and that of a {name} prior is not; set `model.importance_samples=1`"
             )
 
-    def try_out(
-        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
-    ) -> None:
+    def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         wanted = self.likelihood.data_range
         if wanted not in (None, data_range):
             raise ValueError(

@@ -88,6 +88,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _written_anew(path: Path) -> io.BytesIO:
+    """The archive in a file, if it is as torch.save writes one, copied entry by entry."""
     # Two readers can find two archives in one file: torch seeks where the directory says, zipfile
     # makes good for what was put before it. zipfile compares checksums too, which torch does not.
     new = io.BytesIO()

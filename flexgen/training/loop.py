@@ -25,6 +25,7 @@ from flexgen.training.rng import rng_state, seed_of_rank, set_rng_state
 _SECONDS_A_CALL = 0.25
 _UPDATES_A_CALL = 64
 
+DataRange = tuple[float, float] | None
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
@@ -119,9 +120,7 @@ class Loop(pl.LightningModule):
         """What a measurement can ask of this model as it is now; see `Measurement.needs`."""
         return frozenset({"samples"})
 
-    def check_fit(
-        self, shape: tuple[int, ...], data_range: tuple[float, float] | None = None
-    ) -> None:
+    def check_fit(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         """Run two data of `shape` through what learns.
 
         Raises:
@@ -130,7 +129,7 @@ class Loop(pl.LightningModule):
         with self.evaluating(), torch.random.fork_rng(devices=[]):
             self.try_out(shape, data_range)
 
-    def try_out(self, shape: tuple[int, ...], data_range: tuple[float, float] | None) -> None:
+    def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         """What :meth:`check_fit` does of a family, in eval mode."""
 
     def in_turn(self, n: int) -> Tensor | None:
