@@ -53,9 +53,7 @@ class Checkpoint(Scheduled, pl.callbacks.Checkpoint):
                 logger.save()
         trainer.save_checkpoint(run_dir / "checkpoints" / f"step={step:08d}.ckpt")
         self._saved_at = step
-        if not trainer.is_global_zero:
-            return
-        if self.keep is not None:
+        if trainer.is_global_zero and self.keep is not None:
             for old in find_checkpoints(run_dir)[: -self.keep]:
                 old.unlink()
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flexgen.callbacks.measurement import energy_distance
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer
 from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
-from flexgen.contracts import Prior
 from flexgen.models import Latent
 from flexgen.priors import as_prior
 from flexgen.training import isolated_rng, rank
@@ -166,10 +165,11 @@ class PriorRefit(Scheduled):
         fitted = prior.fit(codes.z, context=codes.context, seed=self.seed, progress=self.progress)
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
         with torch.no_grad(), model.evaluating():
+            n, context = len(codes.z), codes.context
+            drawn = {"before": model.prior.draw(n, context), "after": prior.draw(n, context)}
+            drawn["floor"] = codes.z
             values = {
-                "refit/energy_before": energy_distance(_draws(model.prior, codes), held_out.z),
-                "refit/energy_after": energy_distance(_draws(prior, codes), held_out.z),
-                "refit/energy_floor": energy_distance(codes.z, held_out.z),
+                f"refit/energy_{when}": energy_distance(z, held_out.z) for when, z in drawn.items()
             }
             by_density = "posterior" in model.capabilities and all(
                 p.has_log_prob and p.normalised for p in (model.prior, prior)
@@ -213,8 +213,3 @@ class PriorRefit(Scheduled):
                 "refit: the fitted prior has nearly lost a dimension (relative condition %.1e); "
                 "keep `skip: true`, or use batch norm in its network", condition,
             )  # fmt: skip
-
-
-def _draws(prior: Prior, codes: Codes) -> Tensor:
-    """As many draws as there are codes, in their contexts."""
-    return prior.draw(len(codes.z), codes.context)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import check_positive
-from flexgen.metrics.agreement import pag_bias
-from flexgen.metrics.moments import CodeMoments, check_rank, divergence
+from flexgen.metrics.agreement import CodeMoments, check_rank, divergence, pag_bias
 
 
 class GaussianKL(CodeMoments):
