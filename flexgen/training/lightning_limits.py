@@ -25,6 +25,11 @@ def check_trainer(trainer: pl.Trainer) -> None:
             f"accumulate={trainer.accumulate_grad_batches}, on the command line "
             f"model.accumulate={trainer.accumulate_grad_batches}"
         )
+    if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+        raise ValueError(
+            f"`trainer.precision={trainer.precision}` does not fit data and codes of 32 bits; set "
+            "trainer.precision=32-true, bf16-mixed or 16-mixed"
+        )
     if not isinstance(trainer.datamodule, StreamSource):  # type: ignore[attr-defined]
         return
     without_epochs = "FlexGen's data are a stream without epochs"

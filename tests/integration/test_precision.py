@@ -37,3 +37,11 @@ def test_bf16_mixed_trains_with_float32_weights(
         assert mixed.dtype == torch.float32
         assert not torch.equal(mixed, plain)
         torch.testing.assert_close(mixed, plain, atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_other_true_precisions_are_refused_by_name(
+    flexgen: Callable[..., Path], precision: str
+) -> None:
+    with pytest.raises(SystemExit, match=rf"`trainer.precision={precision}` does not fit"):
+        flexgen("train", *SMALL, f"trainer.precision={precision}", "report=false")
