@@ -92,13 +92,18 @@ def keep_within(folder: Path, *, links: bool | None = None) -> None:
             os.close(before.descriptor)
 
 
-def open_file(path: Path, flags: int = os.O_RDONLY) -> IO[bytes]:
+def open_file(path: Path, flags: int = os.O_RDONLY, *, within: Path | None = None) -> IO[bytes]:
     """A regular file, opened to be read, or with other flags to be changed.
+
+    Args:
+        path: where it is.
+        flags: of `os.open`.
+        within: a folder above it, below which no link is followed.
 
     Raises:
         OSError: if it is not there, or something else: a pipe would be waited for.
     """
-    with _opened(path.parent) as folder:
+    with _opened(path.parent, within=within) as folder:
         link = 0 if folder == path.parent else _NO_LINK
         number = os.open(folder / path.name, flags | link | _NO_WAITING, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
@@ -112,10 +117,15 @@ def open_lock(path: Path) -> IO[bytes]:
     return open_file(path, os.O_RDWR | os.O_CREAT | _NO_LINK)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any], *, lasting: bool = True) -> None:
     """Have `write` fill a file beside `path`, then rename it to `path`.
 
     A process killed in between leaves the old file, if any, whole; a full disk too.
+
+    Args:
+        path: of the file.
+        write: fills the one whose path it is given.
+        lasting: whether to wait for the disk, as for all that cannot simply be made again.
 
     Raises:
         OSError: if the file cannot be written; what was half written is removed.
@@ -126,9 +136,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             beside = folder / f".{path.name}.{secrets.token_hex(4)}.part"
             try:
                 write(beside)
-                _sync(beside)
+                if lasting:
+                    _sync(beside)
                 os.replace(beside, folder / path.name)
-                _sync(folder)
+                if lasting:
+                    _sync(folder)
             except BaseException:
                 beside.unlink(missing_ok=True)
                 raise
@@ -140,9 +152,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
     """Write a text as UTF-8, whatever the locale, by :func:`write_atomically`."""
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_atomically(
+        path, lambda beside: beside.write_text(text, encoding="utf-8"), lasting=lasting
+    )
 
 
 def write_tensors(
@@ -204,17 +218,20 @@ def in_turn(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(folder: Path, *, make: bool = False) -> Iterator[Path]:
+def _opened(folder: Path, *, make: bool = False, within: Path | None = None) -> Iterator[Path]:
     """A path to a folder, for as long as this lasts; without links, a path of its descriptor."""
-    root = next((kept for kept in _kept if folder.is_relative_to(kept)), None)
-    if root is not None and _moved(root, _kept[root]):
+    root, kept = within, None
+    if root is None:
+        roots = ((root, kept) for root, kept in _kept.items() if folder.is_relative_to(root))
+        root, kept = next(roots, (None, None))
+    if root is not None and kept is not None and _moved(root, kept):
         raise OSError(errno.ENOENT, f"{root} was moved or removed while it was worked in", root)
-    if root is None or _kept[root].links or not _DESCRIPTORS.is_dir():
+    if root is None or (kept is not None and kept.links) or not _DESCRIPTORS.is_dir():
         if make:
             folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    here = os.dup(_kept[root].descriptor)
+    here = os.dup(kept.descriptor) if kept else os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in folder.relative_to(root).parts:
             if make:

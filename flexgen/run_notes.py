@@ -1,9 +1,12 @@
 """A run's `notes.jsonl`: what was not measured at a step, and why, a line of JSON each."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from flexgen.files import open_file
 
 __all__ = ["RunNote", "add_note", "read_notes", "rewind_notes"]
 
@@ -31,15 +34,19 @@ class RunNote:
 def add_note(run_dir: Path, note: RunNote) -> None:
     """Add a line to the notes of a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / _NAME, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(note)) + "\n")
+    with open_file(run_dir / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, within=run_dir) as file:
+        file.write(json.dumps(asdict(note)).encode() + b"\n")
 
 
 def read_notes(run_dir: Path) -> list[RunNote]:
-    """The notes of a run, none if it has none; a line that is none is left out."""
+    """The notes of a run, none if it has none; a line that is none is left out.
+
+    Raises:
+        OSError: if a link or no file stands in its place.
+    """
     try:
-        with open(run_dir / _NAME, encoding="utf-8", errors="replace") as file:
-            lines = file.read(_MOST_BYTES).splitlines()
+        with open_file(run_dir / _NAME, within=run_dir) as file:
+            lines = file.read(_MOST_BYTES).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     return [note for line in lines if (note := _note(line)) is not None]

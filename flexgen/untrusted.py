@@ -12,9 +12,10 @@ from flexgen.files import keep_within, open_file
 
 __all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "printable", "read_start"]
 
-_MOST_BYTES = 2**18  # PyYAML reads some 50 KB a second; a run's configuration has 5 KB
+_MOST_BYTES = 2**18  # without libyaml, 50 KB are read a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
 _DEEPEST = 50
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_start(path: Path) -> str:
@@ -39,6 +40,12 @@ def parse_plain(text: str) -> dict[str, Any]:
     if len(text.encode()) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:
+        level = 0
+        for event in yaml.parse(text, _Loader):  # composing a deeply nested text ends the process
+            level += isinstance(event, yaml.CollectionStartEvent)
+            level -= isinstance(event, yaml.CollectionEndEvent)
+            if level > _DEEPEST:
+                raise ValueError(f"it is nested deeper than {_DEEPEST}")
         loader = _Loader(text)
         node = loader.get_single_node()
         check_size(node, _children, _MOST_VALUES)
@@ -122,8 +129,17 @@ def check_folder(run_dir: Path) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A stranger's text without what a terminal would obey, but for the characters `keep`."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+    r"""A stranger's text with what a terminal would obey, or what turns its order, as `\x1b`.
+
+    Args:
+        text: any.
+        keep: characters that stay.
+    """
+    if text.translate({ord(c): "" for c in keep}).isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def lies_in(path: Path, folder: Path) -> bool:
@@ -132,21 +148,6 @@ def lies_in(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a circle
         return False
-
-
-class _Loader(yaml.SafeLoader):
-    """Gives up on deep nesting at once: Python's own limit takes PyYAML seconds to reach."""
-
-    level = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.level += 1
-        if self.level > _DEEPEST:
-            raise ValueError(f"it is nested deeper than {_DEEPEST}")
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.level -= 1
 
 
 def _children(node: yaml.Node | None) -> Iterable[yaml.Node]:

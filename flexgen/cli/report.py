@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from flexgen.cli.app import Command
+from flexgen.untrusted import printable
 
 
 def command(argv: list[str]) -> Command:
@@ -13,4 +14,4 @@ def _report(cfg: DictConfig) -> None:
     from flexgen.report import write_reports
 
     for page in write_reports(list(cfg.runs)):
-        print(f"report: {page}")
+        print(f"report: {printable(str(page))}")

@@ -49,5 +49,4 @@ def show(config: dict[str, Any]) -> None:
         print_comparison(run_dir)
         print(f"report: {run_dir / 'report.html'}")
     print(f"run: {run_dir}")
-    if failed := [note for note in read_notes(run_dir) if note.failed]:
-        raise MeasurementFailed(failed, {})
+    MeasurementFailed.check(read_notes(run_dir))

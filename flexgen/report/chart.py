@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -105,14 +106,20 @@ class Chart:
 
     def x(self, step: float) -> float:
         """Where a generator step is, from the left."""
-        left, right, _, _ = self.frame
-        return round(left + float(step) / self.end * (right - left), 1)
+        return round(float(self._x(step)), 1)
 
     def y(self, value: float) -> float:
         """Where a value is, from the top."""
+        return round(float(self._y(value)), 1)
+
+    def _x(self, step: Any) -> Any:
+        left, right, _, _ = self.frame
+        return left + step / self.end * (right - left)
+
+    def _y(self, value: Any) -> Any:
         _, _, top, bottom = self.frame
         height = ((np.log10(value) if self.log else value) - self._low) / (self._high - self._low)
-        return round(float(bottom - height * (bottom - top)), 1)
+        return bottom - height * (bottom - top)
 
     def y_ticks(self) -> list[tuple[float, str]]:
         """Heights and texts of the horizontal lines."""
@@ -167,7 +174,8 @@ class Chart:
             yield self.x(line.steps[i]), self.y(line.values[i]), *ends
 
     def _points(self, steps: np.ndarray, values: np.ndarray) -> str:
-        return " ".join(f"{self.x(a)},{self.y(b)}" for a, b in zip(steps, values, strict=True))
+        x, y = np.round(self._x(steps), 1).tolist(), np.round(self._y(values), 1).tolist()
+        return " ".join(f"{a},{b}" for a, b in zip(x, y, strict=True))
 
 
 def ticks(low: float, high: float, count: int = 5) -> np.ndarray:

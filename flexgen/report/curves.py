@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from flexgen.metrics_table import COUNTERS, parse_metrics
+from flexgen.files import open_file
+from flexgen.metrics_table import COUNTERS, read_arrays
 from flexgen.report.catalogue import number
-from flexgen.untrusted import lies_in, printable
+from flexgen.untrusted import printable
+
+_MOST_BYTES = 2**24
 
 
 class RunError(ValueError):
@@ -24,7 +27,7 @@ class RunError(ValueError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
         self.problem = printable(" ".join(problem.split()))
-        super().__init__(f"{path}: {self.problem}")
+        super().__init__(f"{printable(str(path))}: {self.problem}")
 
 
 @dataclass(frozen=True)
@@ -113,64 +116,79 @@ def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return mean, std
 
 
-def read_text(path: Path) -> str:
-    """The file as text, or a `RunError`; a link out of its folder could lead to anything."""
-    if not lies_in(path, path.parent):
-        raise RunError(path.parent, f"{path.name} is a link out of the run; put its file there")
+def read_text(run: Path, name: str) -> str:
+    """A file of a run, whatever stands in its place, or a `RunError`; no link is followed."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open_file(run / name, within=run) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise RunError(run, f"{name} has more than {_MOST_BYTES:,} bytes")
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(path.parent, f"{path.name} cannot be read: {error}") from error
+        raise _unread(run, name, error) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The file as a JSON object, or a `RunError`."""
+def read_json(run: Path, name: str) -> dict[str, Any]:
+    """A file of a run as a JSON object, or a `RunError`."""
+    text = read_text(run, name)
     try:
-        content = json.loads(read_text(path))
-    except RunError:
-        raise
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(path.parent, f"{path.name} is corrupt: {error}") from error
+        raise RunError(run, f"{name} is corrupt: {error}") from error
     if not isinstance(content, dict):
-        raise RunError(path.parent, f"{path.name} must hold an object, got {content!r:.40}")
+        raise RunError(run, f"{name} must hold an object, got {content!r:.40}")
     return content
 
 
-def read_metrics_json(path: Path) -> tuple[dict[str, int], dict[str, float]]:
+def read_provenance(run: Path) -> dict[str, Any]:
+    """A run's `provenance.json` with its `overrides`, texts, and its `parent`, if it has any."""
+    about = read_json(run, "provenance.json")
+    for name, kind in (("overrides", list), ("parent", dict)):
+        if not isinstance(about.get(name) or kind(), kind):
+            raise RunError(run, f"provenance.json is corrupt: `{name}` is no {kind.__name__}")
+    return about | {"overrides": [printable(str(word)) for word in about.get("overrides") or []]}
+
+
+def read_metrics_json(run: Path) -> tuple[dict[str, int], dict[str, float]]:
     """Counters and final values of `metrics.json`, null read as NaN."""
-    content = read_json(path)
+    content = read_json(run, "metrics.json")
     try:
         counters = {name: int(count) for name, count in content.get("counters", {}).items()}
         values = {
-            name: float("nan") if value is None else float(value)
+            printable(name): float("nan") if value is None else float(value)
             for name, value in content.get("values", {}).items()
         }
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise RunError(path.parent, f"metrics.json is corrupt: {error}") from error
+        raise RunError(run, f"metrics.json is corrupt: {error}") from error
     return counters, values
 
 
-def read_curves(path: Path, notes: list[str]) -> tuple[dict[str, Curve], dict[str, int]]:
+def read_curves(run: Path, notes: list[str]) -> tuple[dict[str, Curve], dict[str, int]]:
     """Curves and last counters of `metrics.csv`; what was left out is added to the notes."""
-    if not path.is_file():
-        return {}, {}
     try:
-        table = parse_metrics(printable(read_text(path), keep="\r\n"))
-    except RunError:
-        raise
+        with open_file(run / "metrics.csv", within=run) as file:
+            table = read_arrays(file)
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unread(run, "metrics.csv", error) from error
     except ValueError as error:
-        raise RunError(path.parent, f"metrics.csv is corrupt: {error}") from error
+        raise RunError(run, f"metrics.csv is corrupt: {error}") from error
     if table.cut_short:
         notes.append("metrics.csv: its last line was cut short and is left out")
-    if not table.rows:
-        return {}, {}
-    counters = {
-        name: np.array([row[name] for row in table.rows], dtype=np.int64) for name in COUNTERS
-    }
+    counters = {name: table.columns.pop(name)[1] for name in COUNTERS if table.num_rows}
+    counters = {name: column.astype(np.int64) for name, column in counters.items()}
     curves = {}
-    for name in table.columns:
-        at = np.array([i for i, row in enumerate(table.rows) if name in row], dtype=int)
-        if len(at) and name not in COUNTERS:
-            values = np.array([table.rows[i][name] for i in at])
-            curves[name] = Curve(values, at, {key: column[at] for key, column in counters.items()})
+    for name, (rows, values) in table.columns.items():
+        at = counters
+        if len(rows) < table.num_rows:
+            at = {key: column[rows] for key, column in counters.items()}
+        curves[printable(name)] = Curve(values, rows, at)
     return curves, {name: int(column[-1]) for name, column in counters.items()}
+
+
+def _unread(run: Path, name: str, error: Exception) -> RunError:
+    if (run / name).is_symlink():
+        return RunError(run, f"{name} is a link; put its file there")
+    reason = getattr(error, "strerror", None) or str(error)
+    return RunError(run, f"{name} cannot be read: {reason}")

@@ -4,12 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flexgen.files import write_text
 from flexgen.report.curves import RunError
 from flexgen.report.gallery import TITLES
-from flexgen.report.page import save, write_report
+from flexgen.report.page import write_page, write_report
 from flexgen.report.run_files import RunFiles, find_runs
-from flexgen.report.table import table
+from flexgen.report.table import each, summarise
 from flexgen.report.templating import render
+
+_MOST_PICTURES = 60  # an index with more is slow to open
 
 
 def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -32,10 +35,7 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         try:
             runs = find_runs(path)
-            if runs == [path]:
-                pages.append(write_report(path))
-            else:
-                pages += _folder(path, runs)
+            pages += [write_report(path)] if runs == [path] else _folder(path, runs)
         except RunError as error:
             failed.append(error)
     if failed:
@@ -43,19 +43,14 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     return pages
 
 
-def _folder(root: Path, runs: list[Path]) -> list[Path]:
-    summary = table(runs)
-    pages, found = [], []
-    for path in runs:
-        try:
-            page = write_report(path)
-        except RunError:
-            continue  # the table lists it among the runs left out
-        pages.append(page)
-        found.append((RunFiles.load(path), page.relative_to(root)))
-    words = [set(run.overrides) for run, _ in found]
+def _folder(root: Path, paths: list[Path]) -> list[Path]:
+    runs, left_out = each(paths, _write)
+    summary = summarise(root, runs, left_out)
+    words = [set(run.overrides) for run in runs]
     shared = set.intersection(*words) if len(words) > 1 else set()
-    shown = [_entry(run, page, shared) for run, page in found]
+    shown = [_entry(run, root, shared) for run in runs]
+    for entry in shown[_MOST_PICTURES:]:
+        entry["samples"] = entry["posterior"] = None
     title, about = TITLES["aggregate_posterior"]
     rows = [
         row.settings
@@ -67,15 +62,22 @@ def _folder(root: Path, runs: list[Path]) -> list[Path]:
         title=root.resolve().name,
         table=summary,
         runs=shown,
+        pictured=_MOST_PICTURES,
         posteriors=[entry for entry in shown if entry["posterior"]],
         posterior_title=title,
         posterior_about=about,
         data={"rows": rows, "curves": {}, "labels": {}},
     )
-    return [save(root / "report.html", text), *pages]
+    write_text(root / "report.html", text, lasting=False)
+    return [root / "report.html", *(run.path / "report.html" for run in runs)]
 
 
-def _entry(run: RunFiles, page: Path, shared: set[str]) -> dict[str, Any]:
+def _write(run: RunFiles) -> RunFiles:
+    write_page(run)
+    return run.ends()
+
+
+def _entry(run: RunFiles, root: Path, shared: set[str]) -> dict[str, Any]:
     """What an index shows of a run: its page, its last pictures and how far its codes agree."""
     samples, posterior = (
         next(reversed(run.images.get(kind, {}).values()), None)
@@ -83,7 +85,7 @@ def _entry(run: RunFiles, page: Path, shared: set[str]) -> dict[str, Any]:
     )
     return {
         "name": " ".join(word for word in run.overrides if word not in shared) or run.name,
-        "page": page,
+        "page": run.path.relative_to(root) / "report.html",
         "status": run.status,
         "samples": samples,
         "posterior": posterior,

@@ -1,5 +1,6 @@
 """The page of a run: one HTML file that holds everything it shows."""
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -7,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from flexgen.files import write_text
+from flexgen.files import open_file, write_text
 from flexgen.report.catalogue import IN_OTHER_PANELS, PANELS, describe, number, ordered
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
-from flexgen.report.curves import Curve, Point
+from flexgen.report.curves import Curve, Point, RunError
 from flexgen.report.gallery import CODES, SAMPLES, strips
 from flexgen.report.run_files import RunFiles
 from flexgen.report.templating import render
@@ -42,6 +42,7 @@ _BESIDE_PAG = (
 )
 
 _LAST = 5
+_MOST_HEADER = 2**20  # bytes that describe codes
 
 
 class Key(NamedTuple):
@@ -75,13 +76,16 @@ def write_report(run_dir: str | Path) -> Path:
     Raises:
         RunError: when the directory cannot be read as a run.
     """
-    run = RunFiles.load(run_dir)
-    return save(run.path / "report.html", page(run))
+    return write_page(RunFiles.load(run_dir))
 
 
-def save(target: Path, text: str) -> Path:
-    """Writes the text, whole or not at all."""
-    write_text(target, text)
+def write_page(run: RunFiles) -> Path:
+    """As :func:`write_report`, of a run that was read."""
+    target = run.path / "report.html"
+    try:
+        write_text(target, page(run), lasting=False)
+    except OSError as error:
+        raise RunError(run.path, f"has no report: {error}") from error
     return target
 
 
@@ -139,9 +143,9 @@ def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
         "curves": {
             who: {
                 metric: {
-                    "generator_steps": line.steps.tolist(),
-                    "images_seen": line.images.tolist(),
-                    "values": line.values.tolist(),
+                    "generator_steps": line.steps,
+                    "images_seen": line.images,
+                    "values": line.values,
                     "binned": line.binned,
                 }
                 for metric, curve in found.items()
@@ -189,11 +193,12 @@ def _described_codes(run: RunFiles) -> str:
     """What the last saved codes say about how they were found."""
     if not run.codes:
         return ""
-    step, file = list(run.codes.items())[-1]
+    step, path = list(run.codes.items())[-1]
     try:
-        with safe_open(file, framework="np") as content:
-            about = content.metadata() or {}
-    except (SafetensorError, OSError) as error:
+        with open_file(path, within=run.path) as file:
+            content = file.read(min(int.from_bytes(file.read(8), "little"), _MOST_HEADER))
+        about = dict(json.loads(content).get("__metadata__") or {})
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"The codes of step {step:,} cannot be read: {error}"
     return f"Codes saved at step {step:,}" + (
         f": {_pairs(dict(sorted(about.items())))}." if about else ", without a description."
@@ -280,6 +285,8 @@ def _duration(run: RunFiles) -> str:
         times = [datetime.fromisoformat(str(run.provenance[k])) for k in ("started", "finished")]
         seconds = int((times[1] - times[0]).total_seconds())
     except (KeyError, TypeError, ValueError):
+        return ""
+    if seconds < 0:  # the clock was set back
         return ""
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"

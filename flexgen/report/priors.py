@@ -1,15 +1,15 @@
 """Several priors of one generator as a table: text, CSV, LaTeX and a plot with intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from flexgen.files import write_text
 from flexgen.report.catalogue import ordered
 from flexgen.report.summary import Cell, Row, Table, csv_text, draw_panels
+from flexgen.untrusted import printable
 
 __all__ = ["PriorRow", "PriorTable"]
 
@@ -51,6 +51,7 @@ class PriorTable(Table):
     @classmethod
     def of(cls, measured: Sequence[PriorRow], about: str) -> "PriorTable":
         """The table of what was measured, in this order."""
+        measured = [replace(row, label=printable(row.label)) for row in measured]
         metrics = ordered({name for row in measured for values in row.values for name in values})
         rows = []
         for row in measured:
@@ -129,4 +130,6 @@ def interval(cell: Cell) -> tuple[float, float]:
 
 def _half_width(n: int) -> float:
     """Half of Student's interval for a mean of n, in standard deviations; NaN for one."""
+    from scipy import stats  # half a second, for this table alone
+
     return float(stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1) / n**0.5)

@@ -1,29 +1,31 @@
 """A run directory, read back: configuration, provenance, curves, final values, images and codes."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from flexgen.files import open_file
 from flexgen.report.curves import (
     Curve,
     Point,
     RunError,
     Value,
-    printable,
     read_curves,
-    read_json,
     read_metrics_json,
+    read_provenance,
     read_text,
 )
 from flexgen.run_notes import RunNote, read_notes
-from flexgen.untrusted import lies_in, parse_plain
+from flexgen.untrusted import parse_plain, printable
 
+_MOST_BYTES = 2**24  # of a picture
 _MARKERS = ("config.yaml", "provenance.json", "metrics.csv", "metrics.json")
 _STEP = re.compile(r"step=(\d+)\.(png|safetensors|ckpt)")
 
@@ -72,15 +74,16 @@ class RunFiles:
         path = Path(path)
         _must_be_run(path)
         notes: list[str] = []
-        config, config_text = _config(path)
-        provenance = read_json(path / "provenance.json")
-        for name, kind in (("overrides", list), ("parent", dict)):
-            if not isinstance(provenance.get(name) or kind(), kind):
-                raise RunError(path, f"provenance.json is corrupt: `{name}` is no {kind.__name__}")
-        curves, counters = read_curves(path / "metrics.csv", notes)
+        config_text = read_text(path, "config.yaml")
+        try:
+            config = parse_plain(config_text)
+        except ValueError as error:
+            raise RunError(path, f"config.yaml is corrupt: {error}") from error
+        provenance = read_provenance(path)
+        curves, counters = read_curves(path, notes)
         final = {name: float(curve.values[-1]) for name, curve in curves.items()}
-        if (path / "metrics.json").is_file():
-            saved_counters, saved = read_metrics_json(path / "metrics.json")
+        if os.path.lexists(path / "metrics.json"):
+            saved_counters, saved = read_metrics_json(path)
             final.update(saved)
             counters.update(saved_counters)
         if not final:
@@ -89,17 +92,20 @@ class RunFiles:
                 "has no metrics: metrics.csv and metrics.json are missing or empty; the run "
                 "stopped before it logged any, or logs to another logger than CSV",
             )
-        control = None
-        if (path / "control").is_dir() and lies_in(path / "control", path):
-            try:
+        control, unmeasured = None, []
+        try:
+            if _is_folder(path, path / "control", notes):
                 control = cls.load(path / "control")
-            except RunError as error:
-                notes.append(f"control left out: {error.problem}")
-        images = {
-            kind.name: _by_step(path, kind, "png", notes)
-            for kind in sorted(_children(path / "images"))
-            if kind.is_dir()
-        }
+        except RunError as error:
+            notes.append(f"control left out: {error.problem}")
+        try:
+            unmeasured = read_notes(path)
+        except OSError as error:
+            notes.append(f"notes.jsonl left out: {error.strerror}")
+        images = {}
+        for kind in _children(path, path / "images", notes):
+            if kind.is_dir() and (files := _by_step(path, kind, "png", notes)):
+                images[printable(kind.name)] = files
         return cls(
             path=path,
             config=config,
@@ -108,13 +114,21 @@ class RunFiles:
             curves=curves,
             final=final,
             counters=counters,
-            images={kind: files for kind, files in images.items() if files},
+            images=images,
             codes=_by_step(path, path / "codes", "safetensors", notes),
             checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes),
             control=control,
-            notes=tuple(notes),
-            unmeasured=tuple(read_notes(path)),
+            notes=tuple(map(printable, notes)),
+            unmeasured=tuple(unmeasured),
         )
+
+    def ends(self, last: int = 1) -> "RunFiles":
+        """The run with the last so many points of its curves alone, and without its control."""
+        curves = {
+            name: curve.where(np.arange(max(0, len(curve) - last), len(curve)))
+            for name, curve in self.curves.items()
+        }
+        return replace(self, curves=curves, control=None)
 
     @property
     def name(self) -> str:
@@ -124,7 +138,7 @@ class RunFiles:
     @property
     def overrides(self) -> list[str]:
         """The overrides of the command that made the run, such as "model=gan"."""
-        return [printable(str(text)) for text in self.provenance.get("overrides") or []]
+        return list(self.provenance["overrides"])
 
     @property
     def seed(self) -> int | None:
@@ -195,32 +209,31 @@ def find_runs(path: str | Path) -> list[Path]:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    if any((path / marker).is_file() for marker in _MARKERS):
+    if any(os.path.lexists(path / marker) for marker in _MARKERS):
         yield path
         return
-    children = [child for child in _children(path) if child.is_dir() and not child.is_symlink()]
-    nested = [run for child in children if child.name[0] != "." for run in _walk(child)]
-    if not nested and (path / ".hydra").is_dir():
-        nested = [path]
-    yield from nested
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # so that it is told with the runs that cannot be read
+        yield path
+        return
+    nested = [run for name in names if name[0] != "." for run in _walk(path / name)]
+    yield from nested or ([path] if ".hydra" in names else [])
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-
-def _children(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else []
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _missing(path: Path) -> list[str]:
-    return [name for name in ("config.yaml", "provenance.json") if not (path / name).is_file()]
+    return [n for n in ("config.yaml", "provenance.json") if not os.path.lexists(path / n)]
 
 
 def _must_be_run(path: Path) -> None:
     if not path.exists():
-        siblings = [child.name for child in _children(path.parent)]
+        siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise RunError(path, f"does not exist{hint}")
@@ -239,34 +252,44 @@ def _must_be_run(path: Path) -> None:
     raise RunError(path, problem)
 
 
-def _config(path: Path) -> tuple[dict[str, Any], str]:
-    text = read_text(path / "config.yaml")
+def _is_folder(run: Path, path: Path, notes: list[str]) -> bool:
+    """Whether a folder is there; a link, or what is none, is noted."""
+    if path.is_dir() and not path.is_symlink():
+        return True
+    if os.path.lexists(path):
+        what = "a link" if path.is_symlink() else "no folder"
+        notes.append(f"{path.relative_to(run)} is {what} and is left out")
+    return False
+
+
+def _children(run: Path, folder: Path, notes: list[str]) -> list[Path]:
     try:
-        return parse_plain(text), text
-    except ValueError as error:
-        raise RunError(path, f"config.yaml is corrupt: {error}") from error
+        return sorted(folder.iterdir()) if _is_folder(run, folder, notes) else []
+    except OSError as error:
+        notes.append(f"{folder.relative_to(run)} is left out: {error.strerror}")
+        return []
 
 
 def _by_step(run: Path, folder: Path, ending: str, notes: list[str]) -> dict[int, Path]:
+    """The files of a folder by their steps; what only has the name of one is noted."""
     files = {}
-    for file in _children(folder):
-        match = _STEP.fullmatch(file.name)
+    for path in _children(run, folder, notes):
+        match = _STEP.fullmatch(path.name)
         if match is None or match[2] != ending:
             continue
-        if not lies_in(file, run):
-            notes.append(f"{file.relative_to(run)} is a link out of the run and is left out")
-            continue
-        if ending == "png" and not _is_png(file):
-            notes.append(f"images/{folder.name}/{file.name} is not a whole PNG and is left out")
-            continue
-        files[int(match[1])] = file
+        try:
+            with open_file(path, within=run) as file:
+                if ending == "png" and not _is_png(file):
+                    raise OSError(errno.EINVAL, "it is not a whole PNG of at most 16 MB")
+        except OSError as error:
+            reason = "it is a link" if path.is_symlink() else error.strerror
+            notes.append(f"{path.relative_to(run)} is left out: {reason}")
+        else:
+            files[int(match[1])] = path
     return dict(sorted(files.items()))
 
 
-def _is_png(file: Path) -> bool:
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        stream.seek(0, os.SEEK_END)
-        size = stream.tell()
-        stream.seek(max(0, size - 12))
-        return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in stream.read()
+def _is_png(file: IO[bytes]) -> bool:
+    start, size = file.read(8), file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 12))
+    return start == b"\x89PNG\r\n\x1a\n" and b"IEND" in file.read() and size <= _MOST_BYTES

@@ -17,6 +17,7 @@ from rich.text import Text
 from flexgen.files import write_atomically, write_text
 from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
 from flexgen.report.curves import mean_std
+from flexgen.untrusted import printable
 
 
 @dataclass(frozen=True)
@@ -224,47 +225,63 @@ def draw_panels(
         floor: a row that is drawn as a line in each panel; the others then have one colour.
         note: what stands below the panels.
     """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(4, max(1, len(metrics)))
-    down = max(1, -(-len(metrics) // across))
-    figure = Figure(
-        figsize=(1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down),
-        layout="constrained",
-        dpi=150,
-    )
-    panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
-    for panel, metric in zip(panels, metrics, strict=False):
-        for place, row in enumerate(rows):
-            cell = row.cells[metric]
-            colour = PALETTE[0] if floor else PALETTE[place % len(PALETTE)]
-            half = error(cell)
-            xerr = None if np.isnan(half) else half
-            panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
-            panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=5, capsize=3)
-        if floor and floor.cells[metric].count:
-            panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
-        panel.set_title(heading(metric), fontsize=10)
-        panel.grid(axis="x", alpha=0.25)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.tick_params(axis="y", length=0)
-        panel.margins(x=0.12)
-    for panel in panels[len(metrics) :]:
-        panel.set_visible(False)
-    panels[0].set_yticks(range(len(rows)), names)
-    panels[0].set_ylim(max(1, len(rows)) - 0.5, -0.5)
-    if note:
-        figure.supxlabel(note, fontsize=9)
-    FigureCanvasAgg(figure).print_png(str(path))
-    return Path(path)
+    with matplotlib.rc_context():
+        # A `matplotlibrc` of the working directory may be anybody's, and names are no formulas.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False
+        across = min(4, max(1, len(metrics)))
+        down = max(1, -(-len(metrics) // across))
+        figure = Figure(
+            figsize=(1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down),
+            layout="constrained",
+            dpi=150,
+        )
+        panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        for panel, metric in zip(panels, metrics, strict=False):
+            for place, row in enumerate(rows):
+                cell = row.cells[metric]
+                colour = PALETTE[0] if floor else PALETTE[place % len(PALETTE)]
+                half = error(cell)
+                xerr = None if np.isnan(half) else half
+                panel.plot(cell.values, [place] * cell.count, "o", color=colour, alpha=0.3, ms=4)
+                panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=5, capsize=3)
+            if floor and floor.cells[metric].count:
+                panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
+            panel.set_title(heading(metric), fontsize=10)
+            panel.grid(axis="x", alpha=0.25)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+            panel.tick_params(axis="y", length=0)
+            panel.margins(x=0.12)
+        for panel in panels[len(metrics) :]:
+            panel.set_visible(False)
+        panels[0].set_yticks(range(len(rows)), names)
+        panels[0].set_ylim(max(1, len(rows)) - 0.5, -0.5)
+        if note:
+            figure.supxlabel(note, fontsize=9)
+        FigureCanvasAgg(figure).print_png(str(path))
+        return Path(path)
 
 
 def csv_text(lines: Iterable[Sequence[object]]) -> str:
-    """The lines as CSV."""
+    """The lines as CSV; text that a spreadsheet would compute has an apostrophe in front.
+
+    It takes what begins with `=`, `+`, `-` or `@` for a formula, unless that is a number.
+    """
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(lines)
+    csv.writer(stream, lineterminator="\n").writerows(map(_as_text, lines))
     return stream.getvalue()
+
+
+def _as_text(cells: Sequence[object]) -> Iterator[object]:
+    for cell in cells:
+        text = printable(cell) if isinstance(cell, str) else ""
+        if text.startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(text):
+            text = f"'{text}"
+        yield text or cell
 
 
 def heading(metric: str) -> str:
@@ -272,6 +289,8 @@ def heading(metric: str) -> str:
     about = describe(metric)
     return f"{about.label} {about.arrow}".strip()
 
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -281,6 +300,10 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    # After `\\` and `\midrule` these would begin an argument.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
@@ -290,7 +313,7 @@ def latex_escape(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flexgen.checks import check_integer
 from flexgen.report.catalogue import choose
 from flexgen.report.comparison import WHEN, compare
-from flexgen.report.curves import RunError, Value, read_json
+from flexgen.report.curves import RunError, Value, read_provenance
 from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Cell, Row, Table
+from flexgen.untrusted import printable
 
 # The seed is what a table averages over; where a run writes changes nothing in it.
 _NO_SETTING = re.compile(r"(seed|report)$|paths\.|hydra[./]")
@@ -52,18 +53,44 @@ def table(
     if not given:
         raise ValueError("`paths` must name at least one run directory, got none")
     found = dict.fromkeys(run for path in given for run in find_runs(path))
-    runs, left_out = [], []
-    for path in found:
+    taken = (lambda run: run) if comparison else (lambda run: run.ends(last))
+    return summarise(Path(given[0]), *each(found, taken), metrics, last, comparison)
+
+
+Taken = TypeVar("Taken")
+
+
+def each(paths: Iterable[Path], take: Callable[[RunFiles], Taken]) -> tuple[list[Taken], list[str]]:
+    """What is taken of each run, one at a time in memory, and why the others cannot be read."""
+    found, left_out = [], []
+    for path in paths:
         try:
-            runs.append(RunFiles.load(path))
+            found.append(take(RunFiles.load(path)))
         except RunError as error:
             left_out.append(str(error))
+        except Exception as error:  # one damaged run must not take the others with it
+            left_out.append(f"{path}: cannot be read: {type(error).__name__}: {error}")
+    return found, left_out
+
+
+def summarise(
+    root: Path,
+    runs: Sequence[RunFiles],
+    left_out: Sequence[str],
+    metrics: Sequence[str] | None = None,
+    last: int = 1,
+    comparison: bool = False,
+) -> Table:
+    """As :func:`table`, of runs that were read."""
     if not runs:
-        raise RunError(Path(given[0]), f"no run can be read; {'; '.join(left_out)}")
-    left_out += [
-        f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
-        for run in runs
-        if not run.finished
+        raise RunError(root, f"no run can be read; {'; '.join(left_out)}")
+    left_out = [
+        *left_out,
+        *(
+            f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
+            for run in runs
+            if not run.finished
+        ),
     ]
     chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
     notes: list[str] = []
@@ -74,9 +101,10 @@ def table(
             if run.finished:
                 group.append((run, values))
     if not groups:
-        raise RunError(Path(given[0]), "no run here has a prior refit to compare")
+        raise RunError(root, "no run here has a prior refit to compare")
     rows = tuple(_row(dict(key), members, chosen, last, notes) for key, members in groups.items())
-    return Table(rows, tuple(chosen), last, tuple(left_out), tuple(dict.fromkeys(notes)))
+    told = (tuple(map(printable, lines)) for lines in (left_out, dict.fromkeys(notes)))
+    return Table(rows, tuple(chosen), last, *told)
 
 
 def _measured(
@@ -127,11 +155,7 @@ def _row(
 
 def _settings(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
     """Each run's value of every key that any run overrides."""
-    parsed = []
-    for run in runs:
-        parent = (run.provenance.get("parent") or {}).get("run")
-        command = str(run.provenance.get("command"))
-        parsed.append(_with_inherited(command, run.overrides, parent and Path(parent)))
+    parsed = [_with_inherited(run.provenance) for run in runs]
     keys = list(dict.fromkeys(key for overrides in parsed for key in overrides))
     settings = [
         {key: _setting(run, key, overrides.get(key)) for key in keys}
@@ -143,24 +167,19 @@ def _settings(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
     return settings
 
 
-def _with_inherited(
-    command: str, overrides: Sequence[str], parent: Path | None, most: int = 20
-) -> dict[str, str]:
+def _with_inherited(about: dict[str, Any], most: int = 20) -> dict[str, str]:
     """The overrides of a run; those of a refit are its parent's, and its own on top.
 
     At most so many parents are read: a run that names itself as its parent has no end of them.
     """
-    own = _parse(overrides)
-    if command != "refit" or parent is None or not most:
+    own = _parse(about["overrides"])
+    parent = (about.get("parent") or {}).get("run")
+    if about.get("command") != "refit" or not isinstance(parent, str) or not most:
         return own
     try:
-        about = read_json(parent / "provenance.json")
-    except RunError:
+        inherited = _with_inherited(read_provenance(Path(parent)), most - 1)
+    except ValueError:  # among them a path that is none
         return own
-    above = (about.get("parent") or {}).get("run")
-    inherited = _with_inherited(
-        about.get("command", ""), about.get("overrides", []), above and Path(above), most - 1
-    )
     return inherited | {f"refit:{key}": value for key, value in own.items() if key != "run"}
 
 
@@ -179,4 +198,4 @@ def _setting(run: RunFiles, key: str, override: str | None) -> str:
         value = value.get(part, {}) if isinstance(value, dict) else {}
     if isinstance(value, dict) or (override is not None and ("${" in override)):
         return "default" if override is None else override
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return printable(value if isinstance(value, str) else json.dumps(value, default=str))

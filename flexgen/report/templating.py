@@ -9,7 +9,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
+from flexgen.files import open_file
 from flexgen.report.catalogue import describe, number, plus_minus, signed, typeset
+from flexgen.untrusted import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -53,6 +57,7 @@ def _environment() -> "Environment":
         loader=PackageLoader("flexgen.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_plain,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -82,9 +87,18 @@ def _environment() -> "Environment":
 
 
 def _picture(png: Path | bytes) -> Picture:
-    content = png if isinstance(png, bytes) else png.read_bytes()
-    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", width, height)
+    """A PNG's content, or its file `images/KIND/FILE` in a run."""
+    if isinstance(png, Path):
+        with open_file(png, within=png.parents[2]) as file:
+            png = file.read()
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    return Picture(f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+
+
+def _plain(value: Any) -> Any:
+    """What is shown of a value; of text but what is a template's own, all is visible."""
+    known = isinstance(value, int | float) or hasattr(value, "__html__")
+    return value if known else printable(str(value), keep="\n\t")
 
 
 def _link(path: PurePath) -> str:
@@ -96,6 +110,9 @@ def _json_numbers(value: Any) -> Any:
     """The value with numbers that JSON does not have, NaN and infinities, replaced by None."""
     if isinstance(value, dict):
         return {str(key): _json_numbers(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        finite = np.isfinite(value).all()
+        return value.tolist() if finite else _json_numbers(value.tolist())
     if isinstance(value, list | tuple):
         return [_json_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,6 +14,7 @@ from flexgen.report.priors import PriorTable
 from flexgen.report.run_files import RunFiles
 from flexgen.report.summary import Table
 from flexgen.report.table import table
+from flexgen.untrusted import printable
 
 
 def print_comparison(run_dir: str | Path) -> None:
@@ -82,5 +83,6 @@ def print_priors(compared: PriorTable, out: str | Path) -> list[Path]:
 
 def _save(console: Console, result: Table, folder: str | Path, name: str) -> list[Path]:
     files = result.save(folder, name)
-    console.print(Text(f"{name}: {files[0].parent}/{{{','.join(f.name for f in files)}}}"))
+    where = printable(str(files[0].parent))
+    console.print(Text(f"{name}: {where}/{{{','.join(f.name for f in files)}}}"))
     return files

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from flexgen.files import open_lock, try_lock
 from flexgen.runs.compose import quoted
 from flexgen.runs.devices import keep_to_one_device, wants_several
-from flexgen.runs.errors import TrainingStopped, error_line
+from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
 from flexgen.runs.imports import importing
 
 __all__ = [
@@ -107,8 +107,10 @@ class Cell:
             try:
                 task()
             except Exception as error:
-                self.write("failed", error_line(error))
-                _say(self, f"failed: {error_line(error)}")
+                # Entered again, it would train no step and measure nothing.
+                state = "finished" if isinstance(error, MeasurementFailed) else "failed"
+                self.write(state, error_line(error))
+                _say(self, f"{state}: {error_line(error)}")
                 return error
             except BaseException:
                 self.write("stopped")
@@ -173,28 +175,38 @@ def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> boo
 def raise_failures(sweep: Path, entry: str) -> None:
     """Tell of the cells that failed under the command `entry`, each with what is its own.
 
+    Of finished cells those are told whose measurements failed, under whatever command.
+
     Raises:
-        RuntimeError: if there are any; with the error, if there is one.
+        RuntimeError: if there are any that failed; with the error, if there is one.
+        MeasurementFailed: if all are whole, and not all could be measured.
     """
     found = _cells(sweep)
     common: set[str] = set()
     if len(found) > 1:
         common = set.intersection(*(set(about["overrides"]) for about in found.values()))
-    failed = [
-        f"cell {number} [{' '.join(word for word in about['overrides'] if word not in common)}] "
-        f"{about['error']}"
-        for number, about in found.items()
-        if about["state"] == "failed" and about["entry"] == entry
-    ]
-    if not failed:
-        return
-    if len(failed) > 1:
-        for line in failed:
+    told: dict[str, list[str]] = {"failed": [], "finished": []}
+    for number, about in found.items():
+        wanted = {"failed": about["entry"] == entry, "finished": about["error"] is not None}
+        if wanted.get(about["state"]):
+            own = " ".join(word for word in about["overrides"] if word not in common)
+            told[about["state"]].append(f"cell {number} [{own}] {about['error']}")
+    failed, unmeasured = told.values()
+    lines = failed + unmeasured
+    if len(lines) > 1:
+        for line in lines:
             print(line, file=sys.stderr)
-    error = f"{failed[0]}; " if len(failed) == 1 else ""
-    raise RuntimeError(
-        f"cells failed: {len(failed)}; {error}to try again: the same command with {_again(sweep)}"
-    )
+    error = f"{lines[0]}; " if len(lines) == 1 else ""
+    if failed:
+        raise RuntimeError(
+            f"cells failed: {len(failed)}; {error}to try again: the same command with "
+            f"{_again(sweep)}"
+        )
+    if unmeasured:
+        raise MeasurementFailed(
+            f"cells trained but not all measured: {len(unmeasured)}; {error}to measure one again: "
+            f"flexgen evaluate run={shlex.quote(os.path.relpath(sweep))}/NUMBER"
+        )
 
 
 def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
@@ -221,6 +233,7 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
 
     Raises:
         RuntimeError: if it fails, with the last line that it said.
+        MeasurementFailed: if it was trained, and not all could be measured.
         TrainingStopped: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
@@ -241,6 +254,8 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
     last = said[-1].strip() if said else f"ended with status {status}"
     if status == 130:
         raise TrainingStopped(last)
+    if status == 3:
+        raise MeasurementFailed(last)
     if status:
         raise RuntimeError(last)
 

@@ -31,13 +31,20 @@ class MeasurementFailed(RuntimeError):
         values: what could.
     """
 
-    def __init__(self, failed: list[RunNote], values: dict[str, float]) -> None:
-        first = failed[0]
-        super().__init__(
-            f"{len(failed)} measurements failed, the first was {first.measurement} at step "
-            f"{first.step}: {first.why}; the run itself is whole"
-        )
-        self.values = values
+    def __init__(self, told: str, values: dict[str, float] | None = None) -> None:
+        super().__init__(told)
+        self.values = values or {}
+
+    @classmethod
+    def check(cls, notes: list[RunNote], values: dict[str, float] | None = None) -> None:
+        """Raise it if any of the notes is of a failure."""
+        if failed := [note for note in notes if note.failed]:
+            first = failed[0]
+            raise cls(
+                f"{len(failed)} measurements failed, the first was {first.measurement} at step "
+                f"{first.step}: {first.why}; the run itself is whole",
+                values,
+            )
 
 
 def error_line(error: BaseException) -> str:

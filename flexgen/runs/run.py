@@ -206,8 +206,7 @@ class Run:
             values |= measurement.attempt(self.model, self.data, self.folder) or {}
         about = {"checkpoint": str(self.checkpoint), "counters": self.model.counters.axes()}
         write_json(self.folder / "evaluation.json", about | {"values": values})
-        if failed := [note for note in read_notes(self.folder)[before:] if note.failed]:
-            raise MeasurementFailed(failed, values)
+        MeasurementFailed.check(read_notes(self.folder)[before:], values)
         return values
 
     @property

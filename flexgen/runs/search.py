@@ -207,7 +207,7 @@ class Search:
     def _value(self, run_dir: Path) -> float:
         from flexgen.metrics_table import read_metrics
 
-        columns, rows, _ = read_metrics(run_dir / "metrics.csv")
+        columns, rows = read_metrics(run_dir / "metrics.csv")
         metric = self.metric
         values = [row[metric] for row in rows if metric in row][-self.last :]
         if not values:

@@ -17,6 +17,7 @@ import pytest
 from flexgen.cli import main
 from flexgen.runs.cells import Cell, raise_failures, run_apart, train_cell
 from flexgen.runs.devices import claim_device, keep_to_one_device, wants_several
+from flexgen.runs.errors import MeasurementFailed
 from tests.conftest import SMALL
 from tests.integration.test_resume import same, state
 
@@ -119,6 +120,38 @@ def test_what_becomes_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert "another process is at it" in said
     assert "finished before" in said
+
+
+def test_a_trained_cell_whose_measurement_failed_is_not_entered_again_but_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entered: list[int] = []
+
+    def half() -> None:
+        entered.append(1)
+        raise MeasurementFailed("1 measurements failed")
+
+    cell = Cell.claim(tmp_path, 0, ["seed=0"], "first")
+    for entry in ("first", "second"):
+        Cell.claim(tmp_path, 0, ["seed=0"], entry).run(half)
+        with pytest.raises(MeasurementFailed, match=r"cell 0 \[seed=0\] 1 measurements failed"):
+            raise_failures(tmp_path, entry)
+    assert (entered, cell.state) == ([1], "finished")
+    assert "seed=0] finished before" in capsys.readouterr().err
+
+
+def test_a_sweep_with_a_failing_measurement_ends_with_status_3(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(cell: Path, overrides: list[str]) -> None:
+        raise MeasurementFailed("1 measurements failed")
+
+    monkeypatch.setattr("flexgen.runs.cells.wants_several", lambda trainer: True)
+    monkeypatch.setattr("flexgen.runs.cells.run_apart", half)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            flexgen("train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=sweep")
+        assert ended.value.code == 3
 
 
 def test_of_several_failures_each_line_tells_what_is_its_cells_own(

@@ -121,7 +121,7 @@ def test_one_run_as_wandb_and_tensorboard_see_it(flexgen: Run) -> None:
         "report=false",
     )  # fmt: skip
     (found,) = offline_runs(run)
-    columns, rows, _ = read_metrics(run / "metrics.csv")
+    columns, rows = read_metrics(run / "metrics.csv")
 
     # The same curves as the CSV file, at the same steps, and TensorBoard's too.
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()

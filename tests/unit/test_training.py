@@ -206,7 +206,7 @@ def test_metrics_merge_by_step_and_rewind(tmp_path: Path) -> None:
         logger.log_metrics({**axes, "a": step / 3})
         logger.log_metrics({**axes, "b": 10.0 * step})
     logger.save()
-    columns, rows, _ = read_metrics(tmp_path / "metrics.csv")
+    columns, rows = read_metrics(tmp_path / "metrics.csv")
     assert columns[4:] == ["a", "b"]
     assert [row["b"] for row in rows] == [10, 20, 30]
     assert rows[0]["a"] == 1 / 3  # every digit is kept
@@ -256,7 +256,7 @@ def test_a_row_is_appended_however_many_there_are(tmp_path: Path) -> None:
     logger.log_metrics(row(2000, b=3.0))  # a new column: the file is copied once
     logger.save()
     assert logger.path.stat().st_ino != kept
-    columns, rows, _ = read_metrics(logger.path)
+    columns, rows = read_metrics(logger.path)
     assert (columns[4:], len(rows), rows[0]["a"], rows[-1]["b"]) == (["a", "b"], 2000, 1.0, 3.0)
     assert logger.path.read_text().splitlines()[1] == "0,0,1,0,1.0"
 
