@@ -16,17 +16,8 @@ from safetensors import SafetensorError
 
 from flexgen.checks import first_line
 
-__all__ = [
-    "in_turn",
-    "keep_within",
-    "locked",
-    "open_file",
-    "open_lock",
-    "try_lock",
-    "write_atomically",
-    "write_tensors",
-    "write_text",
-]
+__all__ = ["in_turn", "keep_within", "locked", "open_file", "open_lock", "try_lock",
+           "write_atomically", "write_tensors", "write_text"]  # fmt: skip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +39,8 @@ _kept: dict[Path, _Kept] = {}
 def try_lock(file: IO[Any]) -> bool:
     """Lock a file, open to be changed, for as long as it is open; False if another process has.
 
-    The system drops the lock when this process dies, however it does. Where it has no locks, as on
-    Windows and some network file systems, the file says who holds it, and who died here does not.
+    The system drops the lock when this process dies. Where it has no locks, as on Windows and some
+    network file systems, the file says who holds it, and who died here does not.
     """
     try:
         import fcntl
@@ -59,7 +50,9 @@ def try_lock(file: IO[Any]) -> bool:
         return False
     except (ImportError, OSError):
         here, number = socket.gethostname(), file.fileno()
-        host, _, process = (holder := _holder(file)).rpartition(" ")
+        os.lseek(number, 0, os.SEEK_SET)
+        holder = os.read(number, 200).decode(errors="replace")
+        host, _, process = holder.rpartition(" ")
         if holder and not (host == here and process.isdigit() and not _is_alive(int(process))):
             return False
         os.ftruncate(number, 0)
@@ -68,20 +61,11 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-def _holder(file: IO[Any]) -> str:
-    """Which machine and process hold a file, where the system has no locks; else empty."""
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
-    return os.read(file.fileno(), 200).decode(errors="replace")
-
-
 def keep_within(folder: Path, *, links: bool | None = None) -> None:
-    """From now on write nothing below a folder once it has been moved, and follow no link there.
+    """From now on write nothing below a folder, an absolute path, once it has been moved.
 
-    What was looked through before, to see that there are no links, may have been changed since.
-
-    Args:
-        folder: an absolute path.
-        links: whether links may be followed; None: as an earlier call has said, or else they may.
+    No link is followed there unless `links` says so, None: as an earlier call has said, or else
+    they are. What was looked through before may have been changed since.
     """
     before = _kept.get(folder)
     if links is None:
@@ -93,12 +77,9 @@ def keep_within(folder: Path, *, links: bool | None = None) -> None:
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, *, within: Path | None = None) -> IO[bytes]:
-    """A regular file, opened to be read, or with other flags to be changed.
+    """A regular file, opened to be read, or with other flags of `os.open` to be changed.
 
-    Args:
-        path: where it is.
-        flags: of `os.open`.
-        within: a folder above it, below which no link is followed.
+    No link is followed below the folder `within`, if one above the file is given.
 
     Raises:
         OSError: if it is not there, or something else: a pipe would be waited for.
@@ -120,12 +101,8 @@ def open_lock(path: Path) -> IO[bytes]:
 def write_atomically(path: Path, write: Callable[[Path], Any], *, lasting: bool = True) -> None:
     """Have `write` fill a file beside `path`, then rename it to `path`.
 
-    A process killed in between leaves the old file, if any, whole; a full disk too.
-
-    Args:
-        path: of the file.
-        write: fills the one whose path it is given.
-        lasting: whether to wait for the disk, as for all that cannot simply be made again.
+    A process killed in between leaves the old file, if any, whole; a full disk too. The disk is
+    waited for if it is to be `lasting`, as all is that cannot simply be made again.
 
     Raises:
         OSError: if the file cannot be written; what was half written is removed.
@@ -186,12 +163,8 @@ def write_tensors(
 
 @contextmanager
 def locked(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file, which is removed afterwards.
-
-    Raises:
-        ValueError: with `refusal`, if another process holds it.
-        OSError: if a link stands in its place.
-    """
+    """Hold a lock file, which is removed afterwards; a ValueError with `refusal` if another process
+    holds it, an OSError if a link stands in its place."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     if (kept := _kept.get(lock.parent)) is not None and _moved(lock.parent, kept):
         os.close(_kept.pop(lock.parent).descriptor)  # work in another folder of that name begins
@@ -206,11 +179,7 @@ def locked(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
-    """Hold a lock file, when whoever holds it is done.
-
-    Raises:
-        OSError: if a link stands in its place.
-    """
+    """Hold a lock file, when whoever holds it is done; OSError if a link stands in its place."""
     with open_lock(lock) as file:
         while not try_lock(file):
             time.sleep(0.05)
@@ -264,10 +233,8 @@ def _moved(folder: Path, kept: _Kept) -> bool:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return process != os.getpid()
 
 

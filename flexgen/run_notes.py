@@ -16,14 +16,8 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class RunNote:
-    """One line.
-
-    Attributes:
-        step: generator steps at which something was to be measured.
-        measurement: its name.
-        failed: whether it failed; else it was left out for a reason.
-        why: in one line.
-    """
+    """One line: at which generator step what was to be measured, whether that failed, else it was
+    left out for a reason, and why, in one line."""
 
     step: int
     measurement: str
@@ -39,11 +33,7 @@ def add_note(run_dir: Path, note: RunNote) -> None:
 
 
 def read_notes(run_dir: Path) -> list[RunNote]:
-    """The notes of a run, none if it has none; a line that is none is left out.
-
-    Raises:
-        OSError: if a link or no file stands in its place.
-    """
+    """The notes of a run, if any, without lines that are none; OSError for a link or no file."""
     try:
         with open_file(run_dir / _NAME, within=run_dir) as file:
             lines = file.read(_MOST_BYTES).decode(errors="replace").splitlines()

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +10,8 @@ import yaml
 
 from flexgen.files import keep_within, open_file
 
-__all__ = ["check_folder", "check_size", "lies_in", "parse_plain", "printable", "read_start"]
+__all__ = ["check_folder", "check_size", "lies_in", "nodes", "parse_plain", "printable",
+           "read_start"]  # fmt: skip
 
 _MOST_BYTES = 2**18  # without libyaml, 50 KB are read a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
@@ -19,12 +20,8 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_start(path: Path) -> str:
-    """The text of a file, so much of it at most that :func:`parse_plain` refuses more.
-
-    Raises:
-        OSError: if it is no file.
-        ValueError: if it is no UTF-8.
-    """
+    """The text of a file, so much of it at most that :func:`parse_plain` refuses more; an OSError
+    if it is no file, a ValueError if it is no UTF-8."""
     with open_file(path) as file:
         return file.read(_MOST_BYTES + 1).decode()
 
@@ -54,7 +51,7 @@ def parse_plain(text: str) -> dict[str, Any]:
         raise ValueError(" ".join(str(error).split())[:120]) from error
     if not isinstance(value, dict):
         raise ValueError(f"it must hold keys, got {type(value).__name__}")
-    _check_plain(value, "")
+    _check_plain(value)
     return value
 
 
@@ -63,14 +60,8 @@ def check_size(
 ) -> None:
     """Refuse what has many values when each is counted as often as it occurs, as in an alias bomb.
 
-    Args:
-        value: the root.
-        children: gives the values that a value holds.
-        most: how many there may be.
-        deepest: how deep they may be nested.
-
-    Raises:
-        ValueError: if there are more or deeper ones, or a value holds itself.
+    Of a value, the root first, `children` gives those that it holds. A ValueError tells if there
+    are more or deeper ones, or a value holds itself.
     """
     seen: dict[int, tuple[int, int]] = {}
 
@@ -89,6 +80,17 @@ def check_size(
         raise ValueError(f"it holds more than {most:,} values, or itself")
     if depth > deepest:
         raise ValueError(f"it is nested deeper than {deepest}")
+
+
+def nodes(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value in a plain one, itself first, and where it stands, as `model.layers[0]`."""
+    yield where, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from nodes(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from nodes(item, f"{where}[{i}]")
 
 
 def check_folder(run_dir: Path) -> None:
@@ -129,12 +131,7 @@ def check_folder(run_dir: Path) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""A stranger's text with what a terminal would obey, or what turns its order, as `\x1b`.
-
-    Args:
-        text: any.
-        keep: characters that stay.
-    """
+    r"""A text, but for characters that stay, with what a terminal would obey or turn as `\x1b`."""
     if text.translate({ord(c): "" for c in keep}).isprintable():
         return text
     return "".join(
@@ -156,31 +153,20 @@ def _children(node: yaml.Node | None) -> Iterable[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
+def _check_plain(value: Any) -> None:
+    for where, node in nodes(value):
+        for key in node if isinstance(node, dict) else ():
             if not isinstance(key, str):
                 raise ValueError(f"the key {key!r:.40} of `{where}` is no text")
-            _check_plain(key, where)
-            _check_plain(item, f"{where}.{key}" if where else key)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
-    elif isinstance(value, str):
-        if "${" in value:
-            raise ValueError(f"`{where}` is {value!r:.60}, to be computed; write the value itself")
-        if "\0" in value or not _encodable(value):
-            raise ValueError(f"`{where}` is no text: {value!r:.40}")
-    elif isinstance(value, int):
-        if abs(value) >= 2**63:
+        for text in node if isinstance(node, dict) else [node] if isinstance(node, str) else []:
+            if "${" in text:
+                raise ValueError(
+                    f"`{where}` is {text!r:.60}, to be computed; write the value itself"
+                )
+            # Half of a surrogate pair is in no path, and not to be printed.
+            if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"`{where}` is no text: {text!r:.40}")
+        if isinstance(node, int) and abs(node) >= 2**63:
             raise ValueError(f"`{where}` is too large a number")
-    elif not (value is None or isinstance(value, float)):
-        raise ValueError(f"`{where}` is no plain value, got {type(value).__name__}")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: no path, and not to be printed
-        return False
-    return True
+        if not (node is None or isinstance(node, (dict, list, str, int, float))):
+            raise ValueError(f"`{where}` is no plain value, got {type(node).__name__}")

@@ -38,14 +38,9 @@ _BY_SCORE = ("masked", "weighted", "rejection", "langevin")
 
 
 class NamedPrior(NamedTuple):
-    """A prior to compare, with what it is called in the table.
-
-    Args:
-        label: its name.
-        config: its plain configuration; None for `own` and `base`, which the run holds.
-        names_base: whether the configuration chooses what a prior that draws by score draws from;
-            else that is the run's base.
-    """
+    """A prior to compare: its name in the table and its plain configuration, None for `own` and
+    `base`, which the run holds. A prior that draws by score draws from the run's base, unless the
+    configuration `names_base`."""
 
     label: str
     config: dict[str, Any] | None = None
@@ -71,15 +66,9 @@ class Comparison:
 
     Everything but the prior is shared: the generator, held-out data, their codes, the codes that
     priors are fitted to, the sizes and the seeds. Of set i both the draws and, for a prior that
-    learns, the fit have seed i.
-
-    Args:
-        run: a trained run; nothing in it changes.
-        n: samples in a set and held-out data, at most what the split holds.
-        n_fit: training data whose codes priors are fitted to, at most what there are.
-        seeds: sets of samples.
-        split: where held-out data come from.
-        cache_dir: where trained classifiers are kept.
+    learns, the fit have seed i. There are `n` samples in each and held-out data of the split, and
+    `n_fit` training data whose codes priors are fitted to, at most what there are; trained
+    classifiers are kept in `cache_dir`. Nothing in the run changes.
     """
 
     def __init__(
@@ -142,11 +131,7 @@ class Comparison:
         return PriorTable.of(self.rows, about)
 
     def check(self) -> None:
-        """Say at the end which priors could not be measured.
-
-        Raises:
-            RuntimeError: if there are any.
-        """
+        """Say at the end, by a RuntimeError, which priors could not be measured."""
         if failed := [f"{row.label}: {row.failed}" for row in self.rows if row.failed]:
             raise RuntimeError(f"{len(failed)} of the priors failed, the others stand; {failed[0]}")
 
@@ -173,16 +158,12 @@ class Comparison:
 
     def _scores(self, x: Tensor, z: Tensor) -> dict[str, float]:
         """Scores of samples `(n, *shape)` and of the codes `(n, latent_dim)` they were made of."""
-        energy = EnergyDistance(**ALONE)
-        energy.update(self.codes, real=True)
-        energy.update(z, real=False)
-        values = {
-            "emd/samples": float(earth_mover_distance(x, self.held_out)),
-            "pag/samples": float(energy.compute()),
-        }
-        spread = PrecisionRecall(self.classifier, **ALONE)
-        spread.update(self.held_out, real=True)
-        spread.update(x, real=False)
+        energy, spread = EnergyDistance(**ALONE), PrecisionRecall(self.classifier, **ALONE)
+        for metric, real, made in ((energy, self.codes, z), (spread, self.held_out, x)):
+            metric.update(real, real=True)
+            metric.update(made, real=False)
+        values = {"emd/samples": float(earth_mover_distance(x, self.held_out))}
+        values["pag/samples"] = float(energy.compute())
         values |= {name: float(value) for name, value in spread.compute().items()}
         if (centres := self.run.data.centres) is not None:
             modes = ModeCoverage(centres, self.run.data.std, **ALONE)

@@ -23,15 +23,10 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Found:
-    """A generator, and how it is to be reversed.
+    """A generator, the shape of its codes, what it makes of some, and how it is to be reversed.
 
-    Attributes:
-        loaded: the generator.
-        latent_shape: shape of one code.
-        probe: what it makes.
-        range: (low, high) of its black and white.
-        data_range: that of floats in an array, where it is known to be another.
-        options: for `reverse`: those asked for, on top of what the generator brings.
+    `range` is (low, high) of its black and white, `data_range` that of floats in an array, where
+    that is known to be another; `options` are for `reverse`.
     """
 
     loaded: Loaded
@@ -45,12 +40,8 @@ class Found:
 def open_generator(
     asked: dict[str, Any], options: dict[str, Any], device: torch.device, rank: int
 ) -> Found:
-    """Load a generator, find out what its codes and images are, and settle the options.
-
-    Raises:
-        ValueError: if it is none, does not fit what was asked, or cannot be reversed so.
-        FileNotFoundError: if it is not there.
-    """
+    """Load a generator, find out what its codes and images are, and settle the options; ValueError
+    if it does not fit what was asked, FileNotFoundError if it is not there."""
     loaded, its_range, prior = _load(asked, device)
     options = dict(options)
     if options.get("norm") == "batch" and loaded.kind.startswith("TorchScript"):
@@ -64,14 +55,9 @@ def open_generator(
 
         options = prior_options(prior, options)
         del options["latent_shape"]
-    found = Found(
-        loaded,
-        latent_shape,
-        probe(loaded, latent_shape, device),
-        pair("range", asked["range"]) or its_range or (-1.0, 1.0),
-        None,
-        options,
-    )
+    black_white = pair("range", asked["range"]) or its_range or (-1.0, 1.0)
+    tried = probe(loaded, latent_shape, device)
+    found = Found(loaded, latent_shape, tried, black_white, None, options)
     if options.get("init") == "encoder":
         options["init"] = _encoder(asked, found, prior, device, rank)
     elif asked["encoder"]:
@@ -82,11 +68,7 @@ def open_generator(
 
 
 def pair(name: str, value: Any, rising: bool = True) -> Range | None:
-    """Two numbers from a configuration, or None.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """Two numbers from a configuration, or None; else a ValueError."""
     if value is None:
         return None
     numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
@@ -105,9 +87,8 @@ def _in_unit_range(found: Found) -> Found:
     low, high = found.range
     if (low, high) == (0.0, 1.0):
         return found
-    lowest, highest = (
-        (value - low) / (high - low) for value in (found.probe.low, found.probe.high)
-    )
+    tried = found.probe
+    lowest, highest = ((value - low) / (high - low) for value in (tried.low, tried.high))
     generator, to_unit = found.loaded.generator, ToUnit(low, high)
     moved: Generator = (
         nn.Sequential(generator, to_unit)
@@ -118,13 +99,9 @@ def _in_unit_range(found: Found) -> Found:
     if callable(options.get("init")):  # learned on the generator's own range
         options["init"] = nn.Sequential(FromUnit(low, high), options["init"])
     return replace(
-        found,
-        options=options,
-        loaded=replace(found.loaded, generator=moved),
-        probe=replace(found.probe, low=lowest, high=highest),
-        range=(0.0, 1.0),
-        data_range=(low, high),
-    )
+        found, options=options, loaded=replace(found.loaded, generator=moved),
+        probe=replace(tried, low=lowest, high=highest), range=(0.0, 1.0), data_range=found.range,
+    )  # fmt: skip
 
 
 def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | None, Prior | None]:
@@ -132,9 +109,8 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
         network = asked["network"] and instantiate(asked["network"])
-        loaded = load_generator(
-            asked["generator"], network=network, trust=asked["trust"], device=device
-        )
+        source, trust = asked["generator"], asked["trust"]
+        loaded = load_generator(source, network=network, trust=trust, device=device)
         if network:
             about = f"{loaded.sha256} {json.dumps(asked['network'], sort_keys=True)}"
             loaded = replace(loaded, sha256=hashlib.sha256(about.encode()).hexdigest())
@@ -153,16 +129,16 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
 
 
 def _encoder(
-    asked: dict[str, Any],
-    found: Found,
-    prior: Prior | None,
-    device: torch.device,
-    rank: int,
+    asked: dict[str, Any], found: Found, prior: Prior | None, device: torch.device, rank: int
 ) -> Any:
     """The encoder of a generator, learned now if it is not there."""
     from flexgen.reversal.encoder import load_or_train_encoder, train_encoder
 
-    path = _encoder_path(asked)
+    source, path = Path(asked["generator"]), Path(asked["encoder"] or "")
+    if not asked["encoder"] and source.is_file():  # beside the generator, which it belongs to
+        path = source.with_name(f"{source.stem}.encoder.safetensors")
+    elif not asked["encoder"]:
+        path = (source if source.is_dir() else Path(asked["out"])) / "encoder.safetensors"
     if rank and not path.is_file():
         raise ValueError(
             f"there is no encoder at {path} for this process to share; have one process learn it "
@@ -177,16 +153,6 @@ def _encoder(
         lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
         say=rank == 0,
     ).to(device)
-
-
-def _encoder_path(asked: dict[str, Any]) -> Path:
-    """Beside the generator, which it belongs to; in `out` for one that is no file."""
-    if asked["encoder"]:
-        return Path(asked["encoder"])
-    source = Path(asked["generator"])
-    if source.is_file():
-        return source.with_name(f"{source.stem}.encoder.safetensors")
-    return (source if source.is_dir() else Path(asked["out"])) / "encoder.safetensors"
 
 
 def _draw(found: Found, prior: Prior | None, device: torch.device) -> Callable[[int], Tensor]:

@@ -23,12 +23,8 @@ _MOST_CLASSES = 10  # a picture has a row and a column for each
 class LatentSpace:
     """Codes of held-out images, and the images of other codes found from them.
 
-    With a prior that is a map, a pushforward or a flow, it is the space of the prior under it.
-
-    Args:
-        run: a trained run; nothing in it changes.
-        options: of the reversal, see :func:`flexgen.codes.reverse_data`.
-        seed: which images, and of the reversal.
+    With a prior that is a map, a pushforward or a flow, it is the space of the prior under it. The
+    options are of :func:`flexgen.codes.reverse_data`; the seed says which images, too.
     """
 
     def __init__(self, run: Run, options: dict[str, Any], seed: int) -> None:
@@ -37,12 +33,9 @@ class LatentSpace:
         self.options, self.seed = {**options, "seed": seed}, seed
 
     def interpolate(self, path: str, *, pairs: int, frames: int) -> dict[str, Tensor]:
-        """Paths between the codes of held-out images, two by two.
+        """Paths, "slerp" or "linear", between the codes of held-out images, two by two.
 
-        Args:
-            path: "slerp" or "linear", see :mod:`flexgen.priors.interpolation`.
-            pairs: how many.
-            frames: codes on each path, both ends among them.
+        Each has so many frames, both ends among them.
 
         Returns:
             Codes `z (pairs, frames, d)`, their data `x (pairs, frames, *shape)`; of the ends the
@@ -81,9 +74,6 @@ class LatentSpace:
 
         Of each class one image more is reversed than is averaged. Its code z becomes
         z − mean of its own class + mean of another, clipped to a bounded prior's support.
-
-        Args:
-            per_class: held-out images whose codes are averaged.
 
         Returns:
             The `classes (k,)`, the ten first at most; the images' codes `z (k, 1 + per_class, d)`,

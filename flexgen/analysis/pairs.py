@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,21 @@ def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
         loss, converged = file.get_tensor("loss").double(), file.get_tensor("converged")
         how = file.metadata()["how"]
     finite = loss[loss.isfinite()]
-    mean, median, tail = (
-        (finite.mean(), *finite.quantile(torch.tensor([0.5, 0.9], dtype=finite.dtype)))
-        if len(finite) and len(finite) < 2**24
-        else (
+    mean = median = tail = torch.tensor(math.nan)
+    if len(finite):
+        mean, median = (
             finite.mean(),
-            finite.median(),
-            finite.kthvalue(max(1, int(0.9 * len(finite)))).values,
+            finite.quantile(0.5) if len(finite) < 2**24 else finite.median(),
         )
-        if len(finite)
-        else (math.nan,) * 3
-    )
+        tail = finite.kthvalue(max(1, int(0.9 * len(finite)))).values
+        if len(finite) < 2**24:
+            tail = finite.quantile(0.9)
     now = done.samples - done.before
     before = f"{done.before} were done before, " if done.before else ""
     before += "then " if now and before else "none are left" if before else ""
     speed = f"{now} samples in {seconds:.1f} s, {now / seconds:.3g}/s" if now else ""
     bce = job.options.get("loss") == "bce"
+    share = 100 * float(converged.float().mean())
     facts = [
         ("method", how),
         ("reversed", before + speed),
@@ -49,11 +49,7 @@ def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
             f"loss ({'cross-entropy, nats' if bce else 'half the squared error'} a sample)",
             f"mean {mean:.4g}, median {median:.4g}, 90th percentile {tail:.4g}",
         ),
-        (
-            "converged",
-            f"{100 * float(converged.float().mean()):.1f} % ({int(converged.sum())} of "
-            f"{done.samples})",
-        ),
+        ("converged", f"{share:.1f} % ({int(converged.sum())} of {done.samples})"),
     ]
     if len(finite) < len(loss):
         facts.append(("not finite", f"the loss of {len(loss) - len(finite)} samples"))
@@ -80,24 +76,20 @@ def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[
     with torch.no_grad(), frozen(job.loaded.generator, norm):
         x_hat = job.loaded.generator(z.to(job.device, job.loaded.dtype)).float().cpu()
     out = codes.parent
-    _draw_png(x, x_hat, job.range, out / "pairs.png")
+    # Rows of originals, each above the row of its reconstructions.
+    columns = min(16, len(x))
+    white = torch.full((-len(x) % columns, *x.shape[1:]), job.range[1])
+    above, below = (torch.cat([side, white]).unflatten(0, (-1, columns)) for side in (x, x_hat))
+    both = torch.stack([above, below], 1).flatten(0, 2)
+    draw_images(both, job.range, out / "pairs.png", columns=columns)
     tested = job.options.get("tolerance") != 0
-    shown = {
-        title: [
-            Pair(
-                _png(x[i], x_hat[i], job.range),
-                _name(job, int(rows[i])),
-                float(loss[rows[i]]),
-                bool(converged[rows[i]]) or not tested,
-            )
-            for i in range(start, start + len(group))
-        ]
-        for (title, group), start in zip(
-            groups.items(),
-            torch.tensor([0, *map(len, groups.values())]).cumsum(0).tolist(),
-            strict=False,
-        )
-    }
+    found = job.index[rows].tolist()
+    names = [job.reader.names[i] if job.reader.names else f"sample {i}" for i in found]
+    pairs = iter(
+        Pair(_png(a, b, job.range), name, float(loss[row]), bool(converged[row]) or not tested)
+        for a, b, name, row in zip(x, x_hat, names, rows.tolist(), strict=True)
+    )
+    shown = {title: list(islice(pairs, len(group))) for title, group in groups.items()}
     about = [
         ("generator", f"{asked['generator']} ({job.loaded.kind})"),
         ("data", printable(asked["path"])),
@@ -116,19 +108,6 @@ def _groups(loss: Tensor, most: int) -> dict[str, Tensor]:
     some = middle[torch.linspace(0, max(len(middle) - 1, 0), min(k, len(middle))).round().long()]
     groups = {"Worst": worst, "Best": best, "Between, from worse to better": some}
     return {title: rows for title, rows in groups.items() if len(rows)}
-
-
-def _name(job: Job, row: int) -> str:
-    index = int(job.index[row])
-    return f"sample {index}" if job.reader.names is None else job.reader.names[index]
-
-
-def _draw_png(x: Tensor, x_hat: Tensor, value_range: tuple[float, float], path: Path) -> None:
-    """Rows of originals, each above the row of its reconstructions."""
-    columns = min(16, len(x))
-    white = torch.full((-len(x) % columns, *x.shape[1:]), value_range[1])
-    above, below = (torch.cat([side, white]).unflatten(0, (-1, columns)) for side in (x, x_hat))
-    draw_images(torch.stack([above, below], 1).flatten(0, 2), value_range, path, columns=columns)
 
 
 def _png(x: Tensor, x_hat: Tensor, value_range: tuple[float, float]) -> bytes:

@@ -14,50 +14,30 @@ __all__ = ["codes_of", "prior_for"]
 
 
 def codes_of(
-    run: Run,
-    split: str = "train",
-    n: int | None = 10_000,
-    *,
-    seed: int = 0,
-    progress: bool = True,
+    run: Run, split: str = "train", n: int | None = 10_000, *, seed: int = 0, progress: bool = True
 ) -> Codes:
-    """Codes of a run's data: of its posterior, else as the run reverses them.
+    """Codes of n data of a split, None: all; of the run's posterior, else as the run reverses them.
 
-    Args:
-        run: a trained run; nothing in it changes.
-        split: which part of the data.
-        n: how many images, at most what the split holds; None: all.
-        seed: which images, and where their codes start.
-        progress: whether to draw a progress bar.
+    The seed says which data, and where their codes start; nothing in the run changes.
     """
     options = {**run.reversal_options, "seed": seed, "progress": progress}
     return codes_of_data(run.model, run.data, split, n, **options)
 
 
 def prior_for(
-    run: Run,
-    config: dict[str, Any],
-    codes: Callable[[], Codes],
-    *,
-    base: Prior | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> Prior:
-    """A prior, ready to be drawn from, for a trained run.
+    run: Run, config: dict[str, Any], codes: Callable[[], Codes], *, base: Prior | None = None,
+    seed: int = 0, progress: bool = True,
+) -> Prior:  # fmt: skip
+    """A prior, ready to be drawn from, for a trained run; frozen, on the model's device.
 
     A prior that can learn is fitted to `codes`; one that draws by score draws by the run's critic,
     and its base is fitted if that can learn and was not given.
 
     Args:
-        run: a trained run; nothing in it changes.
-        config: of the prior, plain values with a `_target_`.
+        config: of the prior, plain values with a `_target_`; nothing in the run changes.
         codes: gives the codes to fit to; called only for a prior that can learn.
         base: what a prior that draws by score draws from; None: what its configuration says.
         seed: of the prior's weights and of the fit.
-        progress: whether to draw a progress bar.
-
-    Returns:
-        The prior, frozen, on the model's device.
 
     Raises:
         ValueError: if it is of another dimension than the run's codes, or cannot be fitted.

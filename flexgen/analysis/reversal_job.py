@@ -9,38 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.analysis.foreign_generator import open_generator, pair
+from flexgen.analysis.foreign_generator import Found, open_generator, pair
 from flexgen.checks import check_integer
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
-from flexgen.reversal.loading import Loaded, Probe
 from flexgen.reversal.stream import Streamed, reverse_stream
 
 __all__ = ["Job", "prepare", "work"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a process needs to do its chunks."""
+class Job(Found):
+    """All that a process needs to do its chunks: beside the generator, data and device."""
 
-    loaded: Loaded
-    latent_shape: tuple[int, ...]
-    probe: Probe
-    range: tuple[float, float]
     reader: Reader
     index: Tensor
     device: torch.device
-    options: dict[str, Any]
     identity: dict[str, Any]
 
 
 def prepare(asked: dict[str, Any], rank: int) -> Job:
-    """Load the generator, try it, and find the data.
-
-    Raises:
-        ValueError: if something does not fit.
-        FileNotFoundError: if something is not there.
-    """
+    """Load the generator, try it, and find the data; ValueError if something does not fit,
+    FileNotFoundError if it is not there."""
     options = _options(asked["reverse"])
     device = _device(asked["device"], rank)
     processes = asked["processes"]
@@ -51,57 +41,37 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     if threads is not None:
         torch.set_num_threads(max(1, threads))
     found = open_generator(asked, options, device, rank)
-    loaded, (low, high), options = found.loaded, found.range, found.options
-    tried = found.probe
     data_range = pair("data_range", asked["data_range"]) or found.data_range
-    reader = _reader(asked, tried.shape, (low, high), data_range)
+    shape, value_range = found.probe.shape, found.range
+    reader = _reader(asked, shape, value_range, data_range)
     size = len(reader)
     n = min(asked["n"] or size, size)
     identity = {
-        "generator": loaded.sha256,
-        "data": asked["data"],
-        "key": asked["key"],
-        "shape": list(tried.shape),
-        "range": [low, high],
+        "generator": found.loaded.sha256, "data": asked["data"], "key": asked["key"],
+        "shape": list(shape), "range": list(value_range),
         "data_range": data_range and list(data_range),
-    }
-    return Job(
-        loaded, found.latent_shape, tried, (low, high), reader, torch.arange(n) * size // n, device,
-        options, identity,
-    )  # fmt: skip
+    }  # fmt: skip
+    index = torch.arange(n) * size // n
+    return Job(**vars(found), reader=reader, index=index, device=device, identity=identity)
 
 
 def work(
-    asked: dict[str, Any],
-    job: Job,
-    rank: int,
-    world_size: int,
+    asked: dict[str, Any], job: Job, rank: int, world_size: int,
     check: Callable[[], None] | None = None,
-) -> Streamed:
+) -> Streamed:  # fmt: skip
     """Do the chunks of one process."""
+    chunk = asked["chunk"] or (256 if job.device.type == "cpu" else 2048)
     return reverse_stream(
-        job.loaded.generator,
-        job.reader,
-        asked["out"],
-        latent_shape=job.latent_shape,
-        identity=job.identity,
-        index=job.index,
-        chunk=asked["chunk"] or (256 if job.device.type == "cpu" else 2048),
-        device=job.device,
-        rank=rank,
-        world_size=world_size,
-        check=check,
-        progress=asked["progress"],
-        **job.options,
-    )
+        job.loaded.generator, job.reader, asked["out"], latent_shape=job.latent_shape,
+        identity=job.identity, index=job.index, chunk=chunk, device=job.device, rank=rank,
+        world_size=world_size, check=check, progress=asked["progress"], **job.options,
+    )  # fmt: skip
 
 
 def _reader(
-    asked: dict[str, Any],
-    shape: tuple[int, ...],
-    value_range: tuple[float, float],
+    asked: dict[str, Any], shape: tuple[int, ...], value_range: tuple[float, float],
     data_range: tuple[float, float] | None,
-) -> Reader:
+) -> Reader:  # fmt: skip
     if asked["data"] == "folder":
         return ImageFolder(asked["path"], shape, value_range, resize=asked["resize"])
     if asked["data"] == "array":

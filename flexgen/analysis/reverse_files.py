@@ -8,7 +8,7 @@ from typing import Any
 from flexgen.analysis.foreign_generator import shape_text
 from flexgen.analysis.pairs import show_pairs, sum_up
 from flexgen.analysis.reversal_job import Job, prepare, work
-from flexgen.analysis.workers import Shards
+from flexgen.analysis.workers import shards
 from flexgen.checks import check_integer
 from flexgen.data.sources import printable
 from flexgen.reversal.chunks import clear
@@ -19,9 +19,8 @@ __all__ = ["find_codes"]
 def find_codes(asked: dict[str, Any]) -> None:
     """Do what was asked, alone, with processes of one's own, or as a rank of torchrun.
 
-    Raises:
-        ValueError: for a mistake in what was asked; everything that can be told before the work is.
-        RuntimeError: if a process of one's own failed.
+    A ValueError tells of a mistake in what was asked, before the work where that can be; a
+    RuntimeError that a process of one's own failed.
     """
     rank, world_size = _ranks(asked)
     job = prepare(asked, rank)
@@ -32,8 +31,8 @@ def find_codes(asked: dict[str, Any]) -> None:
     if asked["restart"]:
         clear(Path(asked["out"]))
     started = time.perf_counter()
-    with Shards(asked, asked["processes"]) as shards:
-        done = work(asked, job, 0, max(world_size, asked["processes"]), shards.check)
+    with shards(asked, asked["processes"]) as check:
+        done = work(asked, job, 0, max(world_size, asked["processes"]), check)
     facts = sum_up(done, time.perf_counter() - started, job)
     print(f"codes: {done.codes}")
     if asked["pairs"]:

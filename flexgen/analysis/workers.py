@@ -7,70 +7,57 @@ import subprocess
 import sys
 import tempfile
 import threading
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-__all__ = ["Shards", "work_as_shard"]
+__all__ = ["shards", "work_as_shard"]
 
 
-class Shards:
-    """Processes 1 to `processes` − 1; process 0 is the one that starts them.
+@contextmanager
+def shards(asked: dict[str, Any], processes: int) -> Iterator[Callable[[], None]]:
+    """Processes 1 to `processes` − 1 of what was asked; process 0 is the one that starts them.
 
-    Args:
-        asked: the configuration, plain values.
-        processes: how many in all.
+    Gives a function that sees that none has failed, else raises a RuntimeError with what it said.
     """
+    started: list[tuple[subprocess.Popen[bytes], Any]] = []
 
-    def __init__(self, asked: dict[str, Any], processes: int) -> None:
-        self.asked, self.processes = asked, processes
-        self._started: list[tuple[subprocess.Popen[bytes], Any]] = []
+    def check() -> None:
+        for process, told in started:
+            if process.poll():
+                told.seek(0)
+                signalled = (
+                    f"a process of this reversal was ended by signal {-process.returncode}; the "
+                    "same command goes on where it stopped"
+                )
+                lines = told.read().decode(errors="replace").strip().splitlines()
+                raise RuntimeError([signalled, *lines][-1])
 
-    def __enter__(self) -> "Shards":
-        for rank in range(1, self.processes):
-            told = tempfile.TemporaryFile()
+    failed, files = True, ExitStack()
+    try:
+        for rank in range(1, processes):
+            told = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             # From where this process has its modules: -m would look in the working directory first.
             start = f"import sys; sys.path[:] = {sys.path!r}; import flexgen.analysis.workers as w"
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"{start}; w.work_as_shard()"],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told,
             )  # fmt: skip
+            started.append((process, told))
             assert process.stdin is not None
-            order = {"asked": self.asked, "rank": rank, "processes": self.processes}
+            order = {"asked": asked, "rank": rank, "processes": processes}
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()  # left open: a shard ends when it is closed, as by our death
-            self._started.append((process, told))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for process, told in self._started:
-            assert process.stdin is not None
-            if error is not None:
-                process.kill()
-            process.wait()
-            process.stdin.close()
-            told.close()
-
-    def check(self) -> None:
-        """See that no shard has failed.
-
-        Raises:
-            RuntimeError: if one has, with what it said.
-        """
-        for process, told in self._started:
-            if process.poll():
-                told.seek(0)
-                lines = told.read().decode(errors="replace").strip().splitlines()
-                raise RuntimeError(
-                    lines[-1]
-                    if lines
-                    else f"a process of this reversal was ended by signal {-process.returncode}; "
-                    "the same command goes on where it stopped"
-                )
+        yield check
+        failed = False
+    finally:
+        with files:
+            for process, _ in started:
+                assert process.stdin is not None
+                if failed:
+                    process.kill()
+                process.wait()
+                process.stdin.close()
 
 
 def work_as_shard() -> None:

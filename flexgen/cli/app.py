@@ -131,12 +131,9 @@ class Command(NamedTuple):
         root: the name of its root YAML.
         argv: Hydra's overrides and flags.
         run: what to do with the configuration, a DictConfig; with `-m` it is called for each cell.
-        on_run: whether it works on a run: then `run=PATH` is taken from `argv` and the
-            configuration starts from the one which that run saved.
-        on_folders: whether it works on the folders in `argv`, `PATH …` or `runs=[PATH,…]`, which
-            become the list `runs`.
-        groups: whether it takes groups of the YAML, such as `prior=normal`; `--help` then lists
-            them.
+        on_run: `run=PATH` is taken from `argv`, and the configuration starts from that run's.
+        on_folders: the folders in `argv`, `PATH …` or `runs=[PATH,…]`, become the list `runs`.
+        groups: it takes groups of the YAML, such as `prior=normal`; `--help` then lists them.
         verbatim: keys that Hydra must not read, for they are paths or share a group's name, with
             their defaults; taken from `argv` as they were typed.
     """
@@ -153,9 +150,8 @@ class Command(NamedTuple):
 def run_hydra(command: Command) -> None:
     """Compose the configuration of a command and run it.
 
-    Raises:
-        Exception: whatever it raises; with `-m`, after the other cells have run.
-        SystemExit: with status 130, if a training was asked to stop.
+    What it raises is raised, with `-m` after the other cells have run; a training that was asked to
+    stop ends with status 130.
     """
     import uuid
 
@@ -198,7 +194,12 @@ def run_hydra(command: Command) -> None:
             else:
                 command.run(cfg)
         except TrainingStopped as stopped:
-            _exit_stopped(stopped)
+            print(stopped, file=sys.stderr)
+            # Now that all is saved, give SIGUSR2 to submitit, which queues the job again.
+            handler = signal.getsignal(signal.SIGUSR2) if hasattr(signal, "SIGUSR2") else None
+            if callable(handler) and stopped.signal == signal.SIGUSR2:
+                handler(signal.SIGUSR2, None)
+            sys.exit(130)
         except Exception as error:
             if is_sweep():
                 raise
@@ -247,14 +248,6 @@ def explain(command: str) -> str:
     return f"{first.removeprefix('# ')}\n\n{keys}\n" if keys else f"{first.removeprefix('# ')}\n"
 
 
-def _exit_stopped(stopped: Any) -> None:
-    print(stopped, file=sys.stderr)
-    # Now that all is saved, give SIGUSR2 to submitit, which queues the job again.
-    if stopped.signal == signal.SIGUSR2 and callable(handler := signal.getsignal(signal.SIGUSR2)):
-        handler(signal.SIGUSR2, None)
-    sys.exit(130)
-
-
 def _take_run(command: str, argv: list[str]) -> list[str]:
     """Take `run=`, `checkpoint=` and `trust=` out of `argv`: in a path Hydra takes `=` amiss."""
     from hydra.core.config_store import ConfigStore
@@ -279,11 +272,9 @@ def _take_run(command: str, argv: list[str]) -> list[str]:
 
 
 def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Take `runs=` and what is no key out of `argv`: the folders, and the other words.
-
-    A word with `=` in it is a folder if it is there, or if what stands before the `=` could be no
-    key; a key of the command's is none unless there is a `/` in it.
-    """
+    """Take `runs=` and what is no key out of `argv`: the folders, and the other words."""
+    # A word with `=` in it is a folder if it is there, or if what stands before the `=` could be no
+    # key; a key of the command's is none unless there is a `/` in it.
     from omegaconf import OmegaConf
 
     keys = OmegaConf.load(conf_dir() / f"{command}.yaml").keys()
@@ -311,10 +302,8 @@ def _take_folders(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _flags_first(argv: list[str]) -> list[str]:
-    """The words in an order that Hydra's parser reads: it takes no override after a flag's value.
-
-    Lightning starts further processes by the words of the first, with overrides behind them.
-    """
+    """The words as Hydra's parser reads them: it takes no override after a flag's value."""
+    # Lightning starts further processes by the words of the first, with overrides behind them.
     flags: list[str] = []
     rest: list[str] = []
     for i, word in enumerate(argv):

@@ -22,8 +22,6 @@ def _refit(cfg: DictConfig) -> None:
     config = plain(cfg)
     with importing():
         from flexgen.runs.refit import refit
-    refit(
-        config, Path(cfg.run), how, more=more, checkpoint=cfg.checkpoint,
-        overrides=task_overrides(),
-    )  # fmt: skip
+    words, checkpoint = task_overrides(), cfg.checkpoint
+    refit(config, Path(cfg.run), how, more=more, checkpoint=checkpoint, overrides=words)
     show(config)

@@ -10,9 +10,7 @@ from flexgen.cli.app import Command, explain
 from flexgen.runs.compose import plain
 from flexgen.runs.imports import importing
 
-_TYPED = {
-    "generator": None, "data": "folder", "path": None, "out": "codes", "encoder": None,
-}  # fmt: skip
+_TYPED = dict.fromkeys(("generator", "path", "encoder")) | {"data": "folder", "out": "codes"}
 
 
 def command(argv: list[str]) -> Command | None:

@@ -34,11 +34,7 @@ def _train(cfg: DictConfig) -> None:
 
 
 def show(config: dict[str, Any]) -> None:
-    """Print how a finished run compares, and where it and its report lie.
-
-    Raises:
-        MeasurementFailed: if something could not be measured on the way.
-    """
+    """Print how a finished run compares, and where it lies; MeasurementFailed if not all was."""
     from flexgen.report import print_comparison
     from flexgen.training import rank
 

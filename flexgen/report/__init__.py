@@ -14,21 +14,7 @@ from flexgen.report.table import table
 from flexgen.report.terminal import print_comparison, print_priors, print_values, write_table
 
 __all__ = [
-    "Comparison",
-    "Curve",
-    "PriorRow",
-    "PriorTable",
-    "RunError",
-    "RunFiles",
-    "Table",
-    "Value",
-    "compare",
-    "find_runs",
-    "print_comparison",
-    "print_priors",
-    "print_values",
-    "table",
-    "write_report",
-    "write_reports",
-    "write_table",
-]
+    "Comparison", "Curve", "PriorRow", "PriorTable", "RunError", "RunFiles", "Table", "Value",
+    "compare", "find_runs", "print_comparison", "print_priors", "print_values", "table",
+    "write_report", "write_reports", "write_table",
+]  # fmt: skip

@@ -14,14 +14,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged quantity: its name in `metrics.csv`, a label for people and what to know about it.
-
-    Args:
-        name: the column of `metrics.csv`.
-        label: a short label, plain text.
-        better: "lower", "higher", or "" where neither is better in itself.
-        note: one clause that says what is measured and in which unit.
-    """
+    """A logged quantity: its column of `metrics.csv`, a short label, which is `better`, "lower",
+    "higher" or "" where neither is, and a clause that says what is measured, in which unit."""
 
     name: str
     label: str
@@ -32,6 +26,11 @@ class Metric:
     def arrow(self) -> str:
         """An arrow in the better direction, or nothing."""
         return {"lower": "↓", "higher": "↑"}.get(self.better, "")
+
+    @property
+    def heading(self) -> str:
+        """The label with the arrow."""
+        return f"{self.label} {self.arrow}".strip()
 
 
 METRICS: dict[str, Metric] = {
@@ -69,9 +68,7 @@ METRICS: dict[str, Metric] = {
         Metric("pag/kl", "Gaussian KL", "lower", "KL of the codes' moments to the prior, nats"),
         Metric("pag/kl_mean", "KL, mean term", "lower", "the part of the KL due to the mean, nats"),
         Metric("pag/fit", "Codes to prior, KL", "lower", "codes in Z, prior's moments, nats"),
-        Metric(
-            "pag/samples", "Codes to prior, energy", "lower", "codes in Z to draws of the prior"
-        ),
+        Metric("pag/samples", "Codes to prior, energy", "lower", "codes in Z to the prior's draws"),
         Metric("reversal/error", "Reversal error", "lower", "reconstruction error of the codes"),
         Metric("reversal/converged", "Reversal converged", "higher", "share of converged codes"),
         Metric("own/pag_reversed", "PAG, own samples", "", "reversed samples of the generator"),
@@ -79,17 +76,11 @@ METRICS: dict[str, Metric] = {
         Metric("own/error", "Own-sample error", "lower", "reversal error on own samples"),
         Metric("codes/cluster_ratio", "Cluster ratio", "", "between over within classes, codes"),
         Metric("codes/cluster_ratio_tsne", "Cluster ratio, t-SNE", "", "in the t-SNE plane"),
-        Metric(
-            "prior/critic_std", "Critic's spread", "", "std of the scores that a prior draws by"
-        ),
-        Metric(
-            "prior/effective_sample_size", "Effective sample size", "", "of the weights, a share"
-        ),
+        Metric("prior/critic_std", "Critic's spread", "", "std of the scores a prior draws by"),
+        Metric("prior/effective_sample_size", "Effective sample size", "", "of weights, a share"),
         Metric("prior/acceptance", "Acceptance", "", "that rejection by the weights would have"),
         Metric("samples/critic_std", "Critic's spread, samples", "", "when samples are measured"),
-        Metric(
-            "samples/effective_sample_size", "Effective sample size, samples", "", "when measured"
-        ),
+        Metric("samples/effective_sample_size", "Effective sample size, samples", "", "measured"),
         Metric("samples/acceptance", "Acceptance, samples", "", "when samples are measured"),
         Metric("disagreement/distance", "Disagreement", "", "farthest draws over the mean draw"),
         Metric("loss/critic", "Critic loss"),
@@ -107,21 +98,11 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-HEADLINE: tuple[str, ...] = (
-    "pag/unit",
-    "pag/samples",
-    "nll/samples",
-    "elbo/bound",
-    "elbo/marginal_kl",
-    "emd/samples",
-    "fid",
-    "kid",
-    "inception",
-    "modes/captured",
-    "modes/high_quality",
-    "modes/total_variation",
+HEADLINE = (
+    "pag/unit", "pag/samples", "nll/samples", "elbo/bound", "elbo/marginal_kl", "emd/samples",
+    "fid", "kid", "inception", "modes/captured", "modes/high_quality", "modes/total_variation",
     "reversal/error",
-)
+)  # fmt: skip
 """The metrics of a table, unless others are named."""
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -129,15 +110,8 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Earth mover's distance", ("emd/samples", "emd/unmasked", "emd/floor")),
     ("Negative log-likelihood", ("nll/samples",)),
     ("ELBO and its parts", ("elbo/bound", "elbo/reconstruction", "elbo/kl")),
-    (
-        "Parts of the KL",
-        (
-            "elbo/mutual_information",
-            "elbo/marginal_kl",
-            "elbo/total_correlation",
-            "elbo/dimensionwise_kl",
-        ),
-    ),
+    ("Parts of the KL", ("elbo/mutual_information", "elbo/marginal_kl", "elbo/total_correlation",
+                         "elbo/dimensionwise_kl")),
     ("Losses", ("loss/critic", "loss/generator")),
     ("Gradient penalty", ("loss/penalty",)),
     ("FID", ("fid",)),
@@ -153,7 +127,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gaussian KL of the codes", ("pag/kl", "pag/kl_mean")),
     ("Reversal converged", ("reversal/converged",)),
     ("Cluster ratio of the codes", ("codes/cluster_ratio", "codes/cluster_ratio_tsne")),
-)
+)  # fmt: skip
 """Curves that belong in one panel of the page, in order."""
 
 IN_OTHER_PANELS = {"pag/unit_low", "pag/unit_high", "prior/stage"}
@@ -170,20 +144,14 @@ def describe(name: str) -> Metric:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """The names without repetition, known metrics first in the catalogue's order."""
-    rank = {name: i for i, name in enumerate(METRICS)}
-    return sorted(set(names), key=lambda name: (rank.get(name, len(rank)), name))
+    found = set(names)
+    return [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
 
 
 def choose(patterns: Sequence[str] | None, present: Iterable[str]) -> list[str]:
-    """The present metrics that the patterns name, in the patterns' order.
+    """The present metrics that names or globs such as "modes/*" give, in their order, each once.
 
-    Args:
-        patterns: names or globs such as "modes/*"; None for the headline metrics that are present,
-            or every metric where none of those is.
-        present: names of the logged metrics.
-
-    Returns:
-        Names without repetition.
+    None gives the headline metrics that are present, or every metric where none of those is.
 
     Raises:
         ValueError: when a pattern names nothing that was logged.
@@ -231,11 +199,8 @@ def signed(value: float) -> str:
 
 
 def mean_and_std(mean: float, std: float) -> tuple[str, str]:
-    """Mean and standard deviation to the same decimals: two significant digits of the deviation.
-
-    Returns:
-        The two texts; the second is empty where the deviation is not known (one run).
-    """
+    """Mean and standard deviation to the same decimals: two significant digits of the deviation,
+    which is empty where it is not known (one run)."""
     if np.isnan(std):
         return number(mean), ""
     if not (np.isfinite(mean) and np.isfinite(std)) or std == 0:

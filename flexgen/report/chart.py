@@ -1,5 +1,6 @@
 """Line charts as inline SVG: sharp at every size, and in the page's own light or dark colours."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +17,10 @@ _MOST_DOTS = 40
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart.
+    """One line of a chart: all arrays `(n,)`; broken at NaN; `low` and `high` edge a band.
 
-    Args:
-        steps: generator steps, `(n,)`.
-        images: images seen, `(n,)`.
-        values: `(n,)`; the line is broken at NaN.
-        low: lower edge of a band around the line, `(n,)`, or None.
-        high: upper edge of the band.
-        style: a class of the style sheet: "series-0" …, with "control" or "reference".
-        binned: whether each value is a mean over several logged ones.
+    `style` is a class of the style sheet, "series-0" …, with "control" or "reference"; in a
+    `binned` line each value is a mean over several logged ones.
     """
 
     steps: np.ndarray
@@ -37,29 +32,22 @@ class Line:
     binned: bool
 
     @classmethod
-    def of(
-        cls, curve: Curve, style: str = "", interval: tuple[Curve, Curve] | None = None
-    ) -> "Line":
-        """A line from a curve; more than 300 points become the means of 150 bins, with a band from
-        the lowest to the highest value of each bin.
-
-        Args:
-            curve: the logged values.
-            style: classes of the style sheet.
-            interval: curves of the lower and upper ends of the metric's interval.
-        """
+    def of(cls, curve: Curve, style: str = "", interval: Sequence[Curve] = ()) -> "Line":
+        """A line from a curve, and from those of the ends of its interval; more than 300 points
+        become the means of 150 bins, with a band from the lowest to the highest value of each."""
         steps, images = curve.steps, curve.counters["images_seen"]
         if len(curve) > _MOST_POINTS:
-            bins = np.array_split(np.arange(len(curve)), _BINS)
-            values = np.array([_finite(curve.values[part]).mean() for part in bins])
-            low = np.array([_finite(curve.values[part]).min() for part in bins])
-            high = np.array([_finite(curve.values[part]).max() for part in bins])
-            middle = [part[len(part) // 2] for part in bins]
-            return cls(steps[middle], images[middle], values, low, high, style, True)
-        if interval is None or not all(np.array_equal(end.rows, curve.rows) for end in interval):
-            return cls(steps, images, curve.values, None, None, style, False)
-        lower, upper = interval
-        return cls(steps, images, curve.values, lower.values, upper.values, style, False)
+            ends = np.linspace(0, len(curve), _BINS + 1).astype(int)
+            bins = [curve.values[a:b] for a, b in itertools.pairwise(ends)]
+            finite = [
+                v[np.isfinite(v)] if np.isfinite(v).any() else np.array([np.nan]) for v in bins
+            ]
+            mean, lowest, highest = np.array([(v.mean(), v.min(), v.max()) for v in finite]).T
+            middle = (ends[:-1] + ends[1:]) // 2
+            return cls(steps[middle], images[middle], mean, lowest, highest, style, True)
+        sides = [end.values for end in interval if np.array_equal(end.rows, curve.rows)]
+        low, high = (sides[0], sides[1]) if len(sides) == 2 else (None, None)
+        return cls(steps, images, curve.values, low, high, style, False)
 
     def pieces(self) -> list[np.ndarray]:
         """Indices of the stretches of finite values."""
@@ -76,25 +64,17 @@ class Chart:
     """Lines over generator steps with the images seen below them, placed for `chart.svg`.
 
     The vertical axis is logarithmic where all values are positive and span more than two decades.
-
-    Args:
-        lines: at least one; earlier ones are drawn on top.
-        label: what a screen reader says.
-        metrics: names under which the page's data holds the curves, for the pointer's read-out.
-        marks: generator steps with a word each, drawn as vertical lines.
+    Earlier lines are drawn on top; a screen reader says the label; the pointer's read-out finds the
+    curves by `metrics`; `marks` are steps with a word each, drawn as vertical lines.
     """
 
     size = (380, 232)
     frame = (50.0, 368.0, 12.0, 186.0)  # left, right, top, bottom
 
     def __init__(
-        self,
-        lines: Sequence[Line],
-        *,
-        label: str,
-        metrics: Sequence[str],
+        self, lines: Sequence[Line], *, label: str, metrics: Sequence[str],
         marks: Sequence[tuple[int, str]] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.lines, self.label, self.metrics, self.marks = lines, label, metrics, marks
         parts = [part for line in lines for part in (line.values, line.low, line.high)]
         values = np.concatenate([part for part in parts if part is not None])
@@ -140,18 +120,10 @@ class Chart:
         """Places of round steps, the steps, and the images seen by then where they are known."""
         # The origin is the start of training: no step, no image.
         steps, images = (np.append(0, part) for part in (self.lines[0].steps, self.lines[0].images))
-        return [
-            (
-                self.x(step),
-                compact(step),
-                compact(float(np.interp(step, steps, images))) if step <= steps[-1] else "",
-            )
-            for step in ticks(0, self.end, 4)
-        ]
-
-    def polyline(self, line: Line, piece: np.ndarray) -> str:
-        """The points of a piece of a line."""
-        return self._points(line.steps[piece], line.values[piece])
+        at = ticks(0, self.end, 4)
+        seen = np.interp(at, steps, images, right=np.nan)
+        texts = ["" if np.isnan(count) else compact(float(count)) for count in seen]
+        return [(self.x(t), compact(t), text) for t, text in zip(at, texts, strict=True)]
 
     def band(self, line: Line, piece: np.ndarray) -> str:
         """The outline of the band around a piece, empty where there is none."""
@@ -160,7 +132,7 @@ class Chart:
         edge = np.concatenate([line.high[piece], line.low[piece][::-1]])
         if not np.isfinite(edge).all():
             return ""
-        return self._points(np.concatenate([line.steps[piece], line.steps[piece][::-1]]), edge)
+        return self.points(np.concatenate([line.steps[piece], line.steps[piece][::-1]]), edge)
 
     def dots(self, line: Line) -> Iterator[tuple[float, float, float | None, float | None]]:
         """Places of a short line's values and of the ends of their intervals."""
@@ -173,7 +145,8 @@ class Chart:
             ends = (self.y(low[i]), self.y(high[i])) if known[i] else (None, None)
             yield self.x(line.steps[i]), self.y(line.values[i]), *ends
 
-    def _points(self, steps: np.ndarray, values: np.ndarray) -> str:
+    def points(self, steps: np.ndarray, values: np.ndarray) -> str:
+        """Places of values, `x,y` each."""
         x, y = np.round(self._x(steps), 1).tolist(), np.round(self._y(values), 1).tolist()
         return " ".join(f"{a},{b}" for a, b in zip(x, y, strict=True))
 
@@ -194,17 +167,11 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    finite = values[np.isfinite(values)]
-    return finite if len(finite) else np.array([np.nan])
-
-
 def _limits(ys: np.ndarray, log: bool) -> tuple[float, float]:
+    low, high = ys.min(), ys.max()
     if log:
-        low, high = np.log10(ys.min()), np.log10(ys.max())
-    else:
-        low, high = ys.min(), ys.max()
-        if 0 <= low < 0.5 * high:
-            low = 0.0
+        low, high = np.log10(low), np.log10(high)
+    elif 0 <= low < 0.5 * high:
+        low = 0.0
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return float(low - (0 if low == 0 and not log else pad)), float(high + pad)

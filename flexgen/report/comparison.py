@@ -26,14 +26,9 @@ _NOT_COMPARED = ("loss/", "speed/", "refit/", "prior/")
 
 @dataclass(frozen=True)
 class Refit:
-    """One attempt to learn the data-induced prior.
+    """One attempt to learn the data-induced prior, at a step; `kept` if it replaced the old one.
 
-    Args:
-        step: the generator step.
-        kept: whether the learned prior replaced the old one.
-        distance_before: of the old prior to held-out codes, NaN where not logged.
-        distance_after: the same for the learned prior.
-        distance: what it is and its unit.
+    The distances are of both to held-out codes, NaN where not logged; `distance` says in what unit.
     """
 
     step: int
@@ -54,13 +49,10 @@ class Refit:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measurements of a run before and after its refits, and of its control.
+    """The measurements of a run before and after its refits, kept or not, and of its control.
 
-    Args:
-        points: metric to "before", "after" and "control" to the `Point`; what was not measured is
-            left out.
-        refits: every refit of the run, kept or not, in order.
-        notes: what to know about the comparison, one line each.
+    `points` gives of a metric "before", "after" and "control", of these what was measured; the
+    notes say what to know about it, one line each.
     """
 
     points: dict[str, dict[str, Point]]
@@ -102,8 +94,7 @@ class Comparison:
             cells = [str(at[when]) if when in at else "–" for when in self.columns]
             if "control" in self.columns:
                 cells.append("–" if difference is None else signed(difference))
-            about = describe(metric)
-            grid.add_row(Text(f"{about.label} {about.arrow}".strip()), *map(Text, cells))
+            grid.add_row(Text(describe(metric).heading), *map(Text, cells))
         lines = self.lines
         if "control" in self.columns:
             lines.append("difference: after less control")
@@ -116,10 +107,8 @@ def compare(run: RunFiles) -> Comparison | None:
     `before` is the last measurement under the run's first prior (`prior/stage` at its initial
     value), `after` the last one under a later prior, `control` the control's last one. Where no
     refit was kept, `before` is the last measurement up to the last refit and `after` the last one
-    past it. Columns `<metric>_low` and `<metric>_high` give the metric's interval.
-
-    Returns:
-        The comparison, None for a run without a refit.
+    past it. Columns `<metric>_low` and `<metric>_high` give the metric's interval. A run without a
+    refit gives None.
     """
     refits = tuple(_refits(run))
     if not refits:
@@ -147,9 +136,8 @@ def _refits(run: RunFiles) -> Iterator[Refit]:
     if kept is not None:
         name = next((name for name in _DISTANCES if f"{name}_after" in run.curves), "refit/energy")
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
-            before, after = (
-                _at_row(run.curves.get(f"{name}_{when}"), row) for when in ("before", "after")
-            )
+            ends = (run.curves.get(f"{name}_{when}") for when in ("before", "after"))
+            before, after = (_at_row(end, row) for end in ends)
             yield Refit(int(step), bool(value > 0), before, after, _DISTANCES[name])
         return
     stage = run.curves.get("prior/stage")
@@ -182,16 +170,11 @@ def _last(run: RunFiles, metric: str, keep: np.ndarray) -> Point | None:
     curve = run.curves[metric].where(keep)
     if not len(curve):
         return None
-    low, high = (
-        _at_row(run.curves.get(f"{metric}_{end}"), curve.rows[-1]) for end in ("low", "high")
-    )
+    ends = (run.curves.get(f"{metric}_{end}") for end in ("low", "high"))
+    low, high = (_at_row(end, curve.rows[-1]) for end in ends)
+    value, step = float(curve.values[-1]), int(curve.steps[-1])
     known = not np.isnan([low, high]).any()
-    return Point(
-        float(curve.values[-1]),
-        low if known else None,
-        high if known else None,
-        int(curve.steps[-1]),
-    )
+    return Point(value, low, high, step) if known else Point(value, None, None, step)
 
 
 def _notes(

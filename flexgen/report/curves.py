@@ -17,12 +17,7 @@ _MOST_BYTES = 2**24
 
 
 class RunError(ValueError):
-    """A directory that cannot be read as a run; its text is one line that says why and what to do.
-
-    Args:
-        path: the directory.
-        problem: what is wrong, and the remedy where there is one.
-    """
+    """A directory that cannot be read as a run; its text says in one line why and what to do."""
 
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
@@ -32,14 +27,8 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Value:
-    """A metric at the end of a run.
-
-    Args:
-        mean: mean over the last `count` evaluations.
-        spread: their sample standard deviation (ddof = 1), NaN for one evaluation.
-        count: how many evaluations went in; may be fewer than asked for.
-        step: generator step of the last of them.
-    """
+    """A metric at the end of a run: the mean over its last `count` evaluations, which may be fewer
+    than asked for, their sample standard deviation (ddof = 1, NaN for one), and the last's step."""
 
     mean: float
     spread: float
@@ -49,14 +38,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement.
-
-    Args:
-        value: the metric's value.
-        low: lower end of its interval, None where no interval was logged.
-        high: upper end of its interval.
-        step: the generator step at which it was measured.
-    """
+    """A metric measured at a generator step, with its interval's ends, None where not logged."""
 
     value: float
     low: float | None

@@ -50,11 +50,8 @@ class Strip(NamedTuple):
 
 
 def strips(run: RunFiles, comparison: Comparison | None, kinds: Iterable[str]) -> list[Strip]:
-    """Images over time, the control's last one after them.
-
-    Samples show at most eight evenly spaced steps, the other kinds four, with the first and last
-    among them and the last one before a refit.
-    """
+    """Images over time, the control's last one after them: of samples at most eight evenly spaced
+    steps, of others four, with the first and last among them and the last one before a refit."""
     refit = next((r.step for r in comparison.refits if r.kept), None) if comparison else None
     found = []
     for kind in (kind for kind in kinds if kind in run.images):

@@ -12,19 +12,15 @@ from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.table import each, summarise
 from flexgen.report.templating import render
 
+_AGREEMENT = ("posterior/pag", "posterior/energy", "elbo/marginal_kl")
 _MOST_PICTURES = 60  # an index with more is slow to open
 
 
 def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Writes a page for every run; for a folder of runs, an index `report.html` in it as well.
 
-    A run that cannot be read does not keep the others from their pages.
-
-    Args:
-        paths: run directories, or folders of them such as a multirun's.
-
-    Returns:
-        The pages, a folder's index before those of its runs.
+    A run that cannot be read does not keep the others from their pages. Returns these, a folder's
+    index before those of its runs.
 
     Raises:
         RunError: after all pages are written, for the first named run that cannot be read, or a
@@ -44,7 +40,11 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _folder(root: Path, paths: list[Path]) -> list[Path]:
-    runs, left_out = each(paths, _write)
+    def written(run: RunFiles) -> RunFiles:
+        write_page(run)
+        return run.ends()
+
+    runs, left_out = each(paths, written)
     summary = summarise(root, runs, left_out)
     words = [set(run.overrides) for run in runs]
     shared = set.intersection(*words) if len(words) > 1 else set()
@@ -52,29 +52,18 @@ def _folder(root: Path, paths: list[Path]) -> list[Path]:
     for entry in shown[_MOST_PICTURES:]:
         entry["samples"] = entry["posterior"] = None
     title, about = TITLES["aggregate_posterior"]
-    rows = [
-        row.settings
-        | {m: {"mean": c.mean, "std": c.std, "n": c.count} for m, c in row.cells.items()}
-        for row in summary.rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for row in summary.rows:
+        cells = {m: {"mean": c.mean, "std": c.std, "n": c.count} for m, c in row.cells.items()}
+        rows.append(row.settings | cells)
     text = render(
-        "index.html",
-        title=root.resolve().name,
-        table=summary,
-        runs=shown,
-        pictured=_MOST_PICTURES,
-        posteriors=[entry for entry in shown if entry["posterior"]],
-        posterior_title=title,
-        posterior_about=about,
+        "index.html", title=root.resolve().name, table=summary, runs=shown,
+        pictured=_MOST_PICTURES, posteriors=[entry for entry in shown if entry["posterior"]],
+        posterior_title=title, posterior_about=about,
         data={"rows": rows, "curves": {}, "labels": {}},
-    )
+    )  # fmt: skip
     write_text(root / "report.html", text, lasting=False)
     return [root / "report.html", *(run.path / "report.html" for run in runs)]
-
-
-def _write(run: RunFiles) -> RunFiles:
-    write_page(run)
-    return run.ends()
 
 
 def _entry(run: RunFiles, root: Path, shared: set[str]) -> dict[str, Any]:
@@ -85,13 +74,7 @@ def _entry(run: RunFiles, root: Path, shared: set[str]) -> dict[str, Any]:
     )
     return {
         "name": " ".join(word for word in run.overrides if word not in shared) or run.name,
-        "page": run.path.relative_to(root) / "report.html",
-        "status": run.status,
-        "samples": samples,
-        "posterior": posterior,
-        "agreement": [
-            (metric, run.final[metric])
-            for metric in ("posterior/pag", "posterior/energy", "elbo/marginal_kl")
-            if metric in run.final
-        ],
-    }
+        "page": run.path.relative_to(root) / "report.html", "status": run.status,
+        "samples": samples, "posterior": posterior,
+        "agreement": [(metric, run.final[metric]) for metric in _AGREEMENT if metric in run.final],
+    }  # fmt: skip

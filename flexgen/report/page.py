@@ -13,34 +13,21 @@ from flexgen.files import open_file, write_text
 from flexgen.report.catalogue import IN_OTHER_PANELS, PANELS, describe, number, ordered
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
-from flexgen.report.curves import Curve, Point, RunError
+from flexgen.report.curves import Point, RunError
 from flexgen.report.gallery import CODES, SAMPLES, strips
 from flexgen.report.run_files import RunFiles
 from flexgen.report.templating import render
 
 CHIEF = (
-    "pag/unit",
-    "nll/samples",
-    "emd/samples",
-    "fid",
-    "kid",
-    "inception",
-    "modes/captured",
+    "pag/unit", "nll/samples", "emd/samples", "fid", "kid", "inception", "modes/captured",
     "modes/high_quality",
-)
+)  # fmt: skip
 """Metrics that get a tile, the first three that a run has."""
 
 _BESIDE_PAG = (
-    "pag/literal",
-    "pag/kl",
-    "pag/kl_mean",
-    "reversal/error",
-    "reversal/converged",
-    "own/pag_reversed",
-    "own/pag_true",
-    "own/error",
-)
-
+    "pag/literal", "pag/kl", "pag/kl_mean", "reversal/error", "reversal/converged",
+    "own/pag_reversed", "own/pag_true", "own/error",
+)  # fmt: skip
 _LAST = 5
 _MOST_HEADER = 2**20  # bytes that describe codes
 
@@ -64,14 +51,11 @@ class Panel(NamedTuple):
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes `report.html` into the run directory, beside the files that it shows.
+    """Writes `report.html` into the run directory; returns its path.
 
     The page holds its images, charts, style and script itself and requests nothing. Figures carry
     `data-metric`, `data-value` and, where a refit is compared, `data-when`; the same values are
     JSON in the element `flexgen-data`.
-
-    Returns:
-        The page.
 
     Raises:
         RunError: when the directory cannot be read as a run.
@@ -92,68 +76,44 @@ def write_page(run: RunFiles) -> Path:
 def page(run: RunFiles) -> str:
     """The page's HTML."""
     comparison = compare(run)
-    if comparison:
-        in_tiles = [m for m in CHIEF if len(comparison.points.get(m, {})) > 1]
-    else:
-        in_tiles = [m for m in CHIEF if m in run.final]
+    two = {m for m, at in comparison.points.items() if len(at) > 1} if comparison else run.final
+    in_tiles = [metric for metric in CHIEF if metric in two]
     agreement = ["pag/unit", *(name for name in _BESIDE_PAG if name in run.final)]
     codes = [*CODES, *sorted(set(run.images) - {*CODES, *SAMPLES})]  # unknown kinds come last
-    galleries = {
-        "samples": strips(run, comparison, SAMPLES),
-        "codes": strips(run, comparison, codes),
-    }
+    kinds = {"samples": SAMPLES, "codes": codes}
+    galleries = {name: strips(run, comparison, some) for name, some in kinds.items()}
     return render(
-        "run.html",
-        title=run.name,
-        run=run,
-        comparison=comparison,
-        verdict=_verdict(comparison) if comparison else "",
-        tiles=in_tiles[:3],
-        scale=scale,
-        metrics=ordered(set(run.final) - IN_OTHER_PANELS),
-        last=_LAST,
+        "run.html", title=run.name, run=run, comparison=comparison,
+        verdict=_verdict(comparison) if comparison else "", tiles=in_tiles[:3], scale=scale,
+        metrics=ordered(set(run.final) - IN_OTHER_PANELS), last=_LAST,
         agreement=agreement if "pag/unit" in run.final else [],
-        described_codes=_described_codes(run),
-        panels=list(_panels(run, comparison)),
+        described_codes=_described_codes(run), panels=list(_panels(run, comparison)),
         galleries={name: shown for name, shown in galleries.items() if shown},
-        facts=_facts(run),
-        command=command(run),
-        provenance=_provenance(run),
+        facts=_facts(run), command=command(run), provenance=_provenance(run),
         data=data(run, comparison),
-    )
+    )  # fmt: skip
 
 
 def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
     """What the page shows, for scripts: final values, the comparison and the curves as drawn."""
     curves = {"run": run.curves} | ({"control": run.control.curves} if run.control else {})
+
+    def drawn(line: Line) -> dict[str, Any]:
+        where = {"generator_steps": line.steps, "images_seen": line.images}
+        return where | {"values": line.values, "binned": line.binned}
+
+    points = comparison.points if comparison else {}
     return {
-        "name": run.name,
-        "status": run.status,
-        "finished": run.finished,
-        "seed": run.seed,
-        "overrides": run.overrides,
-        "counters": run.counters,
-        "final": run.final,
+        "name": run.name, "status": run.status, "finished": run.finished, "seed": run.seed,
+        "overrides": run.overrides, "counters": run.counters, "final": run.final,
         "refits": [vars(refit) for refit in comparison.refits] if comparison else [],
-        "comparison": {
-            metric: {when: vars(point) for when, point in at.items()}
-            for metric, at in (comparison.points if comparison else {}).items()
-        },
+        "comparison": {m: {when: vars(p) for when, p in at.items()} for m, at in points.items()},
         "labels": {metric: describe(metric).label for metric in run.curves},
         "curves": {
-            who: {
-                metric: {
-                    "generator_steps": line.steps,
-                    "images_seen": line.images,
-                    "values": line.values,
-                    "binned": line.binned,
-                }
-                for metric, curve in found.items()
-                for line in [Line.of(curve)]
-            }
+            who: {metric: drawn(Line.of(curve)) for metric, curve in found.items()}
             for who, found in curves.items()
         },
-    }
+    }  # fmt: skip
 
 
 def command(run: RunFiles) -> str:
@@ -163,10 +123,8 @@ def command(run: RunFiles) -> str:
 
 
 def scale(at: dict[str, Point]) -> Callable[[float], float]:
-    """Places the values of one metric on a line, in per cent of its length.
-
-    The line starts at zero, so that a difference looks no larger than it is.
-    """
+    """Places the values of one metric on a line, in per cent of its length, from zero on: so that a
+    difference looks no larger than it is."""
     ends = [e for p in at.values() for e in (p.value, p.low, p.high) if e is not None]
     finite = [end for end in ends if np.isfinite(end)] or [0.0]
     low = min(0.0, *finite)
@@ -233,7 +191,8 @@ def _panel(
         style = "reference" if name.endswith("floor") else f"series-{i % 4}"
         point = run.point(name)
         assert point is not None
-        lines.append(Line.of(run.curves[name], style, _interval(run.curves, name)))
+        ends = [run.curves[end] for end in (f"{name}_low", f"{name}_high") if end in run.curves]
+        lines.append(Line.of(run.curves[name], style, ends))
         keys.append(Key(style, describe(name).label, name, point))
         if run.control is None or name not in run.control.curves or style == "reference":
             continue
@@ -248,11 +207,6 @@ def _panel(
         note = "Band: bootstrap interval."
     chart = Chart(lines, label=f"{title} over generator steps", metrics=names, marks=marks)
     return Panel(title, chart, keys, note)
-
-
-def _interval(curves: dict[str, Curve], name: str) -> tuple[Curve, Curve] | None:
-    low, high = curves.get(f"{name}_low"), curves.get(f"{name}_high")
-    return None if low is None or high is None else (low, high)
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -9,14 +9,7 @@ from flexgen.report.templating import render
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample and its reconstruction.
-
-    Attributes:
-        png: a PNG file, the original above the reconstruction.
-        name: what a person calls the sample.
-        loss: its reconstruction loss.
-        converged: whether its code settled.
-    """
+    """A sample above its reconstruction, a PNG; its name, its loss, whether its code converged."""
 
     png: bytes
     name: str
@@ -36,18 +29,11 @@ def pairs_page(
 ) -> str:
     """The page's HTML; it holds its images and asks for nothing from the network.
 
-    Args:
-        title: what was reversed.
-        facts: figures by name, for the head.
-        groups: pairs by the title of their section.
+    Its head shows the facts, figures by name, its sections the groups of pairs, by their titles.
     """
     pairs = [pair for group in groups.values() for pair in group]
+    failed = sum(pair.failure is not None for pair in pairs)
     return render(
-        "pairs.html",
-        title=title,
-        facts=facts,
-        groups=groups,
-        shown=len(pairs),
-        failed=sum(pair.failure is not None for pair in pairs),
+        "pairs.html", title=title, facts=facts, groups=groups, shown=len(pairs), failed=failed,
         data={"facts": dict(facts), "curves": {}},
-    )
+    )  # fmt: skip

@@ -18,14 +18,10 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class PriorRow:
-    """What was measured under one prior.
+    """What was measured under one prior, labelled as it was asked for, or why it could not be.
 
-    Args:
-        label: the prior, as it was asked for.
-        values: of each set of samples, metric to value; a metric of all sets together is in the
-            first alone.
-        failed: why it could not be measured, or None.
-        is_data: whether data stand in the place of samples: the floor of every metric.
+    `values` are metrics of each set of samples, those of all sets together in the first alone;
+    where data stand in the place of samples (`is_data`) they are the floor of every metric.
     """
 
     label: str
@@ -36,12 +32,7 @@ class PriorRow:
 
 @dataclass(frozen=True)
 class PriorTable(Table):
-    """Priors with mean ± sample standard deviation and a 95 % interval over sets of samples.
-
-    Args:
-        measured: the rows as they were measured.
-        about: what the numbers are, for the caption.
-    """
+    """Priors with mean ± sample standard deviation and a 95 % interval over sets of samples."""
 
     without = "Not measured"
 
@@ -55,10 +46,8 @@ class PriorTable(Table):
         metrics = ordered({name for row in measured for values in row.values for name in values})
         rows = []
         for row in measured:
-            cells = {
-                metric: Cell(tuple(v[metric] for v in row.values if metric in v), float("nan"))
-                for metric in metrics
-            }
+            values = {m: tuple(v[m] for v in row.values if m in v) for m in metrics}
+            cells = {metric: Cell(found, float("nan")) for metric, found in values.items()}
             rows.append(Row({"prior": row.label}, (), tuple(range(len(row.values))), cells))
         failed = tuple(f"{row.label}: {row.failed}" for row in measured if row.failed)
         return cls(tuple(rows), tuple(metrics), 1, failed, (), tuple(measured), about)
@@ -80,9 +69,8 @@ class PriorTable(Table):
         for row, measured in zip(self.rows, self.measured, strict=True):
             line: list[object] = [measured.label, len(row.seeds), measured.failed or ""]
             for cell in (row.cells[metric] for metric in self.metrics):
-                numbers = (cell.mean, cell.std, *interval(cell))
+                numbers = (cell.mean, cell.std, *interval(cell), cell.count)
                 line += ["" if np.isnan(value) else value for value in numbers]
-                line.append(cell.count)
             lines.append(line)
         return csv_text(lines)
 
@@ -98,21 +86,13 @@ class PriorTable(Table):
         """Draws one panel a metric: mean, interval and every set; the floor as a line."""
         floor = next(row for row, m in zip(self.rows, self.measured, strict=True) if m.is_data)
         rows = [row for row in self.rows if row is not floor and row.seeds]
-        metrics = [
-            metric
-            for metric in self.metrics
-            if sum(row.cells[metric].count > 0 for row in rows) > 1
-            and not metric.startswith("samples/")
-        ]
+        several = {m for m in self.metrics if sum(row.cells[m].count > 0 for row in rows) > 1}
+        metrics = [m for m in self.metrics if m in several and not m.startswith("samples/")]
         return draw_panels(
-            path,
-            [row.settings["prior"] for row in rows],
-            rows,
-            metrics,
+            path, [row.settings["prior"] for row in rows], rows, metrics, floor=floor,
             error=lambda cell: _half_width(cell.count) * cell.std,
-            floor=floor,
             note="mean and 95 % interval over sets of samples; dashed: training data",
-        )
+        )  # fmt: skip
 
     def save(self, folder: str | Path, name: str = "compare") -> list[Path]:
         """As :meth:`Table.save`, and the value of every set in `name_sets.csv`."""

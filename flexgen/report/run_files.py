@@ -35,16 +35,9 @@ class RunFiles:
     """What a run directory says; `RunFiles.load` reads one.
 
     Args:
-        path: the directory.
-        config: the resolved configuration, plain nested dictionaries.
-        config_text: `config.yaml` as it was written.
-        provenance: command, overrides, seed, versions, commit, parent, times and machine.
-        curves: metric name to its `Curve`; empty where the run logged no `metrics.csv`.
         final: metric name to its final value, from `metrics.json`, else the last one of the curve.
-        counters: step counters at the end, names of `COUNTERS`.
-        images: kind ("samples", "code_map", …) to generator step to PNG file, in order of step.
-        codes: generator step to safetensors file, in order of step.
-        checkpoints: generator step to checkpoint file, in order of step.
+        images: kind ("samples", "code_map", …) to generator step to PNG file, in order of step; so
+            are codes and checkpoints, without a kind.
         control: the run that trained as long from the old prior, where there is one.
         notes: what was left out on reading, one line each.
         unmeasured: what was not measured when it was to be, and why.
@@ -107,27 +100,17 @@ class RunFiles:
             if kind.is_dir() and (files := _by_step(path, kind, "png", notes)):
                 images[printable(kind.name)] = files
         return cls(
-            path=path,
-            config=config,
-            config_text=config_text,
-            provenance=provenance,
-            curves=curves,
-            final=final,
-            counters=counters,
-            images=images,
+            path=path, config=config, config_text=config_text, provenance=provenance,
+            curves=curves, final=final, counters=counters, images=images,
             codes=_by_step(path, path / "codes", "safetensors", notes),
-            checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes),
-            control=control,
-            notes=tuple(map(printable, notes)),
-            unmeasured=tuple(unmeasured),
-        )
+            checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes), control=control,
+            notes=tuple(map(printable, notes)), unmeasured=tuple(unmeasured),
+        )  # fmt: skip
 
     def ends(self, last: int = 1) -> "RunFiles":
         """The run with the last so many points of its curves alone, and without its control."""
-        curves = {
-            name: curve.where(np.arange(max(0, len(curve) - last), len(curve)))
-            for name, curve in self.curves.items()
-        }
+        kept = {name: np.arange(len(curve))[-last:] for name, curve in self.curves.items()}
+        curves = {name: self.curves[name].where(rows) for name, rows in kept.items()}
         return replace(self, curves=curves, control=None)
 
     @property
@@ -168,12 +151,7 @@ class RunFiles:
         return f"unfinished at generator step {self.step:,}{of}"
 
     def value(self, metric: str, last: int = 1) -> Value | None:
-        """The metric at the end of the run, None where it was never logged.
-
-        Args:
-            metric: its name.
-            last: over how many of the last evaluations to take the mean.
-        """
+        """The metric's mean over so many last evaluations, None where it was never logged."""
         if metric in self.curves:
             return self.curves[metric].tail(last)
         if metric in self.final:
@@ -185,7 +163,7 @@ class RunFiles:
         value = self.value(metric)
         if value is None:
             return None
-        ends = (self.final.get(f"{metric}_{end}", float("nan")) for end in ("low", "high"))
+        ends = (self.final.get(f"{metric}_{end}", np.nan) for end in ("low", "high"))
         low, high = (end if np.isfinite(end) else None for end in ends)
         return Point(value.mean, low, high, value.step)
 

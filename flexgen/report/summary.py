@@ -22,12 +22,8 @@ from flexgen.untrusted import printable
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric over the runs of a group.
-
-    Args:
-        values: each run's value, float, `(n,)`; runs that never logged the metric have none.
-        spread: mean over the runs of the spread of each run's last evaluations, NaN for one.
-    """
+    """One metric over the runs of a group that logged it: a value each, and the mean of their
+    spreads over the last evaluations, NaN for one."""
 
     values: tuple[float, ...]
     spread: float
@@ -50,14 +46,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in nothing but the seed.
-
-    Args:
-        settings: override key to value, the same keys in every row of a table.
-        runs: directories of the finished runs.
-        seeds: their seeds.
-        cells: metric to `Cell`.
-    """
+    """The finished runs that differ in nothing but the seed; `settings` are values by override key,
+    the same keys in every row of a table, and `cells` are by metric."""
 
     settings: dict[str, str]
     runs: tuple[Path, ...]
@@ -67,14 +57,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups of runs with mean ± sample standard deviation over seeds.
+    """Groups of runs, in their order, with mean ± sample standard deviation over seeds.
 
-    Args:
-        rows: one for each group, in the order of the runs.
-        metrics: the columns.
-        last: over how many of a run's last evaluations its value is the mean.
-        left_out: the runs that are not in the means and why, one line each.
-        notes: what else to know, one line each.
+    A run's value is the mean over its `last` evaluations. `left_out` are the runs that are in no
+    mean and why, `notes` what else to know, one line each.
     """
 
     without: ClassVar[str] = "Not in the means"
@@ -95,16 +81,13 @@ class Table:
     @property
     def caption(self) -> str:
         """What the numbers are, and the settings that all rows share."""
-        value = (
-            "its last evaluation"
-            if self.last == 1
-            else f"the mean of its last {self.last} evaluations"
-        )
+        several = f"the mean of its last {self.last} evaluations"
+        value = several if self.last > 1 else "its last evaluation"
         text = f"Mean ± sample standard deviation over n runs; the value of a run is {value}."
         if self.last > 1:
             text += " In brackets: the standard deviation of those evaluations within a run."
-        same = {key: self.rows[0].settings[key] for key in self.rows[0].settings}
-        shared = ", ".join(f"{key}={text}" for key, text in same.items() if key not in self.keys)
+        same = self.rows[0].settings.items()
+        shared = ", ".join(f"{key}={text}" for key, text in same if key not in self.keys)
         return f"{text} All runs: {shared}." if shared else text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
@@ -114,7 +97,7 @@ class Table:
                 grid.add_column(Text(key), no_wrap=True)
             grid.add_column("n", justify="right")
             for metric in metrics:
-                grid.add_column(Text(heading(metric)), justify="right", no_wrap=True)
+                grid.add_column(Text(describe(metric).heading), justify="right", no_wrap=True)
             for row in self.rows:
                 cells = [row.settings[key] for key in self.keys] + [str(len(row.seeds))]
                 cells += [self._text_cell(row, metric) for metric in metrics]
@@ -155,7 +138,7 @@ class Table:
         lines += [f"% {self.without.lower()}: {_one_line(text)}" for text in self.left_out]
         lines += [f"\\begin{{tabular}}{{{'l' * len(self.keys)}r{'c' * len(self.metrics)}}}"]
         heads = [*map(latex_escape, self.keys), "$n$"]
-        heads += [latex_escape(heading(metric)) for metric in self.metrics]
+        heads += [latex_escape(describe(metric).heading) for metric in self.metrics]
         lines += ["\\toprule", " & ".join(heads) + r" \\", "\\midrule"]
         for row in self.rows:
             cells = [latex_escape(row.settings[key]) for key in self.keys] + [str(len(row.seeds))]
@@ -195,7 +178,7 @@ class Table:
         used = fixed
         for metric in self.metrics:
             cells = [len(self._text_cell(row, metric)) for row in self.rows]
-            needed = 3 + max(len(heading(metric)), *cells)
+            needed = 3 + max(len(describe(metric).heading), *cells)
             if block and used + needed > width:
                 yield block
                 block, used = [], fixed
@@ -205,25 +188,14 @@ class Table:
 
 
 def draw_panels(
-    path: str | Path,
-    names: Sequence[str],
-    rows: Sequence[Row],
-    metrics: Sequence[str],
-    *,
-    error: Callable[[Cell], float] = lambda cell: cell.std,
-    floor: Row | None = None,
+    path: str | Path, names: Sequence[str], rows: Sequence[Row], metrics: Sequence[str], *,
+    error: Callable[[Cell], float] = lambda cell: cell.std, floor: Row | None = None,
     note: str = "",
-) -> Path:
+) -> Path:  # fmt: skip
     """Draws one panel a metric, with the values of each row, their mean and its error; a PNG.
 
-    Args:
-        path: the file.
-        names: of the rows.
-        rows: what is drawn, from the top.
-        metrics: of the panels.
-        error: half the length of a mean's error bar; none is drawn for NaN.
-        floor: a row that is drawn as a line in each panel; the others then have one colour.
-        note: what stands below the panels.
+    The error is half the length of the mean's bar, of which there is none for NaN. A floor is drawn
+    as a line in each panel, the rows then in one colour; a note stands below the panels.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -235,11 +207,8 @@ def draw_panels(
         matplotlib.rcParams["text.parse_math"] = False
         across = min(4, max(1, len(metrics)))
         down = max(1, -(-len(metrics) // across))
-        figure = Figure(
-            figsize=(1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down),
-            layout="constrained",
-            dpi=150,
-        )
+        size = (1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down)
+        figure = Figure(figsize=size, layout="constrained", dpi=150)
         panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
         for panel, metric in zip(panels, metrics, strict=False):
             for place, row in enumerate(rows):
@@ -251,7 +220,7 @@ def draw_panels(
                 panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=5, capsize=3)
             if floor and floor.cells[metric].count:
                 panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
-            panel.set_title(heading(metric), fontsize=10)
+            panel.set_title(describe(metric).heading, fontsize=10)
             panel.grid(axis="x", alpha=0.25)
             panel.spines[["top", "right", "left"]].set_visible(False)
             panel.tick_params(axis="y", length=0)
@@ -284,27 +253,13 @@ def _as_text(cells: Sequence[object]) -> Iterator[object]:
         yield text or cell
 
 
-def heading(metric: str) -> str:
-    """A metric's label with the arrow of its better direction."""
-    about = describe(metric)
-    return f"{about.label} {about.arrow}".strip()
-
-
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
 
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    # After `\\` and `\midrule` these would begin an argument.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-} | {character: f"\\{character}" for character in "&%$#_{}"}
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # after \\ and \midrule they would begin an argument
+} | {character: f"\\{character}" for character in "&%$#_{}"}  # fmt: skip
 
 
 def latex_escape(text: str) -> str:
@@ -322,8 +277,4 @@ def _latex_cell(cell: Cell) -> str:
     if not np.isfinite(cell.mean):
         return str(cell.mean)
     text = plus_minus(cell.mean, cell.std).replace("±", r"\pm")
-    return "$" + re.sub(r"e([+-])0*(\d+)", _power, text) + "$"
-
-
-def _power(match: re.Match[str]) -> str:
-    return rf" \times 10^{{{'-' if match[1] == '-' else ''}{match[2]}}}"
+    return "$" + re.sub(r"e(?:\+|(-))0*(\d+)", r" \\times 10^{\1\2}", text) + "$"

@@ -21,12 +21,9 @@ _NO_SETTING = re.compile(r"(seed|report)$|paths\.|hydra[./]")
 
 
 def table(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    metrics: Sequence[str] | None = None,
-    last: int = 1,
-    comparison: bool = False,
-) -> Table:
+    paths: str | Path | Iterable[str | Path], *, metrics: Sequence[str] | None = None,
+    last: int = 1, comparison: bool = False,
+) -> Table:  # fmt: skip
     """Groups runs by their overrides less the seed and summarises their metrics over the seeds.
 
     An override that a run does not have takes the value of the run's configuration, or "default"
@@ -38,8 +35,7 @@ def table(
     Args:
         paths: run directories, or folders of them such as a multirun's.
         metrics: names or globs ("modes/*"); None for the headline metrics that are present.
-        last: a run's value is the mean over its last so many evaluations, at least 1. Adversarial
-            runs swing, so one final value says little.
+        last: a run's value is the mean over so many last evaluations; adversarial runs swing.
         comparison: one row each for before, after and control of the runs with a prior refit
             (`flexgen.report.compare`), instead of the end of every run; `last` must be 1.
 
@@ -53,8 +49,8 @@ def table(
     if not given:
         raise ValueError("`paths` must name at least one run directory, got none")
     found = dict.fromkeys(run for path in given for run in find_runs(path))
-    taken = (lambda run: run) if comparison else (lambda run: run.ends(last))
-    return summarise(Path(given[0]), *each(found, taken), metrics, last, comparison)
+    runs, left_out = each(found, lambda run: run if comparison else run.ends(last))
+    return summarise(Path(given[0]), runs, left_out, metrics, last, comparison)
 
 
 Taken = TypeVar("Taken")
@@ -74,24 +70,15 @@ def each(paths: Iterable[Path], take: Callable[[RunFiles], Taken]) -> tuple[list
 
 
 def summarise(
-    root: Path,
-    runs: Sequence[RunFiles],
-    left_out: Sequence[str],
-    metrics: Sequence[str] | None = None,
-    last: int = 1,
-    comparison: bool = False,
-) -> Table:
+    root: Path, runs: Sequence[RunFiles], left_out: Sequence[str],
+    metrics: Sequence[str] | None = None, last: int = 1, comparison: bool = False,
+) -> Table:  # fmt: skip
     """As :func:`table`, of runs that were read."""
     if not runs:
         raise RunError(root, f"no run can be read; {'; '.join(left_out)}")
-    left_out = [
-        *left_out,
-        *(
-            f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
-            for run in runs
-            if not run.finished
-        ),
-    ]
+    unfinished = [run for run in runs if not run.finished]
+    left_out = [*left_out, *(f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
+                             for run in unfinished)]  # fmt: skip
     chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
     notes: list[str] = []
     groups: dict[tuple[tuple[str, str], ...], list[tuple[RunFiles, dict[str, Value]]]] = {}
@@ -122,19 +109,14 @@ def _measured(
         notes.append(f"{run.path}: no refit was kept, its after is the old prior")
     for when in WHEN if run.control is not None else WHEN[:2]:
         points = {m: at[when] for m, at in compared.points.items() if m in metrics and when in at}
-        yield (
-            {"when": when},
-            {m: Value(at.value, float("nan"), 1, at.step) for m, at in points.items()},
-        )
+        values = {m: Value(at.value, float("nan"), 1, at.step) for m, at in points.items()}
+        yield {"when": when}, values
 
 
 def _row(
-    settings: dict[str, str],
-    members: list[tuple[RunFiles, dict[str, Value]]],
-    metrics: Sequence[str],
-    last: int,
-    notes: list[str],
-) -> Row:
+    settings: dict[str, str], members: list[tuple[RunFiles, dict[str, Value]]],
+    metrics: Sequence[str], last: int, notes: list[str],
+) -> Row:  # fmt: skip
     label = ", ".join(settings.values())
     seeds = tuple(run.seed for run, _ in members)
     if len(set(seeds)) < len(seeds):
@@ -168,10 +150,8 @@ def _settings(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
 
 
 def _with_inherited(about: dict[str, Any], most: int = 20) -> dict[str, str]:
-    """The overrides of a run; those of a refit are its parent's, and its own on top.
-
-    At most so many parents are read: a run that names itself as its parent has no end of them.
-    """
+    """The overrides of a run; those of a refit are its parent's, and its own on top."""
+    # At most so many parents are read: a run that names itself as its parent has no end of them.
     own = _parse(about["overrides"])
     parent = (about.get("parent") or {}).get("run")
     if about.get("command") != "refit" or not isinstance(parent, str) or not most:

@@ -5,8 +5,8 @@ import hashlib
 import math
 from functools import cache
 from importlib.resources import files
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -21,29 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["render"]
 
 
-class Picture(NamedTuple):
-    """A PNG within the page.
-
-    Args:
-        src: the file as an address.
-        width: in pixels.
-        height: in pixels.
-    """
-
-    src: str
-    width: int
-    height: int
-
-
 def render(template: str, **context: Any) -> str:
     """The text of a template of `flexgen/report/templates/`.
 
     A page's template extends `base.html`, whose content security policy forbids every request and
-    every script but the page's own, whatever a configuration may contain.
-
-    Args:
-        template: its file's name.
-        context: what it shows; a page's `data` are put into `<script id="flexgen-data">` as JSON.
+    every script but the page's own, whatever a configuration may contain. A page's `data` are put
+    into `<script id="flexgen-data">` as JSON.
     """
     return _environment().get_template(template).render(context)
 
@@ -54,13 +37,9 @@ def _environment() -> "Environment":
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("flexgen.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_plain,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("flexgen.report"), autoescape=True, undefined=StrictUndefined,
+        finalize=_plain, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     style, script = (
         files("flexgen.report").joinpath("templates", name).read_text(encoding="utf-8")
         for name in ("page.css", "page.js")
@@ -73,37 +52,31 @@ def _environment() -> "Environment":
         script=Markup(script),
     )
     environment.filters.update(
-        exact=repr,
-        json_numbers=_json_numbers,
-        link=_link,
+        exact=repr, json_numbers=_json_numbers,
+        link=lambda path: quote(path.as_posix()),  # leads below the page, whatever it is called
+        picture=_picture, signed=signed,
         number=lambda value, digits=4: typeset(number(value, digits)),
-        picture=_picture,
         plus_minus=lambda mean, std: typeset(plus_minus(mean, std)),
-        signed=signed,
-    )
+    )  # fmt: skip
     environment.tests["finite"] = math.isfinite
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return environment
 
 
-def _picture(png: Path | bytes) -> Picture:
-    """A PNG's content, or its file `images/KIND/FILE` in a run."""
+def _picture(png: Path | bytes) -> dict[str, Any]:
+    """A PNG, or its file `images/KIND/FILE` in a run, as an address, with its size in pixels."""
     if isinstance(png, Path):
         with open_file(png, within=png.parents[2]) as file:
             png = file.read()
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-    return Picture(f"data:image/png;base64,{base64.b64encode(png).decode()}", width, height)
+    src = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"src": src, "width": width, "height": height}
 
 
 def _plain(value: Any) -> Any:
     """What is shown of a value; of text but what is a template's own, all is visible."""
     known = isinstance(value, int | float) or hasattr(value, "__html__")
     return value if known else printable(str(value), keep="\n\t")
-
-
-def _link(path: PurePath) -> str:
-    """What leads to a file below the page and nowhere else, whatever its folders are called."""
-    return quote(path.as_posix())
 
 
 def _json_numbers(value: Any) -> Any:

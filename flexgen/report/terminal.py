@@ -18,11 +18,7 @@ from flexgen.untrusted import printable
 
 
 def print_comparison(run_dir: str | Path) -> None:
-    """Prints before, after and control of a run with a prior refit, nothing for other runs.
-
-    Raises:
-        RunError: when the directory cannot be read as a run.
-    """
+    """Prints before, after and control of a run with a prior refit, nothing for other runs."""
     comparison = compare(RunFiles.load(run_dir))
     if comparison is not None:
         Console().print(comparison)
@@ -39,49 +35,29 @@ def print_values(values: Mapping[str, float], title: str = "") -> None:
         text = number(values[name])
         if low is not None and high is not None:
             text += f"\n[{number(low, 3)}, {number(high, 3)}]"
-        grid.add_row(Text(f"{describe(name).label} {describe(name).arrow}"), Text(text))
+        grid.add_row(Text(describe(name).heading), Text(text))
     Console().print(grid)
 
 
 def write_table(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    metrics: Sequence[str] | None = None,
-    last: int = 1,
-    comparison: bool = False,
-    out: str | Path | None = None,
-) -> list[Path]:
-    """Prints :func:`flexgen.report.table` and saves it as text, CSV, LaTeX and a plot.
-
-    Args:
-        paths: run directories, or folders of them.
-        metrics: names or globs; None for the headline metrics that are present.
-        last: a run's value is the mean over its last so many evaluations.
-        comparison: whether to compare before, after and control of the runs with a refit.
-        out: folder of the files; None for the first path.
-
-    Returns:
-        The files.
-
-    Raises:
-        ValueError: for an unknown metric or `last` out of range.
-        RunError: when a path holds no run, or no run can be read.
-    """
+    paths: str | Path | Iterable[str | Path], *, metrics: Sequence[str] | None = None,
+    last: int = 1, comparison: bool = False, out: str | Path | None = None,
+) -> list[Path]:  # fmt: skip
+    """Prints :func:`flexgen.report.table` and saves it as text, CSV, LaTeX and a plot in the folder
+    `out`, by default the first path; returns the files. Raises as that does."""
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     result = table(given, metrics=metrics, last=last, comparison=comparison)
-    console = Console()
-    console.print(result)
-    return _save(console, result, out if out is not None else given[0], "table")
+    return _save(result, out if out is not None else given[0], "table")
 
 
 def print_priors(compared: PriorTable, out: str | Path) -> list[Path]:
     """Prints a comparison of priors and saves it in the folder `out`; returns the files."""
+    return _save(compared, out, "compare")
+
+
+def _save(result: Table, folder: str | Path, name: str) -> list[Path]:
     console = Console()
-    console.print(compared)
-    return _save(console, compared, out, "compare")
-
-
-def _save(console: Console, result: Table, folder: str | Path, name: str) -> list[Path]:
+    console.print(result)
     files = result.save(folder, name)
     where = printable(str(files[0].parent))
     console.print(Text(f"{name}: {where}/{{{','.join(f.name for f in files)}}}"))

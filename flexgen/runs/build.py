@@ -19,11 +19,8 @@ Objects = tuple[Latent, Any, dict[str, pl.Callback]]
 
 
 def instantiate(config: dict[str, Any], **given: Any) -> Any:
-    """The object that a configuration's `_target_` names, built with its other keys and `given`.
-
-    Raises:
-        InstantiationException: if it cannot be built; its cause is the reason.
-    """
+    """The object that a configuration's `_target_` names, built with its other keys and `given`, or
+    an InstantiationException, whose cause is the reason."""
     return hydra.utils.instantiate(config, **given)
 
 
@@ -44,7 +41,8 @@ def build(config: dict[str, Any]) -> Objects:
     for callback in callbacks.values():
         if isinstance(callback, PriorRefit):
             callback.add_stages(model)
-    _check_fit(model, data)
+    # The parts meet once: a misfit is found now, not in the first step.
+    model.check_fit(tuple(data.shape), data.range and tuple(data.range))
     data.prepare_data()
     data.setup("fit")
     model.prior.bind(data=examples(data, config["seed"]))
@@ -53,24 +51,13 @@ def build(config: dict[str, Any]) -> Objects:
 
 def examples(data: Any, seed: int) -> Callable[[int], Tensor]:
     """A number n to n training data at random, or all if there are fewer; for priors of data."""
-
-    def draw(n: int) -> Tensor:
-        x: Tensor = data.split("train", min(n, data.size("train")), seed)[0]
-        return x
-
-    return draw
+    return lambda n: data.split("train", min(n, data.size("train")), seed)[0]
 
 
 def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
     """The trainer with its loggers."""
     loggers = [instantiate(c) for c in config["logger"].values() if c is not None]
-    trainer: pl.Trainer = instantiate(
-        config["trainer"], logger=loggers or False, callbacks=callbacks
-    )
+    given = {"logger": loggers or False, "callbacks": callbacks}
+    trainer: pl.Trainer = instantiate(config["trainer"], **given)
     trainer.strategy.checkpoint_io = CheckpointFiles()
     return trainer
-
-
-def _check_fit(model: Latent, data: Any) -> None:
-    """Have the parts meet once: a misfit is found now, not in the first step."""
-    model.check_fit(tuple(data.shape), data.range and tuple(data.range))

@@ -24,15 +24,8 @@ from flexgen.runs.devices import keep_to_one_device, wants_several
 from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
 from flexgen.runs.imports import importing
 
-__all__ = [
-    "Cell",
-    "SweepFolder",
-    "raise_failures",
-    "run_apart",
-    "run_cell",
-    "sweep_stopped",
-    "train_cell",
-]
+__all__ = ["Cell", "SweepFolder", "SweepReport", "raise_failures", "run_apart", "run_cell",
+           "sweep_stopped", "train_cell"]  # fmt: skip
 
 _STATE = "cell.json"
 
@@ -88,11 +81,7 @@ class Cell:
     def run(self, task: Callable[[], Any]) -> BaseException | None:
         """Do `task` unless it is finished, or another process is at it; keep what became of it.
 
-        Returns:
-            The exception that it failed with.
-
-        Raises:
-            BaseException: what is no failure, as a wish to stop.
+        Returns the exception that it failed with; what is no failure, a wish to stop, is raised.
         """
         with open_lock(self.folder / "cell.lock") as lock:
             # A process of the cell's own holds it on if this one is killed.
@@ -125,8 +114,8 @@ class Cell:
 class SweepFolder(Callback):
     """Fixes the sweep's folder before its cells are composed, and knows it afterwards.
 
-    Hydra resolves it for each cell: a grid of experiments would be scattered over folders named
-    after each, and a worker elsewhere would count from its own working directory.
+    Hydra resolves it for each cell: experiments would be scattered over folders named after each,
+    and a worker elsewhere would count from its own working directory.
     """
 
     known: ClassVar[Path | None] = None
@@ -135,6 +124,21 @@ class SweepFolder(Callback):
         SweepFolder.known = Path(config.hydra.sweep.dir).absolute()
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(SweepFolder.known)}")
+
+
+class SweepReport(Callback):
+    """Prints the table of a sweep's runs and writes their page when the last cell has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from flexgen.report import RunError, write_reports, write_table
+
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            write_table(folder)
+            if config.get("report"):
+                print(f"report: {write_reports(folder)[0]}")
+        except RunError as error:
+            print(f"no table of the sweep: {error}", file=sys.stderr)
 
 
 def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> None:
@@ -151,15 +155,9 @@ def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> 
 
 
 def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> bool:
-    """Train a cell of a sweep or a trial of a search.
+    """Train a cell of a sweep or a trial of a search, by the configuration that its overrides gave.
 
-    Args:
-        config: plain; with the folder of the cell.
-        overrides: that it came from.
-        number: of the cell.
-
-    Returns:
-        Whether it was trained by this process; else by a `flexgen` of its own.
+    Returns whether it was trained by this process; else it was by a `flexgen` of its own.
     """
     trainer = config["trainer"]
     if wants_several(trainer):
@@ -175,23 +173,21 @@ def train_cell(config: dict[str, Any], overrides: list[str], number: int) -> boo
 def raise_failures(sweep: Path, entry: str) -> None:
     """Tell of the cells that failed under the command `entry`, each with what is its own.
 
-    Of finished cells those are told whose measurements failed, under whatever command.
-
     Raises:
-        RuntimeError: if there are any that failed; with the error, if there is one.
-        MeasurementFailed: if all are whole, and not all could be measured.
+        RuntimeError: if there are any; with the error, if there is one.
+        MeasurementFailed: if all are whole, and of some, of whatever command, not all is measured.
     """
     found = _cells(sweep)
-    common: set[str] = set()
-    if len(found) > 1:
-        common = set.intersection(*(set(about["overrides"]) for about in found.values()))
-    told: dict[str, list[str]] = {"failed": [], "finished": []}
+    words = [set(about["overrides"]) for about in found.values()]
+    common = set.intersection(*words) if len(words) > 1 else set()
+    failed, unmeasured = [], []
     for number, about in found.items():
-        wanted = {"failed": about["entry"] == entry, "finished": about["error"] is not None}
-        if wanted.get(about["state"]):
-            own = " ".join(word for word in about["overrides"] if word not in common)
-            told[about["state"]].append(f"cell {number} [{own}] {about['error']}")
-    failed, unmeasured = told.values()
+        own = " ".join(word for word in about["overrides"] if word not in common)
+        line = f"cell {number} [{own}] {about['error']}"
+        if about["state"] == "failed" and about["entry"] == entry:
+            failed.append(line)
+        elif about["state"] == "finished" and about["error"] is not None:
+            unmeasured.append(line)
     lines = failed + unmeasured
     if len(lines) > 1:
         for line in lines:
@@ -210,16 +206,10 @@ def raise_failures(sweep: Path, entry: str) -> None:
 
 
 def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
-    """What to tell when the launcher ended before its cells, for a worker was killed say.
-
-    Returns:
-        An error with the numbers of the cells that the command `entry` began and did not finish.
-    """
-    left = [
-        number
-        for number, about in _cells(sweep).items()
-        if about["entry"] == entry and about["state"] != "finished"
-    ]
+    """What to tell when the launcher ended before its cells, for a worker was killed say: the
+    error, with the numbers of the cells that the command `entry` began and did not finish."""
+    of_entry = {n: about for n, about in _cells(sweep).items() if about["entry"] == entry}
+    left = [number for number, about in of_entry.items() if about["state"] != "finished"]
     cells = f"cells begun and not finished: {', '.join(left)}; " if left else ""
     told = textwrap.shorten(error_line(error), 240, placeholder=" …")
     return RuntimeError(f"{told}; {cells}to go on: the same command with {_again(sweep)}")
@@ -237,7 +227,8 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         TrainingStopped: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
-    words += [f"--config-dir={folder}" for folder in _typed_config_dirs()]
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    words += [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
     with (run_dir / "log.txt").open("a+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False
@@ -258,12 +249,6 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         raise MeasurementFailed(last)
     if status:
         raise RuntimeError(last)
-
-
-def _typed_config_dirs() -> list[str]:
-    """What `--config-dir` named."""
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    return [source.path for source in sources if source.provider == "command-line"]
 
 
 def _read(path: Path) -> dict[str, Any]:

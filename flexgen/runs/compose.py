@@ -44,9 +44,9 @@ def compose(
 
     Returns:
         Plain values, for :func:`flexgen.runs.train.train`. The run's folder, `paths.run_dir`, is
-        one that no other run has, below `runs/`, unless it was given. `overrides` are the words
-        again, by which tables tell runs apart: change a value by a word, not in here. An
-        experiment that is a grid comes without its grid, see :func:`grid`.
+        one that no other run has, unless it was given. `overrides` are the words again, by which
+        tables tell runs apart: change a value by a word, not in here. An experiment that is a grid
+        comes without its grid, see :func:`grid`.
 
     Raises:
         ValueError: if the words name what is not there.
@@ -70,12 +70,8 @@ def compose(
 
 
 def compose_prior(config: dict[str, Any], name: str, options: Iterable[str] = ()) -> dict[str, Any]:
-    """The plain configuration of a prior for a run.
-
-    Args:
-        config: the run's.
-        name: of a YAML file in `conf/prior`.
-        options: overrides as they are typed after `prior=NAME`, without the `prior.` before a key.
+    """The plain configuration of a prior for a run, by its name in `conf/prior` and overrides as
+    they are typed after `prior=NAME`, without the `prior.` before a key.
 
     Raises:
         ValueError: if there is no such prior or option.
@@ -127,13 +123,8 @@ def quoted(path: Path) -> str:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra over FlexGen's YAML: that of the command at work, which may have more of the user's.
-
-    There is one Hydra in a process. Whoever else uses it, a notebook say, has it back afterwards.
-
-    Raises:
-        ValueError: in place of Hydra's and OmegaConf's errors, in one line.
-    """
+    """Hydra over FlexGen's YAML: that of the command at work, which may have more of the user's."""
+    # There is one in a process. Whoever else uses it, a notebook say, has it back afterwards.
     there = GlobalHydra.instance()
     ours = there.is_initialized() and any(
         source.path == str(conf_dir()) for source in there.config_loader().get_sources()

@@ -4,31 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexgen.report.catalogue import PANELS, describe
+from flexgen.report.gallery import CODES, SAMPLES
 from flexgen.training import Counters
 
 __all__ = ["build_workspace"]
 
 _HEADLINES = ("pag/unit", "emd/samples", "nll/samples")
-_PICTURES = (
-    "samples",
-    "draws",
-    "reconstructions",
-    "aggregate_posterior",
-    "code_map",
-    "spectrum",
-    "disagreement",
-)
+_PICTURES = (*SAMPLES, "reconstructions", *(k for k in CODES if k != "reconstructions"))
 _MOST_RUNS = 100  # W&B averages over those that it shows, and shows 10 unless told
 
 
 def build_workspace(
-    entity: str,
-    *,
-    project: str,
-    name: str,
-    sweep: str | None,
-    group_by: str,
-    axes: Sequence[str],
+    entity: str, *, project: str, name: str, sweep: str | None, group_by: str, axes: Sequence[str]
 ) -> Any:
     """The workspace, not saved yet; nothing here needs the network.
 
@@ -36,15 +23,10 @@ def build_workspace(
     one standard deviation.
 
     Args:
-        entity: whose project it is.
-        project: the W&B project of the runs.
-        name: of the workspace.
+        entity: whose project it is; `name` is the workspace's.
         sweep: show the runs of this W&B group alone; None: all of the project.
         group_by: the key of a run's configuration that tells the groups apart.
         axes: step counters; the headline panels are drawn over each, the others over the first.
-
-    Returns:
-        A `wandb_workspaces.workspaces.Workspace`.
 
     Raises:
         ModuleNotFoundError: without the package wandb-workspaces.
@@ -58,41 +40,31 @@ def build_workspace(
             f"`axes` must name step counters ({', '.join(Counters().axes())}), got {unknown}"
         )
     over_seeds: dict[str, Any] = {
-        "groupby": panels.Config(group_by),
-        "groupby_aggfunc": "mean",
-        "groupby_rangefunc": "stddev",
-        "max_runs_to_show": _MOST_RUNS,
-    }
+        "groupby": panels.Config(group_by), "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "stddev", "max_runs_to_show": _MOST_RUNS,
+    }  # fmt: skip
 
     def curves(axis: str, title: str, names: Sequence[str]) -> Any:
-        arrow = describe(names[0]).arrow
-        return panels.LinePlot(
-            title=f"{title} {arrow}".strip(), x=axis, y=list(names), title_x=axis, **over_seeds
-        )
-
-    def section(title: str, members: list[Any], is_open: bool = True) -> Any:
-        return ws.Section(name=title, panels=members, is_open=is_open)
+        title = f"{title} {describe(names[0]).arrow}".strip()
+        return panels.LinePlot(title=title, x=axis, y=list(names), title_x=axis, **over_seeds)
 
     headlines = [panel for panel in PANELS if panel[1][0] in _HEADLINES]
+    last: dict[str, Any] = {m: [panels.SummaryMetric(f"{m}.mean_of_last")] for m in _HEADLINES}
     ends = [
-        panels.BarPlot(
-            title=f"{describe(metric).label} {describe(metric).arrow}",
-            metrics=[panels.SummaryMetric(f"{metric}.mean_of_last")],
-            **over_seeds,
-        )
-        for metric in _HEADLINES
+        panels.BarPlot(title=describe(m).heading, metrics=last[m], **over_seeds) for m in _HEADLINES
     ]
     pictures = [panels.MediaBrowser(title=k, media_keys=[f"images/{k}"]) for k in _PICTURES]
     others = [curves(axes[0], *panel) for panel in PANELS if panel not in headlines]
+    sections = {f"By {axis}": [curves(axis, *panel) for panel in headlines] for axis in axes}
+    sections |= {"At the end: mean of the last values": ends, "Pictures": pictures,
+                 "All else": others}  # fmt: skip
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
         sections=[
-            *(section(f"By {axis}", [curves(axis, *p) for p in headlines]) for axis in axes),
-            section("At the end: mean of the last values", ends),
-            section("Pictures", pictures),
-            section("All else", others, is_open=False),
+            ws.Section(name=name, panels=members, is_open=name != "All else")
+            for name, members in sections.items()
         ],
         settings=ws.WorkspaceSettings(x_axis=axes[0], max_runs=_MOST_RUNS),
         runset_settings=ws.RunsetSettings(

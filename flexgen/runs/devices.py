@@ -13,12 +13,8 @@ _devices: list[IO[bytes]] = []  # the lock on this process's device, held for it
 
 
 def wants_several(trainer: dict[str, Any]) -> bool:
-    """Whether Lightning starts processes for the trainer: by its strategy, or for several devices.
-
-    Args:
-        trainer: the configuration of the trainer; `devices` is a number, a list, either as text,
-            or -1 or auto, which is all there are: one, of CPUs.
-    """
+    """Whether Lightning starts processes for a trainer: by its strategy, or for several `devices`:
+    a number, a list, either as text, or -1 or auto, which is all there are: one, of CPUs."""
     if str(trainer["strategy"]).startswith("ddp"):
         return True
     devices = trainer["devices"]
@@ -36,12 +32,8 @@ def wants_several(trainer: dict[str, Any]) -> bool:
 
 
 def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
-    """Of several GPUs, show this process one that no other cell on this machine has.
-
-    Args:
-        trainer: the configuration of the trainer; one that wants no GPU, or several, is left alone.
-        number: of the cell.
-    """
+    """Of several GPUs, show this process, a cell, one that no other cell on this machine has; a
+    trainer that wants no GPU, or several, is left alone."""
     if trainer["accelerator"] == "cpu" or str(trainer["devices"]) != "1":
         return
     import torch
@@ -56,9 +48,8 @@ def keep_to_one_device(trainer: dict[str, Any], number: int) -> None:
 def claim_device(names: list[str], folder: Path, number: int) -> str:
     """The first of `names` that no living process has claimed; ours until this process ends.
 
-    If all are, cells share: number modulo their count. A launcher's worker outlives a cell, and its
-    CUDA cannot change devices, so the number alone would put two cells on one device while another
-    is free.
+    If all are, cells share: number modulo their count. The number alone would put two cells on one
+    device: a launcher's worker outlives a cell, and its CUDA cannot change devices.
     """
     folder.mkdir(exist_ok=True)
     for name in names:

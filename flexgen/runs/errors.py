@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 from difflib import get_close_matches
-from pathlib import Path
 
 from flexgen._conf import conf_dir
 from flexgen.run_notes import RunNote
@@ -15,21 +14,14 @@ __all__ = ["MeasurementFailed", "TrainingStopped", "error_line", "error_reason"]
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A training has saved itself and stopped before its end, for a signal asked it to.
-
-    Attributes:
-        signal: its number; 0 if it was no signal that asked.
-    """
+    """A training has saved itself and stopped before its end, for a signal asked it to."""
 
     signal: int = 0
+    """The signal's number; 0 if it was none that asked."""
 
 
 class MeasurementFailed(RuntimeError):
-    """A run is whole, but something of it could not be measured; its `notes.jsonl` says what.
-
-    Attributes:
-        values: what could.
-    """
+    """A run is whole, but not all could be measured, `values` alone; `notes.jsonl` says why."""
 
     def __init__(self, told: str, values: dict[str, float] | None = None) -> None:
         super().__init__(told)
@@ -77,6 +69,17 @@ def error_reason(error: BaseException) -> str:
     return error_line(error).removesuffix(" (FLEXGEN_DEBUG=1 shows where)")[:300]
 
 
+_TOLD = {
+    r"Interpolation key 'network\.(\w+)' not found":
+        "this network has no {}, which the model asks for; `network=mlp` has all that any model "
+        "asks for",
+    r"Interpolation key '([^']+)' not found":
+        "the configuration refers to `{}`, which is not there; add what it belongs to",
+    r"Error locating target '([^']+)'":
+        "cannot import `{}`; check its `_target_`, and that its package is installed",
+}  # fmt: skip
+
+
 def _configuration(error: BaseException) -> str:
     from hydra.errors import OverrideParseException
 
@@ -100,27 +103,16 @@ def _configuration(error: BaseException) -> str:
         if group == "hydra/launcher":
             hint = "joblib, slurm and ray are extras: pip install 'flexgen[joblib]', say; "
         return f"no {group} called {name!r}; {hint}there are {', '.join(options) or 'none'}"
-    if found := re.search(r"Could not (?:override|append to config.*|delete.*) '([^']+)'", text):
-        key = found[1]
+    unknown = r"Could not (?:override|append to config.*|delete.*) '([^']+)'"
+    if found := re.search(rf"{unknown}|Key '([^']+)' is not in struct", text):
+        key = found[1] or found[2]
         return f"unknown key `{key}`{_did_you_mean(key.rpartition('.')[2])}"
-    if found := re.search(r"Key '([^']+)' is not in struct", text):
-        return f"unknown key `{found[1]}`{_did_you_mean(found[1])}"
-    if found := re.search(r"Interpolation key 'network\.(\w+)' not found", text):
-        return (
-            f"this network has no {found[1]}, which the model asks for; `network=mlp` has all that "
-            "any model asks for"
-        )
-    if found := re.search(r"Interpolation key '([^']+)' not found", text):
-        return (
-            f"the configuration refers to `{found[1]}`, which is not there; add what it belongs to"
-        )
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         key = getattr(error, "full_key", None) or found[1]
         return f"`{key}` has no value; give {key}=… on the command line"
-    if found := re.search(r"Error locating target '([^']+)'", text):
-        return (
-            f"cannot import `{found[1]}`; check its `_target_`, and that its package is installed"
-        )
+    for pattern, told in _TOLD.items():
+        if found := re.search(pattern, text):
+            return told.format(found[1])
     return " ".join(text.split())
 
 
@@ -128,13 +120,9 @@ def _did_you_mean(key: str) -> str:
     known: set[str] = set()
     for path in conf_dir().rglob("*.yaml"):
         known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text("utf-8"), re.MULTILINE))
-        known.add(_group(path))
+        known.add(path.parent.name if path.parent != conf_dir() else path.stem)
     key = key.lstrip("+~")
     if key in known:
         return ", which is a key of another part; `--help` lists those that are here"
     near = get_close_matches(key, known, 1)
     return f"; did you mean `{near[0]}`?" if near else "; `--help` lists the keys"
-
-
-def _group(path: Path) -> str:
-    return path.parent.name if path.parent != conf_dir() else path.stem

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,23 +16,13 @@ import torch
 import yaml
 
 from flexgen._version import __version__
-from flexgen.files import keep_within, locked, write_text
-from flexgen.metrics_table import read_rows
+from flexgen.files import keep_within, locked, open_file, write_text
+from flexgen.metrics_table import read_arrays
 from flexgen.training import file_sha256, latest_checkpoint
 from flexgen.untrusted import parse_plain
 
-__all__ = [
-    "alone",
-    "check_parent",
-    "find_checkpoint",
-    "note_resume",
-    "read_provenance",
-    "versions",
-    "write_config",
-    "write_final",
-    "write_json",
-    "write_provenance",
-]
+__all__ = ["alone", "check_parent", "find_checkpoint", "note_resume", "read_provenance", "versions",
+           "write_config", "write_final", "write_json", "write_provenance"]  # fmt: skip
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
              "numpy", "scikit-learn", "POT")  # fmt: skip
@@ -40,11 +30,7 @@ _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra
 
 @contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
-    """Be the only process at work in a run directory, and clear what a killed one half wrote.
-
-    Raises:
-        ValueError: if another is.
-    """
+    """Be the only process at work in a run directory, else a ValueError; clear half files."""
     refusal = f"another process is at work in {run_dir}; wait for it to end, or stop it"
     with locked(run_dir / ".lock", refusal):
         keep_within(run_dir)
@@ -55,11 +41,8 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 
 def find_checkpoint(run_dir: Path, name: str | None) -> Path:
-    """A run's last checkpoint, or the one called `name` in its checkpoints/, or at that path.
-
-    Raises:
-        FileNotFoundError: if it has none, and no name is given.
-    """
+    """A run's last checkpoint, FileNotFoundError if it has none; or the one called `name` in its
+    checkpoints/, or at that path."""
     if name is None:
         return latest_checkpoint(run_dir)
     inside = run_dir / "checkpoints" / name
@@ -67,11 +50,7 @@ def find_checkpoint(run_dir: Path, name: str | None) -> Path:
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Write `config.yaml`.
-
-    Raises:
-        ValueError: if it could not be read again.
-    """
+    """Write `config.yaml`; a ValueError if it could not be read again."""
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     try:
         parse_plain(text)
@@ -89,27 +68,18 @@ def write_provenance(
     run_dir: Path, command: str, overrides: list[str], seed: int, parent: Path | None = None
 ) -> None:
     """Say what started the run: versions, commit, machine, and the checkpoint it came from."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about: dict[str, Any] = {
-        "command": command,
-        "overrides": overrides,
-        "seed": seed,
+        "command": command, "overrides": overrides, "seed": seed,
         "versions": {"python": platform.python_version(), **versions()},
-        "commit": _commit(),
-        "parent": None,
-        "started": _now(),
-        "finished": None,
+        "commit": _commit(), "parent": None, "started": _now(), "finished": None,
         "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu,
         },
-    }
+    }  # fmt: skip
     if parent is not None:
-        about["parent"] = {
-            "run": str(parent.parent.parent),
-            "checkpoint": str(parent),
-            "sha256": file_sha256(parent),
-        }
+        run, digest = str(parent.parent.parent), file_sha256(parent)
+        about["parent"] = {"run": run, "checkpoint": str(parent), "sha256": digest}
     write_json(run_dir / "provenance.json", about)
 
 
@@ -129,12 +99,9 @@ def note_resume(run_dir: Path, checkpoint: Path | None, changed: list[str]) -> N
 
 
 def check_parent(run_dir: Path) -> None:
-    """Refuse to go on with a run whose parent's checkpoint has changed since it started.
+    """Refuse, by a ValueError, to go on with a run whose parent's checkpoint has changed since.
 
     A parent that is no longer there cannot be checked and is no reason to stop.
-
-    Raises:
-        ValueError: if the hash differs.
     """
     parent = read_provenance(run_dir)["parent"]
     if parent is None or not (checkpoint := Path(parent["checkpoint"])).is_file():
@@ -148,10 +115,9 @@ def check_parent(run_dir: Path) -> None:
 
 def write_final(run_dir: Path, counters: dict[str, int]) -> dict[str, float]:
     """Write `metrics.json`, the last value of each metric, and mark the run as finished."""
-    values: dict[str, float] = {}
-    for row, _ in read_rows(run_dir / "metrics.csv"):
-        values |= row
-    values = {name: value for name, value in values.items() if name not in counters}
+    with open_file(run_dir / "metrics.csv") as file:
+        columns = read_arrays(file).columns
+    values = {k: float(column[-1]) for k, (_, column) in columns.items() if k not in counters}
     write_json(run_dir / "metrics.json", {"counters": counters, "values": values})
     about = read_provenance(run_dir)
     about["finished"] = _now()
@@ -169,10 +135,9 @@ def versions() -> dict[str, str]:
     # Of an editable install the metadata say which version it was when it was installed.
     found = {"flexgen": __version__}
     for package in _PACKAGES:
-        try:
+        found[package] = "not installed as a package"
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
     return found
 
 

@@ -17,27 +17,18 @@ _REFIT = "flexgen.callbacks.PriorRefit"
 
 
 def refit(
-    config: dict[str, Any],
-    parent_dir: Path,
-    how: dict[str, Any],
-    *,
-    more: int,
-    checkpoint: str | None = None,
-    overrides: Sequence[str] = (),
-) -> Run:
+    config: dict[str, Any], parent_dir: Path, how: dict[str, Any], *, more: int,
+    checkpoint: str | None = None, overrides: Sequence[str] = (),
+) -> Run:  # fmt: skip
     """Train a run that starts from another's checkpoint with a refit of its prior.
 
     Args:
         config: the parent's, with `paths.run_dir` of the new run.
-        parent_dir: the parent's folder.
         how: arguments of :class:`flexgen.callbacks.PriorRefit`, plain values; those of `options`
             that are None are as the parent's own reversal has them.
         more: generator steps after the refit.
         checkpoint: of the parent: the name of one in its `checkpoints/`, or a path; None: the last.
         overrides: by which tables tell runs apart.
-
-    Returns:
-        The new run as it is in its folder.
 
     Raises:
         ValueError: if the parent cannot be rebuilt, or not be trained with such a prior.

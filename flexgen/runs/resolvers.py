@@ -40,10 +40,8 @@ def _classes(conditional: bool, data: DictConfig) -> int | None:
 
 
 def _unique() -> str:
-    """Eight digits that no other command has, for its folder; all processes of a job have the same.
-
-    Those that torchrun or srun starts compose their configurations apart.
-    """
+    """Eight digits for a folder that no other command has; all processes of a job have the same."""
+    # Those that torchrun or srun starts compose their configurations apart.
     env = os.environ
     if max(int(env.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) == 1:
         return uuid.uuid4().hex[:8]

@@ -28,11 +28,8 @@ __all__ = ["Run", "open_run"]
 def open_run(path: str | Path, trust: bool = False, *, checkpoint: str | None = None) -> "Run":
     """A run from its folder, which may have been moved since.
 
-    Args:
-        path: the folder.
-        trust: whether the run may build classes that are not FlexGen's and write outside its
-            folder. That runs whatever code its configuration names.
-        checkpoint: the name of one in its `checkpoints/`, or a path; None: the last one.
+    With `trust` it may build classes that are not FlexGen's and write outside its folder: that runs
+    whatever code its configuration names. A `checkpoint` is as :class:`Run` takes it.
 
     Raises:
         FileNotFoundError: if it is not the folder of a run.
@@ -51,10 +48,6 @@ class Run:
     Args:
         config: plain values, as :func:`flexgen.runs.compose.compose` gives or the run has saved.
         checkpoint: the name of one in its `checkpoints/`, or a path; None: the last one.
-
-    Attributes:
-        config: the configuration.
-        folder: the run's directory.
     """
 
     def __init__(self, config: dict[str, Any], checkpoint: str | None = None) -> None:
@@ -79,12 +72,8 @@ class Run:
 
     @property
     def model(self) -> Latent:
-        """The LightningModule, with the weights and counters of `checkpoint`.
-
-        Raises:
-            FileNotFoundError: if there is no checkpoint.
-            ValueError: if it is damaged, or does not fit the configuration.
-        """
+        """The LightningModule, with the weights and counters of `checkpoint`; FileNotFoundError if
+        there is none, ValueError if it is damaged, or does not fit the configuration."""
         return self._objects[0]
 
     @property
@@ -104,28 +93,18 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path:
-        """The file that the model's weights are read from.
-
-        Raises:
-            FileNotFoundError: if the run has none.
-        """
+        """The file that the model's weights are read from; FileNotFoundError if there is none."""
         return find_checkpoint(self.folder, self._checkpoint)
 
     @property
     def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Of each metric the generator steps at which it was logged, and its values, `(n,)` each.
-
-        Raises:
-            ValueError: if the run has logged nothing, or its files are damaged.
-        """
+        """Of each metric the generator steps at which it was logged, and its values, `(n,)` each;
+        ValueError if the run has logged nothing, or its files are damaged."""
         curves = RunFiles.load(self.folder).curves
         return {name: (curve.steps, curve.values) for name, curve in curves.items()}
 
     def codes(self, step: int | None = None) -> dict[str, Tensor]:
-        """Saved codes of data: `z (n, latent_dim)`, `loss`, which data they are of, `index`, ….
-
-        Args:
-            step: the generator step at which data were reversed; None: the last one.
+        """Codes of data saved at a step, None: the last: `z (n, latent_dim)`, `loss`, `index`, ….
 
         Raises:
             FileNotFoundError: if there are none.
@@ -144,10 +123,7 @@ class Run:
     def sample(self, n: int, seed: int = 0, context: Tensor | None = None) -> Tensor:
         """Draw n data points, `(n, *shape)`, codes from the prior in use.
 
-        Args:
-            n: how many.
-            seed: of the draws; the global generators are restored.
-            context: labels `(n,)` of a conditional run; None: its classes in turn.
+        The context are labels `(n,)` of a conditional run; None: its classes in turn.
         """
         with isolated_rng(seed):
             return self.model.sample(n, self._labels(context))
@@ -159,13 +135,12 @@ class Run:
     def reverse(
         self, x: Tensor, *, context: Tensor | None = None, space: str = "code", **options: Any
     ) -> Reversal:
-        """Codes of data under the generator, found by search.
+        """Codes of data `(n, *shape)`, in the range of the run's own, found by search.
 
         Args:
-            x: data `(n, *shape)` in the range of the run's own.
+            x: the data.
             context: their labels `(n,)`, of a conditional run.
-            space: "code", the space of `decode`; or "base", where a prior that is a map, a
-                pushforward or a flow, has the space under it.
+            space: "code", of `decode`; or "base", under a prior that is a pushforward or a flow.
             **options: of :func:`flexgen.reversal.reverse`, on top of `reversal_options`.
 
         Raises:
@@ -194,9 +169,8 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Measure everything that the run measures once more; saved as `evaluation.json` too.
 
-        Raises:
-            ValueError: if something cannot be measured of such a run.
-            MeasurementFailed: if something failed; what did not is saved, and its `values`.
+        ValueError if something cannot be measured of such a run; MeasurementFailed if something
+        failed: what did not is saved, and its `values`.
         """
         values: dict[str, float] = {}
         for measurement in self.measurements.values():

@@ -21,10 +21,8 @@ def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -
     A run directory may have been moved since. Data are looked for where `paths.data_dir` is typed
     to be, else in `FLEXGEN_DATA`; else a trusted run says where, and others find them in `data`.
 
-    Args:
-        run_dir: the run.
-        trust: whether it may build and write whatever it says; see :mod:`flexgen.runs.trust`.
-        typed: the overrides on top of it.
+    A run with `trust` may build and write whatever it says; see :mod:`flexgen.runs.trust`. The
+    overrides on top of it are `typed`.
 
     Raises:
         FileNotFoundError: if `run_dir` is not a run directory.
@@ -32,9 +30,7 @@ def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        below = (
-            sorted(p.parent for p in run_dir.glob("**/config.yaml"))[:1] if run_dir.is_dir() else []
-        )
+        below = sorted(p.parent for p in run_dir.glob("**/config.yaml"))
         hint = f"did you mean {below[0]}?" if below else "a run directory holds config.yaml"
         raise FileNotFoundError(f"{run_dir} is not a run directory; {hint}")
     if trust:
@@ -62,14 +58,10 @@ def load_config(run_dir: Path, trust: bool = False, typed: Iterable[str] = ()) -
 
 
 def relocate(value: Any, moved: list[tuple[str, str]], is_path: bool = False) -> Any:
-    """A configuration whose paths in a folder lead to where that folder lies now.
+    """A plain configuration, or a value in one, whose paths in folders lead to where these lie now.
 
-    A text is a path where its key says so, or if it begins with the folder's absolute name.
-
-    Args:
-        value: a configuration or a value in one, plain.
-        moved: folders, as the configuration names them, and their new names.
-        is_path: whether a text is a path by its key.
+    A text is a path where its key says so (`is_path`), or if it begins with the absolute name that
+    the configuration has for a folder, which stands in `moved` with its new name.
     """
     if isinstance(value, dict):
         return {k: relocate(v, moved, is_path or k in PATH_KEYS) for k, v in value.items()}

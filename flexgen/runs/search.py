@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
@@ -27,15 +28,8 @@ class _NoMetricError(ValueError):
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial of a search.
-
-    Attributes:
-        number: its number.
-        value: of the metric.
-        overrides: those that train it.
-        trials: how many there are in all.
-        failed: how many of them failed.
-    """
+    """The best trial of a search, its value of the metric and the overrides that train it; of how
+    many trials, and how many of them failed."""
 
     number: int
     value: float
@@ -57,10 +51,7 @@ class Search:
         fixed: overrides of `flexgen train` that all trials share.
         space: those that are searched, such as `prior=normal,uniform`, by their keys.
         trials: how many in all.
-        metric: of `metrics.csv`, the mean of a trial's `last` values.
-        last: how many.
-        direction: "minimize" or "maximize".
-        seed: of Optuna's sampler.
+        metric: of `metrics.csv`, of which a trial's value is the mean of its `last` values.
 
     Raises:
         ValueError: if an argument is wrong, Optuna is missing, the space is none, or the folder
@@ -68,17 +59,10 @@ class Search:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        fixed: Sequence[str],
-        space: Mapping[str, Override],
-        *,
-        trials: int = 20,
-        metric: str = "emd/samples",
-        last: int = 1,
-        direction: Literal["minimize", "maximize"] = "minimize",
-        seed: int = 0,
-    ) -> None:
+        self, folder: Path, fixed: Sequence[str], space: Mapping[str, Override], *,
+        trials: int = 20, metric: str = "emd/samples", last: int = 1,
+        direction: Literal["minimize", "maximize"] = "minimize", seed: int = 0,
+    ) -> None:  # fmt: skip
         for name, value, least in (("trials", trials, 1), ("last", last, 1),
                                    ("search_seed", seed, 0)):  # fmt: skip
             check_integer(name, value, least)
@@ -101,6 +85,8 @@ class Search:
         self.trials, self.metric, self.last, self.seed = trials, metric, last, seed
         self.space = {key: _distribution(override) for key, override in space.items()}
         self.entry = uuid.uuid4().hex
+        self.again = f"hydra.run.dir={shlex.quote(str(folder))}"
+        self._lock = folder / "search.lock"
         journal = JournalFileBackend(str(folder / "search.journal"))
         self.study = optuna.create_study(
             study_name="search", storage=optuna.storages.JournalStorage(journal),
@@ -124,11 +110,7 @@ class Search:
     def run(self) -> Best | None:
         """Finish the trials of a killed search, then make new ones.
 
-        Returns:
-            The best; None while other processes are at some trials.
-
-        Raises:
-            RuntimeError: if no trial has a value.
+        Returns the best, None while other processes are at some; RuntimeError if none has a value.
         """
         try:
             self._finish_running()
@@ -139,7 +121,7 @@ class Search:
         except _NoMetricError:
             raise
         except BaseException:
-            print(f"the search goes on with the same command and {self._again()}", file=sys.stderr)
+            print(f"the search goes on with the same command and {self.again}", file=sys.stderr)
             raise
         with in_turn(self._lock):
             trials = self._drawn()
@@ -153,10 +135,6 @@ class Search:
         assert best.value is not None
         overrides = self._overrides(best.params)
         return Best(best.number, best.value, overrides, len(trials), failed)
-
-    @property
-    def _lock(self) -> Path:
-        return self.folder / "search.lock"
 
     def _drawn(self) -> list[Any]:
         """The trials with all keys. Whoever holds the lock knows that no process is drawing."""
@@ -179,12 +157,9 @@ class Search:
         with in_turn(self._lock):
             if (number := len(self._drawn())) >= self.trials:
                 return None
-            seed = _seed(self.seed, number)
+            seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
             self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
             return self.study.ask(self.space)
-
-    def _again(self) -> str:
-        return f"hydra.run.dir={shlex.quote(str(self.folder))}"
 
     def _overrides(self, params: dict[str, Any]) -> list[str]:
         return [*self.fixed, *(f"{key}={value}" for key, value in sorted(params.items()))]
@@ -205,17 +180,17 @@ class Search:
                 self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
 
     def _value(self, run_dir: Path) -> float:
-        from flexgen.metrics_table import read_metrics
+        from flexgen.files import open_file
+        from flexgen.metrics_table import read_arrays
 
-        columns, rows = read_metrics(run_dir / "metrics.csv")
-        metric = self.metric
-        values = [row[metric] for row in rows if metric in row][-self.last :]
-        if not values:
+        with open_file(run_dir / "metrics.csv") as file:
+            columns = read_arrays(file).columns
+        if self.metric not in columns:
             raise _NoMetricError(
-                f"no metric {metric!r}; there are {', '.join(columns)}; the search goes on with "
-                f"another `metric` and {self._again()}"
+                f"no metric {self.metric!r}; there are {', '.join(columns)}; the search goes on "
+                f"with another `metric` and {self.again}"
             )
-        return sum(values) / len(values)
+        return float(columns[self.metric][1][-self.last :].mean())
 
 
 def parse_override(word: str) -> Override | None:
@@ -227,11 +202,7 @@ def parse_override(word: str) -> Override | None:
 
 
 def _distribution(override: Override) -> Any:
-    """Optuna's distribution of Hydra's `a,b`, `choice`, `range` and `interval`, with a tag `log`.
-
-    Raises:
-        ValueError: if it is another sweep.
-    """
+    """Optuna's distribution of Hydra's `a,b`, `choice`, `range`, `interval`, with a tag `log`."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
@@ -252,9 +223,3 @@ def _distribution(override: Override) -> Any:
     raise ValueError(
         f"`{override.input_line}` cannot be searched; give interval(…), range(…) or a choice"
     )
-
-
-def _seed(seed: int, number: int) -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

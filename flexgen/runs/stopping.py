@@ -20,11 +20,7 @@ class StopOnSignal(pl.Callback):
     Signals are Ctrl-C, SIGTERM, what schedulers send before the time is up (SIGUSR1, SIGUSR2), and
     SIGHUP of a terminal that was closed, unless it is ignored as under nohup; it comes from the
     system and from the shell, and a second one says nothing new. Lightning installs handlers of its
-    own when a fit begins, so these go in after them.
-
-    Attributes:
-        received: number of the first signal; 0 if there was none.
-        begun: whether training has.
+    own when a fit begins, so these go in after them. `received` is the first's number, else 0.
     """
 
     def __init__(self) -> None:
@@ -37,7 +33,9 @@ class StopOnSignal(pl.Callback):
 
         def stop(number: int, frame: Any) -> None:
             if signal.Signals(number).name == "SIGHUP":
-                _leave_terminal()
+                # Print to nowhere: a terminal that is gone would fail whatever is printed to it.
+                for terminal in (n for n in (1, 2) if os.isatty(n)):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
             elif pl_module.stop_requested:
                 raise KeyboardInterrupt
             pl_module.stop_requested = True
@@ -56,10 +54,3 @@ class StopOnSignal(pl.Callback):
             for number, handler in self._before.items():
                 if handler is not None:  # installed by no Python code, and not to be put back
                     signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Print to nowhere: a terminal that is gone would fail whatever is printed to it."""
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -42,12 +42,9 @@ __all__ = ["resume", "train"]
 
 
 def train(
-    config: dict[str, Any],
-    *,
-    command: str = "train",
-    overrides: Sequence[str] | None = None,
+    config: dict[str, Any], *, command: str = "train", overrides: Sequence[str] | None = None,
     parent: Path | None = None,
-) -> Run:
+) -> Run:  # fmt: skip
     """Train a run, measure it on its schedule and write its report, all in `paths.run_dir`.
 
     If `control` is set, train a control too: it starts from the checkpoint that the first refit
@@ -59,9 +56,6 @@ def train(
         command: what the run notes as its origin.
         overrides: by which tables tell runs apart; None: those in `config`, which `compose` noted.
         parent: a checkpoint to start from; None: the weights that the seed gives.
-
-    Returns:
-        The run as it is in its folder.
 
     Raises:
         ValueError: if the configuration cannot be trained.
@@ -109,9 +103,6 @@ def train(
 
 def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
     """Go on with the run in `config["paths"]["run_dir"]` from its last checkpoint, or a named one.
-
-    Returns:
-        The run as it is in its folder.
 
     Raises:
         ValueError: if the checkpoint, or the one the run started from, is damaged or changed.
@@ -181,11 +172,7 @@ def _at_work(run_dir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Refuse what cannot be run before anything is written.
-
-    Raises:
-        ValueError: naming the key and the remedy.
-    """
+    """Refuse what cannot be run, before anything is written."""
     check_integer("steps", config["steps"], 1)
     if check_integer("seed", config["seed"], 0) >= 2**32:
         raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
@@ -269,13 +256,9 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
                 raise KeyboardInterrupt from ended
             raise
         except Exception as error:
-            # What it holds of an optimizer is first used in the first step.
-            foreseen = (
-                ValueError,
-                OSError,
-                FloatingPointError,
-                *([RuntimeError] if signals.begun else []),
-            )
+            foreseen: tuple[type[Exception], ...] = (ValueError, OSError, FloatingPointError)
+            if signals.begun:  # what it holds of an optimizer is first used in the first step
+                foreseen = (*foreseen, RuntimeError)
             unused = model.counters.generator_steps <= step
             if checkpoint and unused and not isinstance(error, foreseen):
                 raise ValueError(
@@ -284,11 +267,10 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
                     "`checkpoint=…`"
                 ) from error
             if not unused and (there := find_checkpoints(run_dir)):
-                hint = (
-                    f"the last whole checkpoint is {there[-1]}; go on with "
+                raise RuntimeError(
+                    f"{error_line(error)}; the last whole checkpoint is {there[-1]}; go on with "
                     f"flexgen resume run={run_dir}"
-                )
-                raise RuntimeError(f"{error_line(error)}; {hint}") from error
+                ) from error
             raise
         finally:
             signals.restore()

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -16,7 +16,7 @@ from flexgen._conf import conf_dir
 from flexgen._version import __version__
 from flexgen.runs.errors import error_reason
 from flexgen.runs.imports import importing
-from flexgen.untrusted import lies_in, read_start
+from flexgen.untrusted import lies_in, nodes, read_start
 
 __all__ = ["check_form", "check_provenance", "confine", "own_code", "own_folder", "rebuilding"]
 
@@ -43,15 +43,12 @@ _OF_LOGGERS = {
                     "offline"},
 }  # fmt: skip
 
+_TARGET = {"_target_", "_args_"}
 _MOST_THREADS = 1024  # some thousands end the process, without a word
 
 
 def check_form(saved: dict[str, Any]) -> None:
-    """Refuse a configuration that no run can have saved.
-
-    Raises:
-        ValueError: saying what is wrong, in a few words.
-    """
+    """Refuse, by a ValueError of a few words, a configuration that no run can have saved."""
     for name in ("hydra", "defaults"):  # those of the command itself, with its code
         if name in saved:
             raise ValueError(f"it sets `{name}`, which no run saves")
@@ -76,13 +73,10 @@ def check_form(saved: dict[str, Any]) -> None:
 
 
 def check_provenance(run_dir: Path) -> None:
-    """Refuse a `provenance.json`, of a run or of its control, that no run of today can have saved.
+    """Refuse, by a ValueError, a `provenance.json`, of a run or its control, that no run has saved.
 
     The checkpoint that a run started from is the one file outside its folder that is read: to see
     that it is the one whose hash is noted here, and then to start from it again.
-
-    Raises:
-        ValueError: saying what is wrong.
     """
     for path in (run_dir / "provenance.json", run_dir / "control" / "provenance.json"):
         if not path.is_file():
@@ -93,9 +87,8 @@ def check_provenance(run_dir: Path) -> None:
             known = isinstance(about["command"], str) and "finished" in about
             made_by = about["versions"]["flexgen"]
             if parent is not None:
-                known &= parent["checkpoint"].endswith(".ckpt") and isinstance(
-                    parent["sha256"], str
-                )
+                known &= parent["checkpoint"].endswith(".ckpt")
+                known &= isinstance(parent["sha256"], str)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:100]}"
             raise ValueError(f"{path} is damaged ({reason}); restore it") from error
@@ -116,15 +109,13 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
     the user's own cache, whatever the configuration says. Data come from the user's data folder;
     nothing is downloaded. W&B is told nothing, and machines are not waited for, but as typed.
 
-    Args:
-        saved: its configuration, with `paths.data_dir` as it is today; changed in place.
-        run_dir: its folder.
-        typed: the overrides on top of it.
+    The configuration, with `paths.data_dir` as it is today, is changed in place; `typed` are the
+    overrides on top of it.
 
     Raises:
         ValueError: naming the key, what it is, and `trust=true`.
     """
-    targets = list(_targets(saved, ""))
+    targets = [(w, n) for w, n in nodes(saved) if isinstance(n, dict) and _TARGET & n.keys()]
     for where, node in targets:
         _check_name(where, node)
     for where, node in targets:
@@ -146,8 +137,13 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
             f"the run's data lie in {root!r}, outside of the data folder {paths['data_dir']!r}; if "
             "these are what you mean, type data.root=…, or if you trust this run say trust=true"
         )
-    for name in saved.keys() - {"paths"}:
-        _check_paths(name, saved[name], (run_dir, Path(paths["cache_dir"])))
+    folders = (run_dir, Path(paths["cache_dir"]))
+    for where, value in nodes({name: value for name, value in saved.items() if name != "paths"}):
+        if where != "data.root" and isinstance(value, str):
+            path = PurePath(value)
+            leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
+            if leads and not any(lies_in(Path(value), folder) for folder in folders):
+                raise _untrusted(where, value)
 
 
 def own_folder(name: str) -> str:
@@ -167,11 +163,7 @@ def own_code(command: str, words: list[str]) -> bool:
 
 @contextmanager
 def rebuilding(run_dir: Path | str) -> Iterator[None]:
-    """Say that a run cannot be rebuilt, where its parts fail in ways of their own.
-
-    Raises:
-        ValueError: instead of what is no mistake that a part has seen itself.
-    """
+    """Say by a ValueError that a run cannot be rebuilt, where its parts fail in their own ways."""
     try:
         yield
     except Exception as error:
@@ -184,17 +176,6 @@ def rebuilding(run_dir: Path | str) -> Iterator[None]:
             f"{run_dir} cannot be rebuilt from its configuration: {error_reason(inner)}; "
             "restore its config.yaml and checkpoints, and check what was typed"
         ) from error
-
-
-def _targets(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(value, dict):
-        if "_target_" in value or "_args_" in value:
-            yield where, value
-        for key, item in value.items():
-            yield from _targets(item, f"{where}.{key}".strip("."))
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _targets(item, f"{where}[{i}]")
 
 
 def _check_name(where: str, node: dict[str, Any]) -> None:
@@ -255,21 +236,6 @@ def _at_home(found: type) -> bool:
     home = found.__module__
     listed = any(home == prefix or home.startswith(f"{prefix}.") for prefix in _HOMES)
     return listed and (home.startswith("flexgen.") or issubclass(found, kinds))
-
-
-def _check_paths(where: str, value: Any, folders: Sequence[Path]) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if (where, key) != ("data", "root"):
-                _check_paths(f"{where}.{key}", item, folders)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_paths(f"{where}[{i}]", item, folders)
-    elif isinstance(value, str):
-        path = PurePath(value)
-        leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
-        if leads and not any(lies_in(Path(value), folder) for folder in folders):
-            raise _untrusted(where, value)
 
 
 def _untrusted(where: str, what: object) -> ValueError:

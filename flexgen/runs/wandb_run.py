@@ -21,12 +21,8 @@ _BEST = {"lower": "min", "higher": "max"}
 def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | None = None) -> None:
     """Give a run's W&B run its id, job type and group; `config` is saved with them.
 
-    What is set stays in `train`; elsewhere it is the parent's, whose group alone is taken over.
-
-    Args:
-        config: changed in place.
-        command: becomes the job type, unless that is set.
-        saved: what the run has saved, if it has started before; its id is kept.
+    What is set stays in `train`; elsewhere it is the parent's, whose group alone is taken over, and
+    the command is the job type. A run that has `saved` a configuration before keeps its id.
     """
     logger = config["logger"].get("wandb")
     if not logger:
@@ -47,11 +43,8 @@ def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | Non
 
 @contextlib.contextmanager
 def wandb_run(trainer: pl.Trainer, config: dict[str, Any]) -> Iterator[None]:
-    """Start the W&B run of this job, if it has one, and finish it however the job ends.
-
-    An exception gives the exit code 1, a training that was asked to stop 130. The next cell of a
-    sweep, in the same process, has a run of its own.
-    """
+    """Start the W&B run of this job, if it has one, and finish it however the job ends: the next
+    cell of a sweep, in the same process, has its own. A training that was stopped gives 130."""
     logger = next((one for one in trainer.loggers if isinstance(one, WandbLogger)), None)
     if logger is None or rank() > 0:
         yield
@@ -98,19 +91,14 @@ def _by_class_name(value: Any) -> Any:
 
 
 def _summarise(logger: WandbLogger, config: dict[str, Any]) -> None:
-    """Write the summary and the tables from `metrics.csv`.
-
-    W&B's own summary of a run that was resumed offline knows only the values since then.
-    """
+    """Write the summary and the tables from `metrics.csv`: W&B knows of a run that was resumed
+    offline only the values since then."""
     run_dir, tables = Path(config["paths"]["run_dir"]), {}
     try:
         run = RunFiles.load(run_dir)
         # A control's curves complete the comparison of the run that it lies in.
-        comparison = compare(
-            RunFiles.load(run_dir.parent)
-            if config["logger"]["wandb"]["job_type"] == "control"
-            else run
-        )
+        is_control = config["logger"]["wandb"]["job_type"] == "control"
+        comparison = compare(RunFiles.load(run_dir.parent) if is_control else run)
     except RunError:
         return  # it stopped before it logged anything
     rows: list[list[Any]] = []
@@ -118,10 +106,9 @@ def _summarise(logger: WandbLogger, config: dict[str, Any]) -> None:
         metric, values = describe(name), run.curves[name].values
         last, tail = float(values[-1]), run.curves[name].tail(logger.last)
         if metric.better:
-            best = float(values.min() if metric.better == "lower" else values.max())
-            logger.experiment.summary[name] = {
-                _BEST[metric.better]: best, "last": last, "mean_of_last": tail.mean,
-            }  # fmt: skip
+            best = {"lower": values.min, "higher": values.max}[metric.better]()
+            ends = {_BEST[metric.better]: float(best), "last": last, "mean_of_last": tail.mean}
+            logger.experiment.summary[name] = ends
         rows.append([name, metric.label, metric.better, last, tail.mean, tail.spread, tail.count])
     columns = ["metric", "label", "better", "last", "mean", "std", "evaluations"]
     tables["tables/metrics"] = columns, rows

@@ -74,7 +74,7 @@ def refusal(flexgen: Run, command: str, *words: str) -> str:
         "torch.nn.utils.clip_grad_norm_",  # a function
         "flexgen.models.Adversarial.load_from_checkpoint",  # a method
         "flexgen.data.datasets.Path",  # a class from elsewhere
-        "flexgen.analysis.workers.Shards",  # it starts processes
+        "flexgen.analysis.workers.shards",  # it starts processes
         "flexgen.report.write_report",
         "pytorch_lightning.callbacks.ModelCheckpoint",  # it writes where it likes
         "pytorch_lightning.cli.LightningCLI",
