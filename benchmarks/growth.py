@@ -34,7 +34,7 @@ def write_run(path: Path, rows: int, seed: int) -> Path:
         file.write(format_line([*COUNTERS, *LOSSES, "pag/unit", "emd/samples"]))
         for i in range(1, rows + 1):
             row = draw.normal(size=len(LOSSES)).tolist()
-            measured = (2.0 / i, 3.0 / i) if i % max(1, rows // 100) == 0 else ()
+            measured = (2.0 / i, 3.0 / i) if i % max(10, rows // 100) == 0 else ()
             file.write(format_line([6 * i, 5 * i, i, 320 * i, *row, *measured]))
     config: dict[str, Any] = {"name": "growth", "seed": seed, "steps": rows}
     config |= {f"part{i}": {f"key{j}": 0.1 * j for j in range(20)} for i in range(10)}
@@ -76,7 +76,7 @@ def main() -> None:
         run = write_run(Path(folder) / "long", asked.rows, 0)
         runs = Path(folder) / "runs"
         for seed in range(asked.runs):
-            write_run(runs / str(seed), 200, seed)
+            write_run(runs / str(seed), 100, seed)
         measure(f"report, {asked.rows:,} rows", ["report", str(run)], run / "report.html")
         measure(f"table, {asked.rows:,} rows", ["table", str(run)], run / "table.txt")
         measure(f"table, {asked.runs} runs", ["table", str(runs)], runs / "table.txt")

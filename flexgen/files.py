@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from flexgen.checks import first_line
 
-__all__ = ["in_turn", "keep_within", "locked", "open_file", "open_lock", "try_lock",
+__all__ = ["in_turn", "keep_open", "keep_within", "locked", "open_file", "open_lock", "try_lock",
            "write_atomically", "write_tensors", "write_text"]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ def keep_within(folder: Path, *, links: bool | None = None) -> None:
         _kept[folder] = _Kept(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), links)
         if before is not None:
             os.close(before.descriptor)
+
+
+def keep_open(folder: Path) -> Path:
+    """A path to a folder, made if need be, for whoever opens files by themselves: where no link is
+    followed, it leads to that very folder until this process ends."""
+    with _opened(folder, make=True) as path:
+        held = path.parent == _DESCRIPTORS
+        return _DESCRIPTORS / str(os.dup(int(path.name))) if held else path
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, *, within: Path | None = None) -> IO[bytes]:

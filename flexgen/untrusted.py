@@ -16,6 +16,8 @@ __all__ = ["check_folder", "check_size", "lies_in", "nodes", "parse_plain", "pri
 _MOST_BYTES = 2**18  # without libyaml, 50 KB are read a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
 _DEEPEST = 50
+_STEPS = {yaml.MappingStartEvent: 1, yaml.SequenceStartEvent: 1,
+          yaml.MappingEndEvent: -1, yaml.SequenceEndEvent: -1}  # fmt: skip
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -39,13 +41,13 @@ def parse_plain(text: str) -> dict[str, Any]:
     try:
         level = 0
         for event in yaml.parse(text, _Loader):  # composing a deeply nested text ends the process
-            level += isinstance(event, yaml.CollectionStartEvent)
-            level -= isinstance(event, yaml.CollectionEndEvent)
+            level += _STEPS.get(type(event), 0)
             if level > _DEEPEST:
                 raise ValueError(f"it is nested deeper than {_DEEPEST}")
         loader = _Loader(text)
         node = loader.get_single_node()
-        check_size(node, _children, _MOST_VALUES)
+        if "*" in text or len(text) > _MOST_VALUES:  # a value takes a character, or is an alias
+            check_size(node, _children, _MOST_VALUES)
         value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())[:120]) from error

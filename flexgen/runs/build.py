@@ -1,14 +1,17 @@
 """From plain configuration to objects."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from flexgen.callbacks import PriorRefit
+from flexgen.files import keep_open
 from flexgen.models import Latent
 from flexgen.training import CheckpointFiles, isolated_rng
 
@@ -57,6 +60,11 @@ def examples(data: Any, seed: int) -> Callable[[int], Tensor]:
 def build_trainer(config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
     """The trainer with its loggers."""
     loggers = [instantiate(c) for c in config["logger"].values() if c is not None]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):  # it opens its files by itself
+            logger._root_dir = str(keep_open(Path(logger.log_dir)))
+            logger._name = logger._version = ""
+            logger._sub_dir = None
     given = {"logger": loggers or False, "callbacks": callbacks}
     trainer: pl.Trainer = instantiate(config["trainer"], **given)
     trainer.strategy.checkpoint_io = CheckpointFiles()

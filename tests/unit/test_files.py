@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flexgen.files import keep_within, locked, open_file, write_atomically
+from flexgen.files import keep_open, keep_within, locked, open_file, write_atomically
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors are POSIX's")
 
@@ -49,6 +49,19 @@ def test_a_link_put_there_after_the_check_is_not_followed(tmp_path: Path, outsid
     keep_within(run, links=True)
     write(run / "samples" / "b.txt")
     assert (outside / "b.txt").exists()
+
+
+def test_an_open_folder_stays_the_one_that_it_was(tmp_path: Path, outside: Path) -> None:
+    logs = tmp_path / "run" / "tensorboard"
+    assert keep_open(logs) == logs
+    keep_within(tmp_path / "run", links=False)
+    kept = keep_open(logs)
+    logs.rename(tmp_path / "run" / "moved")
+    logs.symlink_to(outside)
+    (kept / "events").write_text("mine")
+    assert (tmp_path / "run" / "moved" / "events").read_text() == "mine"
+    with pytest.raises(OSError, match="Not a directory"):
+        keep_open(logs)
 
 
 def test_nothing_is_written_where_a_folder_was(tmp_path: Path) -> None:
