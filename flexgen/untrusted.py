@@ -134,7 +134,7 @@ def check_folder(run_dir: Path) -> None:
 
 def printable(text: str, keep: str = "") -> str:
     r"""A text, but for characters that stay, with what a terminal would obey or turn as `\x1b`."""
-    if text.translate({ord(c): "" for c in keep}).isprintable():
+    if text.isprintable() or (keep and text.translate(dict.fromkeys(map(ord, keep))).isprintable()):
         return text
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text

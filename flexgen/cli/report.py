@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from flexgen.cli.app import Command
+from flexgen.runs.imports import importing
 from flexgen.untrusted import printable
 
 
@@ -11,7 +12,8 @@ def command(argv: list[str]) -> Command:
 
 
 def _report(cfg: DictConfig) -> None:
-    from flexgen.report import write_reports
+    with importing():
+        from flexgen.report import write_reports
 
     for page in write_reports(list(cfg.runs)):
         print(f"report: {printable(str(page))}")

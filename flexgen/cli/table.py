@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from flexgen.checks import check_integer
 from flexgen.cli.app import Command
+from flexgen.runs.imports import importing
 
 _FLAGS = {"--metrics", "--last", "--comparison", "--out"}  # as of version 0.1
 
@@ -19,7 +20,8 @@ def _table(cfg: DictConfig) -> None:
     check_integer("last", cfg.last, 1)
     if not isinstance(cfg.comparison, bool):
         raise ValueError(f"`comparison` must be true or false, got {cfg.comparison!r}")
-    from flexgen.report import write_table
+    with importing():
+        from flexgen.report import write_table
 
     metrics = [cfg.metrics] if isinstance(cfg.metrics, str) else cfg.metrics and list(cfg.metrics)
     write_table(
