@@ -68,7 +68,9 @@ def draw_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a `matplotlibrc` of the working directory may be anybody's
+        matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)

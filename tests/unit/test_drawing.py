@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
-from flexgen.drawing import draw_images, draw_pairs
+from flexgen.drawing import draw_images, draw_pairs, draw_samples
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -39,3 +40,11 @@ def test_a_reconstruction_stands_to_the_right_of_its_image(tmp_path: Path) -> No
     draw_pairs(x, x + 1, (0.0, 1.0), tmp_path / "pairs.png")
     centres = _pixels(tmp_path / "pairs.png")[22, 22::42, 0]
     assert centres[:4].tolist() == [0, 255, 0, 255]
+
+
+def test_a_matplotlibrc_of_the_working_directory_changes_no_picture(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 20).reshape(10, 2)
+    draw_samples(x, None, tmp_path / "plain.png")
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red"}):
+        draw_samples(x, None, tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
