@@ -62,10 +62,7 @@ def works(world_size: int, rank: int) -> dict[str, Callable[[], Timed]]:
             self.start = time.perf_counter(), time.process_time()
 
         def on_train_end(self, *_: Any) -> None:
-            self.taken = (
-                time.perf_counter() - self.start[0],
-                time.process_time() - self.start[1],
-            )
+            self.taken = (time.perf_counter() - self.start[0], time.process_time() - self.start[1])
 
     def train() -> Timed:
         clock = Clock()

@@ -6,26 +6,10 @@ from typing import TYPE_CHECKING, Any
 from flexgen._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from flexgen import (
-        analysis,
-        callbacks,
-        codes,
-        data,
-        distributions,
-        drawing,
-        flows,
-        likelihoods,
-        metrics,
-        models,
-        networks,
-        objectives,
-        posteriors,
-        priors,
-        report,
-        reversal,
-        runs,
-        training,
-    )
+    from flexgen import (  # noqa: I001
+        analysis, callbacks, codes, data, distributions, drawing, flows, likelihoods, metrics,
+        models, networks, objectives, posteriors, priors, report, reversal, runs, training,
+    )  # fmt: skip
     from flexgen.reversal import reverse
     from flexgen.runs.compose import compose
     from flexgen.runs.errors import TrainingStopped
@@ -33,31 +17,10 @@ if TYPE_CHECKING:
     from flexgen.runs.train import train
 
 __all__ = [
-    "Run",
-    "TrainingStopped",
-    "analysis",
-    "callbacks",
-    "codes",
-    "compose",
-    "data",
-    "distributions",
-    "drawing",
-    "flows",
-    "likelihoods",
-    "metrics",
-    "models",
-    "networks",
-    "objectives",
-    "open_run",
-    "posteriors",
-    "priors",
-    "report",
-    "reversal",
-    "reverse",
-    "runs",
-    "train",
-    "training",
-]
+    "Run", "TrainingStopped", "analysis", "callbacks", "codes", "compose", "data", "distributions",
+    "drawing", "flows", "likelihoods", "metrics", "models", "networks", "objectives", "open_run",
+    "posteriors", "priors", "report", "reversal", "reverse", "runs", "train", "training",
+]  # fmt: skip
 
 _MODULES = {
     "Run": "flexgen.runs.run",

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["conf_dir"]
-
 
 def conf_dir() -> Path:
     """The folder of the configuration groups.

@@ -5,15 +5,6 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = [
-    "check_integer",
-    "check_not_negative",
-    "check_one_of",
-    "check_positive",
-    "check_sizes",
-    "first_line",
-]
-
 
 def check_integer(name: str, value: Any, at_least: int = 1, remedy: str = "") -> int:
     """`value` as an int, refused unless it is a whole number of at least `at_least`.

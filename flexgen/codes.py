@@ -18,11 +18,6 @@ from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import gather_from_all, isolated_rng
 
-__all__ = [
-    "Codes", "base_space", "codes_of_data", "codes_path", "context_of", "load_codes",
-    "prior_options", "rehearse", "reverse_data", "reverse_split", "reverse_together",
-]  # fmt: skip
-
 _BANK = 1  # tells the bank's draws from others by the same seed
 
 

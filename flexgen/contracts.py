@@ -16,11 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = [
-    "BaseSpace", "Batch", "BatchStream", "Cost", "Critic", "Encoder", "Generator", "Likelihood",
-    "Measurement", "Objective", "Posterior", "Prior", "Score", "StreamSource", "in_context",
-]  # fmt: skip
-
 
 class Batch(NamedTuple):
     """Data, and what they are conditioned on.

@@ -11,11 +11,6 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-__all__ = [
-    "BernoulliPixels", "BoxUniform", "DiagonalNormal", "GaussianPixels", "LogisticPixels",
-    "LowerNormal", "Pixels", "Shape", "Vectors", "covariance",
-]  # fmt: skip
-
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 

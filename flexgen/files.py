@@ -16,9 +16,6 @@ from safetensors import SafetensorError
 
 from flexgen.checks import first_line
 
-__all__ = ["in_turn", "keep_open", "keep_within", "locked", "open_file", "open_lock", "try_lock",
-           "write_atomically", "write_tensors", "write_text"]  # fmt: skip
-
 if TYPE_CHECKING:
     from torch import Tensor
 

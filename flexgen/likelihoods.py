@@ -10,8 +10,6 @@ from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 
-__all__ = ["Bernoulli", "DiscretisedLogistic", "Gaussian"]
-
 
 class _Decoded(Likelihood):
     """A decoder and what its output means."""

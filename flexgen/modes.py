@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["restored"]
-
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:

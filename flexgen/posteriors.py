@@ -8,8 +8,6 @@ from flexgen.contracts import Encoder, Posterior, in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.flows import FlowDistribution, Transform
 
-__all__ = ["DiagonalGaussian", "FlowPosterior", "FullGaussian"]
-
 # A scale that overflows, or is 0, makes the first steps of a deep encoder NaN.
 _LOG_SCALE = 10.0
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from flexgen.files import open_file
 
-__all__ = ["RunNote", "add_note", "read_notes", "rewind_notes"]
-
 _NAME = "notes.jsonl"
 _MOST_BYTES = 2**20
 

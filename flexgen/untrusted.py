@@ -10,9 +10,6 @@ import yaml
 
 from flexgen.files import keep_within, open_file
 
-__all__ = ["check_folder", "check_size", "lies_in", "nodes", "parse_plain", "printable",
-           "read_start"]  # fmt: skip
-
 _MOST_BYTES = 2**18  # without libyaml, 50 KB are read a second; a run's configuration has 5 KB
 _MOST_VALUES = 20_000
 _DEEPEST = 50

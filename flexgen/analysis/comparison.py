@@ -29,8 +29,6 @@ from flexgen.runs.errors import error_line
 from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
 
-__all__ = ["Comparison", "NamedPrior", "default_priors"]
-
 _FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
 # What a normal is fitted to of a prior: of fewer, its own noise shows in the divergence.
 _DRAWS = 10_000

@@ -16,8 +16,6 @@ from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_late
 from flexgen.reversal.losses import FromUnit, ToUnit
 from flexgen.runs.build import instantiate
 
-__all__ = ["Found", "open_generator", "pair", "shape_text"]
-
 Range = tuple[float, float]
 
 

@@ -12,8 +12,6 @@ from flexgen.priors.interpolation import linear, slerp
 from flexgen.reversal import Reversal
 from flexgen.runs.run import Run
 
-__all__ = ["PATHS", "LatentSpace"]
-
 PATHS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"slerp": slerp, "linear": linear}
 
 _SPLIT = "validation"

@@ -18,8 +18,6 @@ from flexgen.report.pairs import Pair, pairs_page
 from flexgen.reversal.freezing import frozen
 from flexgen.reversal.stream import Streamed
 
-__all__ = ["show_pairs", "sum_up"]
-
 
 def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
     """Print how it went; the same figures are returned by name."""

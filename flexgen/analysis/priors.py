@@ -10,8 +10,6 @@ from flexgen.runs.build import examples, instantiate
 from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
 
-__all__ = ["codes_of", "prior_for"]
-
 
 def codes_of(
     run: Run, split: str = "train", n: int | None = 10_000, *, seed: int = 0, progress: bool = True

@@ -15,8 +15,6 @@ from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.reversal import reverse
 from flexgen.reversal.stream import Streamed, reverse_stream
 
-__all__ = ["Job", "prepare", "work"]
-
 
 @dataclass(frozen=True)
 class Job(Found):

@@ -13,8 +13,6 @@ from flexgen.checks import check_integer
 from flexgen.data.sources import printable
 from flexgen.reversal.chunks import clear
 
-__all__ = ["find_codes"]
-
 
 def find_codes(asked: dict[str, Any]) -> None:
     """Do what was asked, alone, with processes of one's own, or as a rank of torchrun.

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-__all__ = ["shards", "work_as_shard"]
-
 
 @contextmanager
 def shards(asked: dict[str, Any], processes: int) -> Iterator[Callable[[], None]]:

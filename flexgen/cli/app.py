@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from flexgen._conf import conf_dir
 
-__all__ = ["COMMANDS", "Command", "explain", "main", "run_hydra", "usage"]
-
 COMMANDS = {
     "train": "train a model, measure it, refit its prior on a schedule, write a report",
     "search": "the best settings of a run, by Optuna; each trial is a run",

@@ -13,8 +13,6 @@ from flexgen.runs.compose import is_sweep, plain, task_overrides
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.imports import importing
 
-__all__ = ["command", "show"]
-
 
 def command(argv: list[str]) -> Command:
     return Command("train", argv, _train)

@@ -6,11 +6,12 @@ is parallel, sequential or absent. :class:`FlowDistribution` makes a `torch.dist
 distribution of a base and a map.
 """
 
+from flexgen.contracts import Cost
 from flexgen.flows.autoregressive import Autoregressive
 from flexgen.flows.coupling import Coupling
 from flexgen.flows.distribution import FlowDistribution
 from flexgen.flows.planar import Planar
-from flexgen.flows.transform import Chain, Cost, Inverse, LocationScale, Permutation, Transform
+from flexgen.flows.transform import Chain, Inverse, LocationScale, Permutation, Transform
 
 __all__ = [
     "Autoregressive", "Chain", "Cost", "Coupling", "FlowDistribution", "Inverse", "LocationScale",

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from flexgen.checks import check_integer, check_one_of
+from flexgen.contracts import Cost
 from flexgen.flows.conditioner import Conditioner, Pass
 from flexgen.flows.stack import Layer, Stack
-from flexgen.flows.transform import Cost
 from flexgen.flows.updates import Additive, Affine, Gated, Saved, Update
-
-__all__ = ["Autoregressive"]
 
 
 class Autoregressive(Stack):

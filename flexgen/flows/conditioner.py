@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from flexgen.checks import check_one_of
 
-__all__ = ["ACTIVATIONS", "Conditioner", "Pass"]
-
 BLOCK_ROWS = 128
 """Rows of a masked product that are computed at once: fewer waste calls, more waste zeros."""
 

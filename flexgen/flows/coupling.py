@@ -12,8 +12,6 @@ from flexgen.flows.conditioner import Conditioner
 from flexgen.flows.stack import Stack
 from flexgen.flows.updates import Additive, Affine, Update
 
-__all__ = ["Coupling"]
-
 
 class Coupling(Stack):
     r"""A stack of affine couplings, RealNVP: both directions take one pass.

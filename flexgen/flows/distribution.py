@@ -9,8 +9,6 @@ from torch.distributions import Distribution
 from flexgen.distributions import Shape, Vectors
 from flexgen.flows.transform import Transform
 
-__all__ = ["FlowDistribution"]
-
 
 class FlowDistribution(Vectors):
     r"""z = f(ε; c) with ε from a base distribution.

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexgen.checks import check_integer
-from flexgen.flows.transform import Cost, Mapped, Transform
-
-__all__ = ["Planar"]
+from flexgen.contracts import Cost
+from flexgen.flows.transform import Mapped, Transform
 
 
 class Planar(Transform):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from flexgen.contracts import Cost
 from flexgen.flows.conditioner import Conditioner, Pass
-from flexgen.flows.transform import Cost, Mapped, Transform
+from flexgen.flows.transform import Mapped, Transform
 from flexgen.flows.updates import Saved, Update
-
-__all__ = ["Layer", "Stack"]
 
 Tape = list[tuple[Tensor, Saved | None]]
 """Of each layer in the order they ran: what its network saw, and what its update saved."""

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from flexgen.contracts import Cost
 
-__all__ = ["Chain", "Cost", "Inverse", "LocationScale", "Permutation", "Transform"]
-
 Mapped = tuple[Tensor, Tensor]
 """An image `(*batch, features)` and log |det J| of the direction taken, `(*batch,)`."""
 

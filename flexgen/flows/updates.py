@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Additive", "Affine", "Gated", "Saved", "Update"]
-
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from flexgen.checks import check_integer, check_positive
 from flexgen.priors.reweighted import Reweighted, ReweightedDistribution
 
-__all__ = ["Langevin", "LangevinDistribution", "Rejection", "RejectionDistribution"]
-
 _SMALLEST_BURN_IN = 100
 _FEWEST_PROPOSALS, _MOST_PROPOSALS = 100, 10_000
 # Where s = s_max the logit of the acceptance is infinite, and so would be its percentile.

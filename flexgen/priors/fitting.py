@@ -11,8 +11,6 @@ from torch import Tensor
 from flexgen.contracts import Prior, Report
 from flexgen.priors.gaussian import check_codes
 
-__all__ = ["maximise_likelihood"]
-
 _EVALUATIONS = 40
 
 

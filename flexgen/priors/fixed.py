@@ -7,8 +7,6 @@ from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Prior
 from flexgen.distributions import BoxUniform, DiagonalNormal
 
-__all__ = ["Normal", "Uniform"]
-
 
 class Normal(Prior):
     """The usual prior N(0, σ²I).

@@ -21,8 +21,6 @@ from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal
 from flexgen.priors.gaussian import check_codes, covariance_factor
 
-__all__ = ["MAF", "FlowPrior", "RealNVP"]
-
 
 class FlowPrior(Prior):
     r"""z = μ + L f(ε), ε from N(0, I), with any map f.

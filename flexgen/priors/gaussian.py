@@ -11,8 +11,6 @@ from flexgen.contracts import BaseSpace, Prior, Report
 from flexgen.distributions import Shape, covariance
 from flexgen.priors.fixed import Normal
 
-__all__ = ["FullNormal", "Gaussian", "check_codes", "covariance_factor", "whitened"]
-
 
 class FullNormal(MultivariateNormal):
     """torch's N(μ, L Lᵀ), drawn by one product: theirs takes several times as long on a batch."""

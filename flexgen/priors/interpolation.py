@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["linear", "slerp"]
-
 # In float64: below it, two directions agree or are opposite as far as float32 codes can say.
 _PARALLEL = 1e-7
 

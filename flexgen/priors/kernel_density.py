@@ -13,8 +13,6 @@ from flexgen.contracts import Cost, Prior, Report
 from flexgen.distributions import Shape, Vectors, covariance
 from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
 
-__all__ = ["KernelDensity", "KernelDensityDistribution"]
-
 log = logging.getLogger(__name__)
 
 _ROWS = 256

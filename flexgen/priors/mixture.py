@@ -15,8 +15,6 @@ from flexgen.distributions import Shape, Vectors
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 
-__all__ = ["GaussianMixture", "LearnableMixture", "Mixture"]
-
 log = logging.getLogger(__name__)
 
 

@@ -11,8 +11,6 @@ from flexgen.contracts import Prior, Report
 from flexgen.distributions import Shape, Vectors
 from flexgen.priors.staged import as_prior
 
-__all__ = ["PerClass", "PerClassDistribution"]
-
 
 class PerClassDistribution(Vectors):
     """p(z|y) of each label of a batch; of no labels, the mixture Σ_y p(y) p(z|y).

@@ -15,8 +15,6 @@ from flexgen.objectives import LSGAN, Objective, clip_weights, critic_loss
 from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
 from flexgen.priors.staged import as_prior
 
-__all__ = ["Pushforward", "PushforwardDistribution"]
-
 
 class PushforwardDistribution(Vectors):
     """The distribution of h(z') for z' from a base distribution: it can be drawn from, no more."""

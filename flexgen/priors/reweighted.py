@@ -15,8 +15,6 @@ from flexgen.contracts import Cost, Prior, Score, in_context
 from flexgen.distributions import Shape, Vectors
 from flexgen.priors.staged import as_prior
 
-__all__ = ["Masked", "Reweighted", "ReweightedDistribution", "Weighted"]
-
 # The share of few codes that score high says little of the share of the prior's.
 _SMALLEST_PRESAMPLE = 100
 

@@ -10,8 +10,6 @@ from torch.distributions import Distribution
 from flexgen.contracts import BaseSpace, Cost, Prior, Score
 from flexgen.priors.fitting import maximise_likelihood
 
-__all__ = ["Staged", "as_prior", "base_codes"]
-
 
 def as_prior(module: nn.Module) -> Prior:
     """`module` itself if it is a :class:`~flexgen.contracts.Prior`, else adapted to one.

@@ -16,8 +16,6 @@ from flexgen.modes import restored
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 
-__all__ = ["MixtureOfPosteriors", "PosteriorMixture", "Vamp"]
-
 # Numbers in one block of densities: of 20,000 codes under 500 posteriors all would take gigabytes.
 _AT_ONCE = 2**22
 _DRAWS_A_PASS = 1000

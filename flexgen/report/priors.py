@@ -11,8 +11,6 @@ from flexgen.report.catalogue import ordered
 from flexgen.report.summary import Cell, Row, Table, csv_text, draw_panels
 from flexgen.untrusted import printable
 
-__all__ = ["PriorRow", "PriorTable"]
-
 _CONFIDENCE = 0.95
 
 

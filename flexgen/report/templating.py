@@ -18,8 +18,6 @@ from flexgen.untrusted import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["render"]
-
 
 def render(template: str, **context: Any) -> str:
     """The text of a template of `flexgen/report/templates/`.

@@ -15,8 +15,6 @@ from flexgen.files import keep_open
 from flexgen.models import Latent
 from flexgen.training import CheckpointFiles, isolated_rng
 
-__all__ = ["Objects", "build", "build_trainer", "examples", "instantiate"]
-
 Objects = tuple[Latent, Any, dict[str, pl.Callback]]
 """A model, its data and its callbacks by their names."""
 

@@ -24,9 +24,6 @@ from flexgen.runs.devices import keep_to_one_device, wants_several
 from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
 from flexgen.runs.imports import importing
 
-__all__ = ["Cell", "SweepFolder", "SweepReport", "raise_failures", "run_apart", "run_cell",
-           "sweep_stopped", "train_cell"]  # fmt: skip
-
 _STATE = "cell.json"
 
 

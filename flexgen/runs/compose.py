@@ -21,8 +21,6 @@ from flexgen._conf import conf_dir
 from flexgen.runs.errors import error_line
 from flexgen.runs.resolvers import register
 
-__all__ = ["compose", "compose_prior", "grid", "is_sweep", "plain", "quoted", "task_overrides"]
-
 # Groups that only feed the model, and the keys of a command that are no part of a run.
 _NOT_SAVED = {
     "network", "prior", "posterior", "likelihood", "run", "checkpoint", "more", "refit", "reverse",

@@ -7,8 +7,6 @@ from flexgen.report.catalogue import PANELS, describe
 from flexgen.report.gallery import CODES, SAMPLES
 from flexgen.training import Counters
 
-__all__ = ["build_workspace"]
-
 _HEADLINES = ("pag/unit", "emd/samples", "nll/samples")
 _PICTURES = (*SAMPLES, "reconstructions", *(k for k in CODES if k != "reconstructions"))
 _MOST_RUNS = 100  # W&B averages over those that it shows, and shows 10 unless told

@@ -7,8 +7,6 @@ from typing import IO, Any
 
 from flexgen.files import open_lock, try_lock
 
-__all__ = ["claim_device", "keep_to_one_device", "wants_several"]
-
 _devices: list[IO[bytes]] = []  # the lock on this process's device, held for its life
 
 

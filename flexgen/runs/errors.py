@@ -10,8 +10,6 @@ from flexgen._conf import conf_dir
 from flexgen.run_notes import RunNote
 from flexgen.untrusted import printable
 
-__all__ = ["MeasurementFailed", "TrainingStopped", "error_line", "error_reason"]
-
 
 class TrainingStopped(KeyboardInterrupt):
     """A training has saved itself and stopped before its end, for a signal asked it to."""

@@ -21,9 +21,6 @@ from flexgen.metrics_table import read_arrays
 from flexgen.training import file_sha256, latest_checkpoint
 from flexgen.untrusted import parse_plain
 
-__all__ = ["alone", "check_parent", "find_checkpoint", "note_resume", "read_provenance", "versions",
-           "write_config", "write_final", "write_json", "write_provenance"]  # fmt: skip
-
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",
              "numpy", "scikit-learn", "POT")  # fmt: skip
 

@@ -10,8 +10,6 @@ from flexgen.runs.folder import versions
 from flexgen.runs.saved_config import PATH_KEYS
 from flexgen.untrusted import printable
 
-__all__ = ["Fingerprint", "check_same_data", "new_settings"]
-
 # Where data lie, how they are read and what is said of a run do not change the training.
 _FREE = ("callbacks", "control", "logger", "name", "report", "steps", "threads", "data.download",
          "data.resident", "data.num_workers", "trainer.accelerator", "trainer.devices",

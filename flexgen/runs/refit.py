@@ -11,8 +11,6 @@ from flexgen.runs.train import train
 from flexgen.runs.trust import rebuilding
 from flexgen.training import load_checkpoint
 
-__all__ = ["refit"]
-
 _REFIT = "flexgen.callbacks.PriorRefit"
 
 

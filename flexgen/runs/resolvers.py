@@ -7,8 +7,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["register"]
-
 
 def register() -> None:
     """Make them known.

@@ -22,8 +22,6 @@ from flexgen.runs.saved_config import load_config
 from flexgen.runs.trust import rebuilding
 from flexgen.training import isolated_rng, load_checkpoint
 
-__all__ = ["Run", "open_run"]
-
 
 def open_run(path: str | Path, trust: bool = False, *, checkpoint: str | None = None) -> "Run":
     """A run from its folder, which may have been moved since.

@@ -9,8 +9,6 @@ from flexgen.files import keep_within
 from flexgen.runs.trust import check_form, check_provenance, confine, own_folder
 from flexgen.untrusted import check_folder, parse_plain, read_start
 
-__all__ = ["PATH_KEYS", "load_config", "relocate"]
-
 PATH_KEYS = {"paths", "root", "cache_dir", "data_dir", "run_dir", "save_dir", "default_root_dir"}
 """What these hold, at any depth, are paths, even where they do not begin at the root."""
 

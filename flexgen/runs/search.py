@@ -19,8 +19,6 @@ from flexgen.files import in_turn
 from flexgen.runs.cells import Cell, train_cell
 from flexgen.runs.compose import compose, quoted
 
-__all__ = ["Best", "Search", "parse_override"]
-
 
 class _NoMetricError(ValueError):
     """The same command would find no metric again."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-__all__ = ["StopOnSignal"]
-
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 _SIGNALS = tuple(number for number in signal.Signals if number.name in _NAMES)
 

@@ -38,8 +38,6 @@ from flexgen.runs.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint, rank
 from flexgen.training.checkpoint import set_aside_later
 
-__all__ = ["resume", "train"]
-
 
 def train(
     config: dict[str, Any], *, command: str = "train", overrides: Sequence[str] | None = None,

@@ -18,8 +18,6 @@ from flexgen.runs.errors import error_reason
 from flexgen.runs.imports import importing
 from flexgen.untrusted import lies_in, nodes, read_start
 
-__all__ = ["check_form", "check_provenance", "confine", "own_code", "own_folder", "rebuilding"]
-
 _PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics",
              "pytorch_lightning", "zuko")  # fmt: skip
 

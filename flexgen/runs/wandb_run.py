@@ -13,8 +13,6 @@ from flexgen.report.catalogue import METRICS, describe, ordered
 from flexgen.runs.errors import TrainingStopped
 from flexgen.training import WandbLogger, rank
 
-__all__ = ["name_wandb", "wandb_run"]
-
 _BEST = {"lower": "min", "higher": "max"}
 
 

@@ -65,10 +65,7 @@ def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: 
         (["trainer.precision=12"], "Precision 12 is invalid"),
         (["trainer.devices=0"], "devices=0"),
         (["trainer.strategy=foo"], "invalid strategy name"),
-        (
-            ["prior=mixture", "prior.num_components=0"],
-            "`num_components` must be a whole number",
-        ),
+        (["prior=mixture", "prior.num_components=0"], "`num_components` must be a whole number"),
         (["prior=masked", "prior.rate=2"], "`rate` must be in (0, 1], got 2"),
         (["prior=realnvp", "prior.mask=foo"], "`mask` must be alternating"),
         (
@@ -80,10 +77,7 @@ def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: 
         ([*REFIT, "callbacks.refit.at=[]"], "`at` must name the generator steps"),
         ([*REFIT, "callbacks.refit.keep=maybe"], "`keep` must be closer"),
         ([*REFIT, "callbacks.refit.n=0"], "`n` must be a whole number of at least 1"),
-        (
-            [*REFIT, "callbacks.refit.n_held_out=0"],
-            "`n_held_out` must be a whole number",
-        ),
+        ([*REFIT, "callbacks.refit.n_held_out=0"], "`n_held_out` must be a whole number"),
         ([*REFIT, "callbacks.refit.source=foo"], "`source` must be data"),
         (["model="], "no model called ''"),
         (["network=null"], "Config group override must be a string"),

@@ -49,11 +49,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
         ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
         ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),
-        (
-            "train",
-            ["model.critic_steps=0"],
-            "`critic_steps` must be a whole number of",
-        ),
+        ("train", ["model.critic_steps=0"], "`critic_steps` must be a whole number of"),
         ("train", ["model.objective.penalty_weight=-1"], "`penalty_weight` must be at least 0"),
         ("train", ["model.ema_decay=2"], "`ema_decay` must be in [0, 1)"),
         ("train", ["model.compile=both"], "double backward; set `model.compile=generator`"),

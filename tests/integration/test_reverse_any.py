@@ -76,14 +76,7 @@ def test_a_torchscript_file_and_a_folder(
     flexgen: Run, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (30, 20)).save(work / "images" / "other.jpg")
-    words = (
-        *SCRIPT,
-        "trust=true",
-        "data=folder",
-        "path=images/",
-        "latent_dim=4",
-        "out=my codes",
-    )
+    words = (*SCRIPT, "trust=true", "data=folder", "path=images/", "latent_dim=4", "out=my codes")
     flexgen("reverse", *words, "device=cpu", "reverse.steps=8")
     told = capsys.readouterr().out
     for line in (
@@ -168,14 +161,7 @@ def test_a_run_of_flexgens_own(flexgen: Run, work: Path) -> None:
 
 
 def test_cross_entropy_moves_both_sides_to_the_unit_range(flexgen: Run, work: Path) -> None:
-    words = (
-        *SCRIPT,
-        "trust=true",
-        "latent_dim=4",
-        "data=array",
-        "path=x.npy",
-        "reverse.loss=bce",
-    )
+    words = (*SCRIPT, "trust=true", "latent_dim=4", "data=array", "path=x.npy", "reverse.loss=bce")
     flexgen("reverse", *words, *QUICK)
     x = torch.from_numpy(np.load("x.npy")).float() / 255
     net = generators.small()
@@ -222,45 +208,18 @@ def test_only_some_samples(flexgen: Run, work: Path) -> None:
         ([*SCRIPT], "`path` has no value"),
         (["generator=no.pt", "path=images"], "there is no file no.pt"),
         ([*SCRIPT, "path=images"], "which codes does the generator take?"),
-        (
-            [*SCRIPT, "path=images", "latent_dim=5"],
-            "does not take codes of shape (5,)",
-        ),
+        ([*SCRIPT, "path=images", "latent_dim=5"], "does not take codes of shape (5,)"),
         ([*SCRIPT, "path=images", "latent_dim=0"], "whole number above 0"),
         ([*SCRIPT, "path=no", "latent_dim=4"], "there is no folder no"),
         ([*SCRIPT, "path=x.npy", "latent_dim=4"], "data=array"),
-        (
-            [*SCRIPT, "path=images", "data=foldr", "latent_dim=4"],
-            "got 'foldr'",
-        ),
-        (
-            [*SCRIPT, "path=images", "latnt_dim=4"],
-            "did you mean `latent_dim`",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "range=[1,0]"],
-            "`range` must be",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "processes=0"],
-            "`processes` must be",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "+reverse.stps=4"],
-            "`reverse.stps`",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "reverse.lr=-1"],
-            "`lr` must be",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "device=tpu"],
-            "`device` must be",
-        ),
-        (
-            [*SCRIPT, "path=images", "latent_dim=4", "reverse.norm=batch"],
-            "norm=batch",
-        ),
+        ([*SCRIPT, "path=images", "data=foldr", "latent_dim=4"], "got 'foldr'"),
+        ([*SCRIPT, "path=images", "latnt_dim=4"], "did you mean `latent_dim`"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "range=[1,0]"], "`range` must be"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "processes=0"], "`processes` must be"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "+reverse.stps=4"], "`reverse.stps`"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "reverse.lr=-1"], "`lr` must be"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "device=tpu"], "`device` must be"),
+        ([*SCRIPT, "path=images", "latent_dim=4", "reverse.norm=batch"], "norm=batch"),
     ],
 )
 def test_mistakes(flexgen: Run, work: Path, words: list[str], told: str) -> None:

@@ -162,16 +162,8 @@ def test_codes_moved_from_class_to_class_stay_in_a_box(runs: Any) -> None:
     ("run", "words", "expected"),
     [
         ("ring", ["interpolate=cubic"], "`interpolate` must be slerp or linear, got 'cubic'"),
-        (
-            "ring",
-            ["interpolate=slerp", "pairs=0"],
-            "`pairs` must be a whole number",
-        ),
-        (
-            "ring",
-            ["interpolate=slerp", "frames=1"],
-            "`frames` must be a whole number of",
-        ),
+        ("ring", ["interpolate=slerp", "pairs=0"], "`pairs` must be a whole number"),
+        ("ring", ["interpolate=slerp", "frames=1"], "`frames` must be a whole number of"),
         ("ring", ["interpolate=slerp", "pairs=101"], "`pairs` must be at most 100"),
         ("ring", ["interpolate=slerp", "prior=uniform"], "give one of prior=, interpolate="),
         ("ring", ["interpolate=slerp", "arithmetic=true"], "got interpolate and arithmetic"),
@@ -181,11 +173,7 @@ def test_codes_moved_from_class_to_class_stay_in_a_box(runs: Any) -> None:
         ("ring", ["sample_seed=abc"], "`sample_seed` must be a whole number"),
         ("ring", ["prior=norml"], "did you mean `prior=normal`"),
         ("ring", ["prior=normal", "prior.latent_dim=3"], "event shape must be (2,)"),
-        (
-            "ring",
-            ["prior=gaussian", "n_fit=0"],
-            "`n_fit` must be a whole number of",
-        ),
+        ("ring", ["prior=gaussian", "n_fit=0"], "`n_fit` must be a whole number of"),
     ],
 )
 def test_mistakes(runs: Any, run: str, words: list[str], expected: str) -> None:

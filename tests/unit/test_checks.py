@@ -74,11 +74,7 @@ def test_options_are_written_as_in_yaml() -> None:
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [
-        (ValueError("a\nb"), "a"),
-        (OSError(), "OSError"),
-        (KeyError("x" * 500), "'" + 159 * "x"),
-    ],
+    [(ValueError("a\nb"), "a"), (OSError(), "OSError"), (KeyError("x" * 500), "'" + 159 * "x")],
 )
 def test_first_line_of_an_error(error: Exception, line: str) -> None:
     assert first_line(error) == line

@@ -330,9 +330,7 @@ def write_small(root: Path) -> None:
                         )
 
 
-def test_small_omniglot_is_read_from_its_zips_and_tests_on_unseen_alphabets(
-    tmp_path: Path,
-) -> None:
+def test_small_omniglot_is_read_from_its_zips_and_tests_on_unseen_alphabets(tmp_path: Path) -> None:
     write_small(tmp_path)
     data = ImageData("omniglot_small", (1, 28, 28), root=tmp_path, num_validation=4, batch_size=2)
     assert [data.size(part) for part in PARTS] == [12, 4, 16]

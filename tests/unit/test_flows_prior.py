@@ -18,10 +18,7 @@ def codes() -> torch.Tensor:
     return 20 + 5 * z
 
 
-@pytest.mark.parametrize(
-    ("kind", "num_layers"),
-    [(RealNVP, 4), (MAF, 2)],
-)
+@pytest.mark.parametrize(("kind", "num_layers"), [(RealNVP, 4), (MAF, 2)])
 def test_a_fit_learns_what_a_gaussian_cannot(
     kind: type[FlowPrior], num_layers: int, codes: torch.Tensor
 ) -> None:

@@ -67,7 +67,7 @@ ONE_CALL: dict[str, Case] = {
     "balance": (lambda: ClassBalance(classifier()), images),
 }
 BY_POSITION: dict[str, Case] = {
-    "score_splits": (lambda: ClassifierScore(classifier(), num_splits=3), images),
+    "score_splits": (lambda: ClassifierScore(classifier(), num_splits=3), images)
 }
 TWO_CALLS: dict[str, Case] = {
     "emd": (EarthMoverDistance, two_samples),

@@ -30,8 +30,5 @@ def test_the_papers_loop_needs_no_bank():
     assert "bank" not in prior_options(Normal(3), {"method": "adam"})
     assert prior_options(Normal(3), {"method": "adam", "init": "bank", "bank": 7})[
         "bank"
-    ].shape == (
-        7,
-        3,
-    )
+    ].shape == (7, 3)
     assert torch.equal(torch.get_rng_state(), state)

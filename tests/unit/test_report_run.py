@@ -84,13 +84,7 @@ def test_rows_older_than_a_column_may_be_shorter(tmp_path: Path) -> None:
 def test_files_are_found_by_kind_and_step(tmp_path: Path) -> None:
     run = RunFiles.load(write_refit_run(tmp_path / "run"))
     assert list(run.images["samples"]) == list(range(500, 4001, 500))
-    assert set(run.images) == {
-        "samples",
-        "code_map",
-        "spectrum",
-        "disagreement",
-        "reconstructions",
-    }
+    assert set(run.images) == {"samples", "code_map", "spectrum", "disagreement", "reconstructions"}
     assert list(run.codes) == [4000]
     assert run.control is not None
     assert run.control.path == run.path / "control"

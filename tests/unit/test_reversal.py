@@ -130,8 +130,7 @@ def test_gd_is_algorithm_1_of_creswell_and_bharath():
 
 
 @pytest.mark.parametrize(
-    ("method", "optimizer"),
-    [("adam", torch.optim.Adam), ("rmsprop", torch.optim.RMSprop)],
+    ("method", "optimizer"), [("adam", torch.optim.Adam), ("rmsprop", torch.optim.RMSprop)]
 )
 def test_adaptive_methods_are_torchs_on_the_summed_loss(method, optimizer):
     generator, x = network("mlp").requires_grad_(False), data(16)
