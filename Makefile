@@ -25,7 +25,7 @@ test: install  ## the test suite without its slow tests
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 test-all: install  ## the whole test suite, with more fuzz cases
-	FLEXGEN_FUZZ=30 $(BIN)/pytest -n auto --dist loadfile
+	FLEXGEN_FUZZ=300 $(BIN)/pytest -n auto --dist loadfile
 
 test-ray: .venv-ray/.installed  ## a sweep on a local Ray cluster, in an environment of its own
 	.venv-ray/bin/pytest tests/integration/test_ray.py
