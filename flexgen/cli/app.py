@@ -235,7 +235,7 @@ def _complete(rest: list[str]) -> None:
     if query:
         os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
     command = words[1] if query else "train"
-    on_run = command not in ("train", "table", "report", "dashboard")
+    on_run = command not in ("train", "search", "table", "report", "dashboard")
     run_hydra(Command(command, ["-sc", *rest], lambda cfg: None, on_run=on_run))
 
 

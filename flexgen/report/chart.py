@@ -1,7 +1,7 @@
 """Line charts as inline SVG: sharp at every size, and in the page's own light or dark colours."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,21 +134,25 @@ class Chart:
             return ""
         return self.points(np.concatenate([line.steps[piece], line.steps[piece][::-1]]), edge)
 
-    def dots(self, line: Line) -> Iterator[tuple[float, float, float | None, float | None]]:
-        """Places of a short line's values and of the ends of their intervals."""
+    def dots(self, line: Line) -> tuple[str, str]:
+        """Paths of a short line's values and of their intervals, `M x,y` each; or empty."""
         if len(line.values) > _MOST_DOTS:
-            return
-        unknown = np.full(len(line.values), np.nan)
-        low, high = (unknown if end is None else end for end in (line.low, line.high))
-        known = np.isfinite(low) & np.isfinite(high)
-        for i in np.flatnonzero(np.isfinite(line.values)):
-            ends = (self.y(low[i]), self.y(high[i])) if known[i] else (None, None)
-            yield self.x(line.steps[i]), self.y(line.values[i]), *ends
+            return "", ""
+        known = np.isfinite(line.values)
+        dots = "".join(f"M{at}h0" for at in self._places(line.steps[known], line.values[known]))
+        if line.low is None or line.high is None:
+            return dots, ""
+        known = known & np.isfinite(line.low) & np.isfinite(line.high)
+        ends = (self._places(line.steps[known], end[known]) for end in (line.low, line.high))
+        return dots, "".join(f"M{low}L{high}" for low, high in zip(*ends, strict=True))
 
     def points(self, steps: np.ndarray, values: np.ndarray) -> str:
         """Places of values, `x,y` each."""
+        return " ".join(self._places(steps, values))
+
+    def _places(self, steps: np.ndarray, values: np.ndarray) -> list[str]:
         x, y = np.round(self._x(steps), 1).tolist(), np.round(self._y(values), 1).tolist()
-        return " ".join(f"{a},{b}" for a, b in zip(x, y, strict=True))
+        return [f"{a},{b}" for a, b in zip(x, y, strict=True)]
 
 
 def ticks(low: float, high: float, count: int = 5) -> np.ndarray:

@@ -36,6 +36,12 @@ def build(config: dict[str, Any]) -> Objects:
     pl.seed_everything(config["seed"], verbose=False)
     data = instantiate(config["data"])
     model: Latent = instantiate(config["model"])
+    for name, callback in config["callbacks"].items():
+        if callback is not None and "_target_" not in callback:
+            raise ValueError(
+                f"`callbacks.{name}` has keys, and {name} is not among the callbacks; add it to "
+                "callbacks=[…], or leave its keys out"
+            )
     # A callback with weights, a refit's prior, must not shift what training draws.
     with isolated_rng(config["seed"]):
         callbacks = {n: instantiate(c) for n, c in config["callbacks"].items() if c is not None}

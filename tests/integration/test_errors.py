@@ -46,6 +46,11 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
             ["model=vae", "prior=masked", "callbacks=[samples,reversal,quality,checkpoint]"],
             "a VAE needs the density of its prior",
         ),
+        (
+            "train",
+            ["experiment=demo", "callbacks=[quality]"],
+            "`callbacks.samples` has keys, and samples is not among the callbacks",
+        ),
         ("train", ["prior=norml"], "no prior called 'norml'; did you mean `prior=normal`"),
         ("train", ["model=wgan_pg"], "did you mean `model=wgan_gp`"),
         ("train", ["experiment=demoo"], "did you mean `experiment=demo`"),

@@ -231,7 +231,10 @@ def _chart(lines: list[Line], label: str = "x") -> str:
 
 
 def test_line_passes_through_its_values() -> None:
-    (path,) = _svg([1.0, 3.0, 2.0]).iter("path")
+    path, dots = _svg([1.0, 3.0, 2.0]).iter("path")
+    assert dots.attrib["d"].replace("h0", "").replace("M", " ").split() == (
+        path.attrib["d"][1:].split()
+    )
     points = np.array([p.split(",") for p in path.attrib["d"][1:].split()], dtype=float)
     np.testing.assert_allclose(np.diff(points[:, 0]), points[1, 0] - points[0, 0])
     heights = points[:, 1]
@@ -241,7 +244,7 @@ def test_line_passes_through_its_values() -> None:
 
 def test_line_is_broken_at_nan_and_the_loss_is_marked() -> None:
     svg = _svg([1.0, 2.0, math.nan, 2.0, math.inf])
-    assert len(list(svg.iter("path"))) == 2
+    assert [path.attrib["class"] for path in svg.iter("path")] == ["line", "line", "dots"]
     assert [t.text for t in svg.iter("text")].count("×") == 2
     assert "nan" not in ElementTree.tostring(svg, encoding="unicode")
 
