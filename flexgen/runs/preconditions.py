@@ -36,7 +36,7 @@ class Fingerprint(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         digest = self.data.fingerprint() if isinstance(self.data, StreamSource) else None
-        return {"config": _kept(self.config), "data": digest, "versions": versions()}
+        return {"settings": _settings(self.config), "data": digest}
 
 
 def new_settings(
@@ -52,27 +52,22 @@ def new_settings(
     Raises:
         ValueError: if something differs with which the run cannot go on; it names the key.
     """
-    then = _state(checkpoint)
-    now = {"config": _kept(config), "versions": versions()}
+    before, now = _saved(checkpoint)[0], _settings(config)
     fixed = _FIXED | (_FIXED_IN_A_RUN if same_run else {})
     changed = []
-    for part in ("config", "versions"):
-        before, after = _plain(then.get(part)), now[part]
-        keys = before.keys() | after.keys() if before else set()
-        for key in sorted(keys, key=lambda key: (key.count("."), key)):
-            old, new = before.get(key), after.get(key)
-            if old == new:
-                continue
-            told = (
-                f"`{key}` was {_short(old)} when the checkpoint was saved, and is {_short(new)} now"
-            )
-            told = printable(told)
-            remedy = next((r for k, r in fixed.items() if _within(key, k)), None)
-            if _scheduled(key, config):
-                remedy = "the schedule of the step size goes on as it was; train a new run"
-            if part == "config" and remedy:
-                raise ValueError(f"{told}; {remedy}, or leave `{key}` as it was")
-            changed.append(told)
+    keys = before.keys() | now.keys() if before else set()
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        remedy = next((remedy for part, remedy in fixed.items() if _within(key, part)), None)
+        if _scheduled(key, config):
+            remedy = "the schedule of the step size goes on as it was; train a new run"
+        told = f"`{key}` was {_short(old)} when the checkpoint was saved, and is {_short(new)} now"
+        told = printable(told)
+        if remedy:
+            raise ValueError(f"{told}; {remedy}, or leave `{key}` as it was")
+        changed.append(told)
     return changed
 
 
@@ -82,36 +77,32 @@ def check_same_data(config: dict[str, Any], data: Any, checkpoint: dict[str, Any
     Raises:
         ValueError: if the digest of the training data is another.
     """
-    then = _state(checkpoint)
-    configured = [_of_data(part) for part in (_kept(config), _plain(then.get("config")))]
-    if not isinstance(data, StreamSource) or configured[0] != configured[1]:
+    before, digest = _saved(checkpoint)
+    now = {key: value for key, value in _settings(config).items() if _within(key, "data")}
+    if not isinstance(data, StreamSource) or not now.items() <= before.items():
         return
-    if then.get("data") not in (None, data.fingerprint()):
+    if digest not in (None, data.fingerprint()):
         raise ValueError(
             "the training data are not those that the checkpoint was made with (other, more or "
             "fewer examples, or other labels); put them back as they were, or train a new run"
         )
 
 
-def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What :class:`Fingerprint` left; empty where it was not there."""
-    return _plain(checkpoint["callbacks"].get(Fingerprint.__qualname__))
+def _saved(checkpoint: dict[str, Any]) -> tuple[dict[str, str], Any]:
+    """The settings and the digest that :class:`Fingerprint` left; where it did not, none."""
+    state = checkpoint["callbacks"].get(Fingerprint.__qualname__, {})
+    settings = state.get("settings")
+    pairs = settings.items() if isinstance(settings, dict) else ()
+    return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}, state.get("data")
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) and all(isinstance(k, str) for k in value) else {}
-
-
-def _kept(config: dict[str, Any]) -> dict[str, str]:
-    return {
+def _settings(config: dict[str, Any]) -> dict[str, str]:
+    kept = {
         key: value
         for key, value in _flat(config, "")
         if not PATH_KEYS.intersection(key.split(".")) and not any(_within(key, k) for k in _FREE)
     }
-
-
-def _of_data(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if _within(key, "data")}
+    return kept | {f"version of {package}": number for package, number in versions().items()}
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -116,7 +116,7 @@ def test_another_version_is_told(
     folder.versions.cache_clear()
     flexgen("resume", f"run={run}", "steps=20")
     folder.versions.cache_clear()
-    assert "`torch` was" in capsys.readouterr().err
+    assert "`version of torch` was" in capsys.readouterr().err
 
 
 PICTURES = ("data=folder", "data.root=pictures", "data.shape=[1,8,8]", "data.batch_size=8")
