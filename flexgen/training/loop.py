@@ -183,6 +183,9 @@ class Loop(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Run updates up to the next scheduled step; return earlier now and then to be watched."""
+        if (end := self.schedule.end) is not None and self.counters.generator_steps >= end:
+            self.trainer.should_stop = True  # resumed at its end, where only measuring was left
+            return
         endless = isinstance(batch, BatchStream)
         if (stream := batch if endless else self._collected(batch)) is None:
             return
@@ -193,8 +196,6 @@ class Loop(pl.LightningModule):
         # Processes must return together: they end a call by count, one alone may by the clock.
         most = _UPDATES_A_CALL if endless else 1
         last = min(until, self.counters.generator_steps + most)
-        if self.schedule.end is not None:  # where it stands already if only measuring was left
-            last = min(last, self.schedule.end)
         alone = self.trainer.world_size == 1
         deadline = time.monotonic() + _SECONDS_A_CALL if alone else None
         if not alone:
@@ -204,7 +205,7 @@ class Loop(pl.LightningModule):
             self.update(stream, *optimizers)
             if deadline is not None and time.monotonic() > deadline:
                 break
-        step, end, stopping = self.counters.generator_steps, self.schedule.end, self.stopping()
+        step, stopping = self.counters.generator_steps, self.stopping()
         if step == until or stopping:
             self._check_losses()
         if not self.counters.critic_phase and (step % self.log_every == 0 or step == end):
