@@ -111,7 +111,9 @@ class Measurement(contracts.Measurement, Scheduled):
         step, before = pl_module.counters.generator_steps, self._acted_at
         super().on_train_start(trainer, pl_module)
         if self._resumed and step and before != step and self.is_due(step, pl_module.schedule.end):
+            self._acted_at = before  # it is saved first, and may be killed again
             self.act(trainer, pl_module)
+            self._acted_at = step
 
     def act(self, trainer: pl.Trainer, model: Any) -> None:
         save_first(trainer, model)

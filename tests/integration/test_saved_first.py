@@ -79,6 +79,8 @@ def test_a_run_killed_while_it_measured_measures_when_it_is_resumed(
         patched.setattr(SampleQuality, "measure", killed)
         with pytest.raises(KilledError):
             flexgen("train", *MEASURED, f"steps={steps}")
+        with pytest.raises(KilledError):
+            flexgen("resume", "run=run")
     assert saved(Path("run")) == ["step=00000006.ckpt"]
     flexgen("resume", "run=run")
     whole, again = (read_metrics(Path(run, "metrics.csv")).rows for run in ("whole", "run"))
