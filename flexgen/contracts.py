@@ -80,6 +80,7 @@ class StreamSource:
     shape: tuple[int, ...]
     range: tuple[float, float] | None
 
+    @property
     def fingerprint(self) -> str | None:
         """A digest of the training data, by which a resumed run knows them again; or None."""
         return None

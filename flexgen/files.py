@@ -1,6 +1,7 @@
 """Files that are whole or absent, and those that more than one process may want."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -164,6 +165,12 @@ def write_tensors(
             file.write(memoryview(content)[data:])
 
     write_atomically(path, write)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.contracts import Prior
+from flexgen.files import file_sha256
 from flexgen.reversal.freezing import Generator
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
 from flexgen.reversal.losses import FromUnit, ToUnit
@@ -115,7 +116,6 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
         return loaded, None, None
     from flexgen.codes import base_space
     from flexgen.runs.run import open_run
-    from flexgen.training import file_sha256
 
     run = open_run(folder, asked["trust"])
     model = run.model.to(device).eval()

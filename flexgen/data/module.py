@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -199,6 +200,7 @@ class DataModule(LightningDataModule, StreamSource):
         self._on_device[device] = x if as_read else scale(x, self.range)
         return self._on_device[device]
 
+    @cached_property  # every checkpoint holds it
     def fingerprint(self) -> str:
         """SHA-256 of the training split: of every example if they are small (64 MiB as they are
         read), else of 1,000 at equal distances; of their number, and of the labels."""

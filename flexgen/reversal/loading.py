@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flexgen.checks import first_line
+from flexgen.files import file_sha256
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.starts import normal_codes
 
@@ -189,11 +190,11 @@ def _weights(path: Path, network: nn.Module | None, device: torch.device) -> Loa
             f"cannot load {path} into {type(network).__name__} ({first}); it is damaged, or of "
             "another network"
         ) from error
-    return _of_module(network, "weights", _digest(path), device)
+    return _of_module(network, "weights", file_sha256(path), device)
 
 
 def _from_file(path: Path, device: torch.device) -> Loaded:
-    sha256 = _digest(path)
+    sha256 = file_sha256(path)
     try:
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
         inside = {name.partition("/")[2] for name in names}
@@ -300,11 +301,6 @@ def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
         return Loaded(found, _said_shape(found), "function", digest.hexdigest())
     digest.update((weights_sha256(found) or "").encode())
     return _of_module(found, "module", digest.hexdigest(), device)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _of_module(module: nn.Module, kind: str, sha256: str, device: torch.device) -> Loaded:

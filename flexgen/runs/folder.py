@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from flexgen._version import __version__
-from flexgen.files import keep_within, locked, open_file, write_text
+from flexgen.files import file_sha256, keep_within, locked, open_file, write_text
 from flexgen.metrics_table import read_arrays
-from flexgen.training import file_sha256, latest_checkpoint
+from flexgen.training import latest_checkpoint
 from flexgen.untrusted import parse_plain
 
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core",

@@ -1,6 +1,5 @@
 """What a checkpoint was made with, so that a resume goes on with the same or says what is new."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,7 +7,7 @@ import pytorch_lightning as pl
 from flexgen.contracts import StreamSource
 from flexgen.runs.folder import versions
 from flexgen.runs.saved_config import PATH_KEYS
-from flexgen.untrusted import printable
+from flexgen.untrusted import nodes, printable
 
 # Where data lie, how they are read and what is said of a run do not change the training.
 _FREE = ("callbacks", "control", "logger", "name", "report", "steps", "threads", "data.download",
@@ -35,7 +34,7 @@ class Fingerprint(pl.Callback):
         self.config, self.data = config, data
 
     def state_dict(self) -> dict[str, Any]:
-        digest = self.data.fingerprint() if isinstance(self.data, StreamSource) else None
+        digest = self.data.fingerprint if isinstance(self.data, StreamSource) else None
         return {"settings": _settings(self.config), "data": digest}
 
 
@@ -81,7 +80,7 @@ def check_same_data(config: dict[str, Any], data: Any, checkpoint: dict[str, Any
     now = {key: value for key, value in _settings(config).items() if _within(key, "data")}
     if not isinstance(data, StreamSource) or not now.items() <= before.items():
         return
-    if digest not in (None, data.fingerprint()):
+    if digest not in (None, data.fingerprint):
         raise ValueError(
             "the training data are not those that the checkpoint was made with (other, more or "
             "fewer examples, or other labels); put them back as they were, or train a new run"
@@ -98,19 +97,13 @@ def _saved(checkpoint: dict[str, Any]) -> tuple[dict[str, str], Any]:
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
     kept = {
-        key: value
-        for key, value in _flat(config, "")
-        if not PATH_KEYS.intersection(key.split(".")) and not any(_within(key, k) for k in _FREE)
+        key: repr(value)
+        for key, value in nodes(config)
+        if not (isinstance(value, dict | list) and value)
+        and not PATH_KEYS.intersection(key.split("."))
+        and not any(_within(key, k) for k in _FREE)
     }
     return kept | {f"version of {package}": number for package, number in versions().items()}
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, child in value.items():
-            yield from _flat(child, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, repr(value)
 
 
 def _short(value: str | None) -> str:

@@ -113,17 +113,17 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         about = read_provenance(run_dir)
         if (wandb := config["logger"].get("wandb")) and wandb["id"] is None:
             name_wandb(config, about["command"])
-        start: Path | None = None
-        changed: list[str] = []
-        if checkpoint or find_checkpoints(run_dir):
+        start, own = None, bool(checkpoint or find_checkpoints(run_dir))
+        if own:
             start = find_checkpoint(run_dir, checkpoint)
-            changed = new_settings(config, load_checkpoint(start))
         elif parent := about["parent"]:
             # Stopped before it saved anything: start again from where it started.
             start = Path(parent["checkpoint"])
+        saved = None if start is None else load_checkpoint(start)
+        changed = [] if saved is None else new_settings(config, saved, same_run=own)
         run = Run(config).build()
-        if start is not None:
-            check_same_data(config, run.data, load_checkpoint(start))
+        if saved is not None:
+            check_same_data(config, run.data, saved)
         if rank() == 0:
             _tell(changed)
             note_resume(run_dir, start, changed)

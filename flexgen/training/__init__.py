@@ -2,7 +2,6 @@
 
 from flexgen.training.checkpoint import (
     CheckpointFiles,
-    file_sha256,
     find_checkpoints,
     latest_checkpoint,
     load_checkpoint,
@@ -18,7 +17,7 @@ from flexgen.training.wandb_logger import LogPictures, WandbLogger
 
 __all__ = [
     "EMA", "CSVLogger", "CheckpointFiles", "Counters", "LogPictures", "Loop", "Schedule",
-    "WandbLogger", "copy_from_zero", "file_sha256", "find_checkpoints", "gather_from_all",
+    "WandbLogger", "copy_from_zero", "find_checkpoints", "gather_from_all",
     "isolated_rng", "latest_checkpoint", "load_checkpoint", "rank", "rng_state", "save_checkpoint",
     "seed_of_rank", "set_rng_state",
 ]  # fmt: skip

@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, loaded as tensors only."""
 
-import hashlib
 import io
 import os
 import pickle
@@ -184,9 +183,3 @@ def latest_checkpoint(run_dir: Path) -> Path:
             f"run {run_dir} has no checkpoint yet; start it again with `flexgen train`"
         )
     return found[-1]
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

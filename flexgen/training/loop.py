@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Batch, BatchStream, StreamSource
+from flexgen.modes import restored
 from flexgen.training.counters import Counters, Schedule
 from flexgen.training.lightning_limits import check_trainer, count_steps, last_step
 from flexgen.training.processes import copy_from_zero, gather_from_all
@@ -141,13 +142,9 @@ class Loop(pl.LightningModule):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Everything in eval mode; afterwards each part in its own mode again."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with restored(self):
+            self.eval()
             yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def configure_optimizers(self) -> Any:
         self._learned = [

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.archives import archive
 from tests.strangers.conftest import ON_RUN, Place, commands
 
 READERS = ("report", "table")
@@ -52,9 +53,7 @@ def cases() -> list[Any]:
     """Each attack against each of its commands; without FLEXGEN_FUZZ=2000 against the first."""
     in_full = int(os.environ.get("FLEXGEN_FUZZ", "0")) >= 2000
     return [
-        pytest.param(
-            name, command, id=f"{name}-{command}", marks=[pytest.mark.slow] if number else []
-        )
+        pytest.param(name, command, id=f"{name}-{command}")
         for name, (_, names) in ATTACKS.items()
         for number, command in enumerate(names)
         if in_full or not number
@@ -62,15 +61,6 @@ def cases() -> list[Any]:
 
 
 # Archives that two readers read apart, and bombs.
-
-
-def archive(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", how) as made:
-        warnings.simplefilter("ignore", UserWarning)  # of two entries with one name
-        for name, content in entries:
-            made.writestr(name, content)
-    return file.getvalue()
 
 
 def entries(path: Path) -> list[tuple[str, bytes]]:

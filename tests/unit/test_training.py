@@ -3,7 +3,6 @@
 import io
 import math
 import random
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from flexgen.training import (
     save_checkpoint,
     seed_of_rank,
 )
+from tests.archives import archive
 
 
 def test_counters_round_trip() -> None:
@@ -149,15 +149,6 @@ def test_a_flipped_bit_and_another_steps_checkpoint_are_told(tmp_path: Path) -> 
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="Bad CRC-32"):
         load_checkpoint(path)
-
-
-def archive(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", how) as made:
-        warnings.simplefilter("ignore", UserWarning)  # of two entries with one name
-        for name, content in entries:
-            made.writestr(name, content)
-    return file.getvalue()
 
 
 def test_what_torch_reads_is_what_was_checked(tmp_path: Path) -> None:
