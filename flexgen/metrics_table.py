@@ -16,8 +16,6 @@ COUNTERS = ("batches", "critic_steps", "generator_steps", "images_seen")
 """The columns that every row has, in whole numbers."""
 
 _BLOCK = 2**22  # bytes that are read at once
-
-
 _IS_END = bytes(chr(i) in ",\n" for i in range(256))
 _TO_SPACES = bytes.maketrans(b",", b" ")
 _Column = tuple[np.ndarray, np.ndarray]  # rows, values

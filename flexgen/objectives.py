@@ -6,10 +6,13 @@ data alone or data with what goes with them, see :func:`critic_loss`.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import relu, softplus
+from torch.overrides import TorchFunctionMode
 
 from flexgen.checks import check_not_negative, check_positive
 from flexgen.contracts import Critic, Objective
@@ -113,7 +116,7 @@ class WGANGP(WGAN):
 
 def critic_loss(
     objective: Objective, critic: Critic, real: Played, fake: Played,
-    record: Callable[[str, Tensor], None] | None = None,
+    record: Callable[[str, Tensor], None] = lambda name, value: None,
 ) -> Tensor:  # fmt: skip
     """What a critic's step minimises: the objective's loss and λ times its gradient penalty.
 
@@ -125,12 +128,10 @@ def critic_loss(
         record: told `loss/critic` and, where there is a penalty, `loss/penalty`.
     """
     loss = objective.critic(critic(*real), critic(*fake))
-    if record is not None:
-        record("loss/critic", loss)
+    record("loss/critic", loss)
     if objective.penalty_weight:
         penalty = gradient_penalty(critic, real, fake)
-        if record is not None:
-            record("loss/penalty", penalty)
+        record("loss/penalty", penalty)
         loss = loss + objective.penalty_weight * penalty
     return loss
 
@@ -180,12 +181,32 @@ def gradient_penalty(
             _mixed(x.detach().float(), y.detach().float(), eps) if x.is_floating_point() else x
             for x, y in zip(real, fake, strict=True)
         )
-        logits = critic(*played)
+        with _ConstantSlopes():
+            logits = critic(*played)
         mixed = [part for part in played if part.requires_grad]
         gradients = torch.autograd.grad(logits.sum(), mixed, create_graph=True)
         flat = [gradient.flatten(1) for gradient in gradients]
         gradient = flat[0] if len(flat) == 1 else torch.cat(flat, 1)
         return (gradient.norm(dim=1) - 1).square().mean()
+
+
+class _ConstantSlopes(TorchFunctionMode):
+    """ReLU and leaky ReLU as the product x · s of their argument and its slope s, a constant.
+
+    It is the same value and gradient. Torch's own second derivative of a slope is a tensor of
+    zeros, which the backward pass would carry through the whole critic: a seventh of a step.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _SLOPES and not kwargs.get("inplace"):
+            x, slope = args[0], kwargs.get("negative_slope", _SLOPES[func])
+            slopes = torch.ops.aten.leaky_relu_backward(x.new_ones(1), x.detach(), slope, False)
+            return x * slopes
+        return func(*args, **kwargs)
+
+
+_SLOPES = {functional.leaky_relu: 0.01, relu: 0.0, torch.relu: 0.0, Tensor.relu: 0.0}
 
 
 def _mixed(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from flexgen.objectives import GAN, LSGAN, WGAN, WGANGP, Hinge, gradient_penalty
 
@@ -112,3 +113,33 @@ def test_mistakes_are_refused() -> None:
         WGAN(clip=0)
     with pytest.raises(ValueError, match="shape"):
         gradient_penalty(lambda x: x.sum(1), (torch.zeros(3, 2),), (torch.zeros(2, 2),))
+
+
+ACTIVATIONS = {
+    "ReLU": (nn.ReLU(), 0.0),
+    "ReLU in place": (nn.ReLU(inplace=True), 0.0),
+    "torch.relu": (torch.relu, 0.0),
+    "Tensor.relu": (Tensor.relu, 0.0),
+    "LeakyReLU": (nn.LeakyReLU(0.2), 0.2),
+    "Tanh": (nn.Tanh(), None),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_penalty_and_its_gradient_are_those_of_a_second_derivative(name):
+    activation, slope = ACTIVATIONS[name]
+    torch.manual_seed(0)
+    w1, w2 = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 5), (5,)))
+    real, fake = torch.randn(7, 2), torch.randn(7, 2)
+    eps = torch.rand(7)
+    penalty = gradient_penalty(lambda x: activation(x.double() @ w1) @ w2, real, fake, eps)
+    mixed = torch.lerp(fake, real, eps[:, None]).requires_grad_()
+    hidden = mixed.double() @ w1
+    if slope is None:
+        first = 1 - hidden.tanh().square()
+    else:
+        first = torch.where(hidden > 0, torch.ones_like(hidden), slope)
+    expected = ((first * w2) @ w1.mT).norm(dim=1).sub(1).square().mean()
+    torch.testing.assert_close(penalty.double(), expected, rtol=1e-6, atol=0)
+    got, want = (torch.autograd.grad(p, (w1, w2)) for p in (penalty, expected))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
