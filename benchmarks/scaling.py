@@ -33,7 +33,8 @@ def works(world_size: int, rank: int) -> dict[str, Callable[[], Timed]]:
     import pytorch_lightning as pl
     import torch
 
-    from flexgen.codes import reverse_together
+    from flexgen import reversal
+    from flexgen.codes import in_shares
     from flexgen.data import ImageData
     from flexgen.metrics import PriorAgreement
     from flexgen.models import Adversarial
@@ -81,7 +82,7 @@ def works(world_size: int, rank: int) -> dict[str, Callable[[], Timed]]:
     def reverse() -> Timed:
         options: dict[str, Any] = {"latent_shape": 100, "method": "adam", "steps": 20}
         options |= {"batch_size": 16, "tolerance": 0.0}
-        return timed(lambda: reverse_together(model.generator, x, **options))
+        return timed(lambda: in_shares(reversal.reverse, model.generator, x, **options))
 
     def score() -> Timed:
         pag = PriorAgreement()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         analysis, callbacks, codes, data, distributions, drawing, flows, likelihoods, metrics,
         models, networks, objectives, posteriors, priors, report, reversal, runs, training,
     )  # fmt: skip
-    from flexgen.reversal import reverse
+    from flexgen.reversal import posterior_codes, reverse
     from flexgen.runs.compose import compose
     from flexgen.runs.errors import TrainingStopped
     from flexgen.runs.run import Run, open_run
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Run", "TrainingStopped", "analysis", "callbacks", "codes", "compose", "data", "distributions",
     "drawing", "flows", "likelihoods", "metrics", "models", "networks", "objectives", "open_run",
-    "posteriors", "priors", "report", "reversal", "reverse", "runs", "train", "training",
+    "posterior_codes", "posteriors", "priors", "report", "reversal", "reverse", "runs", "train",
+    "training",
 ]  # fmt: skip
 
 _MODULES = {
@@ -27,6 +28,7 @@ _MODULES = {
     "TrainingStopped": "flexgen.runs.errors",
     "compose": "flexgen.runs.compose",
     "open_run": "flexgen.runs.run",
+    "posterior_codes": "flexgen.reversal",
     "reverse": "flexgen.reversal",
     "train": "flexgen.runs.train",
 }

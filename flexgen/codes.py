@@ -1,8 +1,10 @@
 """Codes of data under a model: of its posterior, or by reversal, over all processes of a run."""
 
 import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 from flexgen.contracts import Prior, in_context
 from flexgen.files import open_file
 from flexgen.models import Latent
-from flexgen.reversal import Reversal, reverse
+from flexgen.reversal import Mapped, PosteriorCodes, Reversal, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import gather_from_all, isolated_rng
+
+Found = TypeVar("Found", Reversal, PosteriorCodes)
 
 _BANK = 1  # tells the bank's draws from others by the same seed
 
@@ -39,18 +43,6 @@ def load_codes(path: Path) -> dict[str, Tensor]:
             return load(file.read())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and reverse again") from error
-
-
-class _Mapped(nn.Module):
-    """G∘f, for a prior that is a map f."""
-
-    def __init__(self, prior: Prior, generator: nn.Module) -> None:
-        super().__init__()
-        self.prior, self.generator = prior, generator
-
-    def forward(self, eps: Tensor, context: Tensor | None = None) -> Tensor:
-        x: Tensor = in_context(self.generator, self.prior.base_space().to_code(eps), context)
-        return x
 
 
 class _InUnit(nn.Module):
@@ -87,7 +79,7 @@ def base_space(model: Latent) -> tuple[nn.Module, Prior]:
     """
     decoder, prior = _decoder(model), model.prior.current
     base = prior.base_space().prior
-    return (decoder, prior) if base is prior else (_Mapped(prior, decoder), base)
+    return (decoder, prior) if base is prior else (Mapped(prior, decoder), base)
 
 
 def _decoder(model: Latent) -> nn.Module:
@@ -136,8 +128,12 @@ def reverse_data(
     if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
         to_unit = ToUnit(*value_range)
         generator, x = _InUnit(generator, to_unit), to_unit(x)
-    find = reverse_together if together else reverse
-    return find(generator, x, **prior_options(prior, options))
+    options = prior_options(prior, options)
+    return (
+        in_shares(reverse, generator, x, **options)
+        if together
+        else reverse(generator, x, **options)
+    )
 
 
 def reverse_split(
@@ -202,16 +198,13 @@ def rehearse(model: Latent, data: Any, split: str, options: dict[str, Any]) -> N
         reverse_split(model, data, split, 2, **{**options, **short})
 
 
-_BATCH_SIZE = inspect.signature(reverse).parameters["batch_size"].default
-_FIELDS = ("z", "x_hat", "loss", "steps", "converged")
+def in_shares(find: Callable[..., Found], generator: nn.Module, x: Tensor, **options: Any) -> Found:
+    """:func:`flexgen.reversal.reverse` or `posterior_codes`, called by every process alike, done
+    once by all of them.
 
-
-def reverse_together(generator: nn.Module, x: Tensor, **options: Any) -> Reversal:
-    """:func:`flexgen.reversal.reverse`, called by every process alike, done once by all of them.
-
-    Batch b is reversed by process b mod W, and every process gets all codes. The batches are those
-    that one process would make, so the codes are its codes to the bit, whatever the generator's
-    kernels make of a sample's companions. Where the samples of a batch are tied to each other
+    Batch b is done by process b mod W, and every process gets all codes. The batches are those that
+    one process would make, so the codes are its codes to the bit, whatever the generator's kernels
+    make of a sample's companions. Where the samples of a batch are tied to each other
     (`norm="batch"`, `constraint="moments"`), each process does the whole.
 
     All arguments are the same in every process; process zero alone shows progress, and a history
@@ -221,18 +214,24 @@ def reverse_together(generator: nn.Module, x: Tensor, **options: Any) -> Reversa
     options["progress"] = options.get("progress", False) and rank == 0
     tied = options.get("norm") == "batch" or options.get("constraint") == "moments"
     if tied or world_size == 1:
-        return reverse(generator, x, **options)
-    index, context = options.pop("index", None), options.pop("context", None)
-    index = torch.arange(len(x)) if index is None else index
-    batches = torch.arange(len(x)).split(options.get("batch_size", _BATCH_SIZE))
-    mine, how = {}, ""
+        return find(generator, x, **options)
+    options["index"] = options.get("index", torch.arange(len(x)))
+    of_samples = {k: options.pop(k) for k in ("index", "context", "known") if k in options}
+    default = inspect.signature(find).parameters["batch_size"].default
+    size = max(1, options.get("batch_size", default) // options.get("chains", 1))
+    batches = torch.arange(len(x)).split(size)
+    mine = None
     if rank < len(batches):
         rows = torch.cat(batches[rank::world_size])
-        chosen = None if context is None else context[rows]
-        found = reverse(generator, x[rows], index=index[rows], context=chosen, **options)
-        mine, how = {name: getattr(found, name).cpu() for name in _FIELDS}, found.how
-    parts = [part for part in gather_from_all(mine) if part]
+        chosen = {k: None if v is None else v[rows] for k, v in of_samples.items()}
+        found = find(generator, x[rows], **chosen, **options)
+        on_cpu: dict[str, Any] = {k: v.cpu() for k, v in found.tensors().items()}
+        mine = replace(found, **on_cpu)
+    parts = [part for part in gather_from_all(mine) if part is not None]
     places = torch.cat([rows for r in range(world_size) for rows in batches[r::world_size]])
     order = places.argsort()
-    whole = {name: torch.cat([part[name] for part in parts])[order] for name in _FIELDS}
-    return Reversal(**{name: value.to(x.device) for name, value in whole.items()}, how=how)
+    whole: dict[str, Any] = {
+        name: torch.cat([part.tensors()[name] for part in parts])[order].to(x.device)
+        for name in parts[0].tensors()
+    }
+    return replace(parts[0], **whole)

@@ -1,5 +1,6 @@
 """Generator reversal: from data back to the codes that generate them."""
 
+from flexgen.reversal.annealed import Mapped, PosteriorCodes, posterior_codes
 from flexgen.reversal.encoder import Encoder, train_encoder
 from flexgen.reversal.engine import Reversal, reverse
 from flexgen.reversal.freezing import calibrate_batch_norm
@@ -7,6 +8,7 @@ from flexgen.reversal.loading import Loaded, load_generator
 from flexgen.reversal.stream import Streamed, TensorSource, reverse_stream
 
 __all__ = [
-    "Encoder", "Loaded", "Reversal", "Streamed", "TensorSource", "calibrate_batch_norm",
-    "load_generator", "reverse", "reverse_stream", "train_encoder",
+    "Encoder", "Loaded", "Mapped", "PosteriorCodes", "Reversal", "Streamed", "TensorSource",
+    "calibrate_batch_norm", "load_generator", "posterior_codes", "reverse", "reverse_stream",
+    "train_encoder",
 ]  # fmt: skip

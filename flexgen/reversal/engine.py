@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -14,19 +13,17 @@ from torch.jit import ScriptModule
 from flexgen.checks import check_integer, check_not_negative, check_one_of, check_positive
 from flexgen.reversal.checks import check_data, check_unit
 from flexgen.reversal.descent import OPTIMIZERS, Descent
-from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import LOSSES
-from flexgen.reversal.passes import Generate, Passes, Work, fill
+from flexgen.reversal.passes import OfSamples, Passes, Work, fill
+from flexgen.reversal.preparation import Contexts, check_context, checked, faster, tried
 from flexgen.reversal.progress import bar
 from flexgen.reversal.starts import Bank, Starts
 
-_MOST_BANKS = 64
-
 
 @dataclass(frozen=True)
-class Reversal:
+class Reversal(OfSamples):
     """Codes of n samples, with what became of each.
 
     Attributes:
@@ -226,11 +223,7 @@ def reverse(
             "a code that is a number is latent_shape=1"
         )
     check_data(x, unit=loss == "bce")
-    if context is not None and (not isinstance(context, Tensor) or len(context) != len(x)):
-        raise ValueError(
-            f"`context` must hold one entry for each of {len(x)} samples, got "
-            f"{tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__}"
-        )
+    check_context(context, len(x))
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
     device, weights = home(generator, x)
@@ -239,43 +232,21 @@ def reverse(
     count = starts if searching else 1
     first = Starts(init, count, len(x), shape, init_scale, bounds, index, seed)
 
-    def generate(z: Tensor, *context: Tensor) -> Tensor:
-        x_hat = generator(z.to(weights), *context)
-        if not isinstance(x_hat, Tensor):
-            raise ValueError(
-                f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
-                "function that returns its data"
-            )
-        x_hat = x_hat.to(dtype)
-        if x_hat.shape != (len(z), *x.shape[1:]):
-            raise ValueError(
-                f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "
-                f"`latent_shape` {shape}, got {tuple(x.shape[1:])}; reverse data of the size that "
-                "the generator was trained on"
-            )
-        return x_hat
-
-    contexts = _Contexts(context, device)
+    generate = checked(generator, x, shape)
+    contexts = Contexts(context, device)
     parts: list[dict[str, Tensor]] = []
     places: list[Tensor] = []
     # The caller's autocast would round the generator's pass to 16 bits.
     with frozen(generator, norm), torch.autocast(device.type, enabled=False):
         probe = first.probe().to(device, dtype)
-        tried = contexts.of(torch.arange(len(probe)) % len(x))
-        with torch.enable_grad():
-            made = generate(probe.clone().requires_grad_().clone(), *tried)
-        if not made.requires_grad:
-            raise ValueError(
-                "the generator must be differentiable in its codes, got data without a gradient; "
-                "take torch.no_grad or detach out of it"
-            )
-        made = made.detach()
+        given = contexts.of(torch.arange(len(probe)) % len(x))
+        made = tried(generate, probe, *given)
         if loss == "bce":
             check_unit("the generator's output", made)
         passes = Passes(generate, generate, "plain passes")
         own_pass = isinstance(generator, ScriptModule) or precision == "plain"
         if searching and isinstance(generator, nn.Module) and not own_pass:
-            passes = _faster(generator, generate, precision, probe, made, *tried)
+            passes = faster(generator, generate, precision, probe, made, *given)
         elements = made[0].numel() * contexts.count
         codes = first.bank_codes(bank, elements).to(device, dtype)
         banks = contexts.banks(lambda one: Bank(passes.coarse, codes, one))
@@ -308,60 +279,6 @@ def reverse(
     if history:
         fields["history"] = fields["history"].T
     return Reversal(**fields, how=how)
-
-
-class _Contexts:
-    """The contexts of samples, and how many different ones there are; None: there is none."""
-
-    def __init__(self, context: Tensor | None, device: torch.device) -> None:
-        self._context, self.count = None, 1
-        if context is not None:
-            self._context = context.detach().to(device)
-            self._different, self._which = self._context.unique(dim=0, return_inverse=True)
-            self.count = len(self._different)
-
-    def of(self, place: Tensor) -> tuple[Tensor, ...]:
-        """Those of the samples at `place`, as arguments of a generator."""
-        return () if self._context is None else (self._context[place.to(self._context.device)],)
-
-    def banks(
-        self, make: Callable[[tuple[Tensor, ...]], Bank]
-    ) -> Callable[[Tensor, Tensor, int], Tensor]:
-        """Of places, data there and a count: codes of a bank of their context, made when needed."""
-        bank = cache(lambda which: make(self._one(which)))
-
-        def nearest(place: Tensor, x: Tensor, count: int) -> Tensor:
-            if self._context is None:
-                return bank(0).nearest(x, count)
-            if self.count > _MOST_BANKS:
-                raise ValueError(
-                    f"a bank of starts is made for each context, at most {_MOST_BANKS}, got "
-                    f"{self.count} different ones; set init='normal', or give an encoder"
-                )
-            which = self._which[place.to(self._which.device)]
-            codes = [bank(one).nearest(x[which == one], count) for one in which.unique().tolist()]
-            return torch.cat(codes)[which.argsort(stable=True).argsort()]
-
-        return nearest
-
-    def _one(self, which: int) -> tuple[Tensor, ...]:
-        return () if self._context is None else (self._different[which : which + 1],)
-
-
-def _faster(
-    generator: nn.Module, generate: Generate, precision: str, probe: Tensor, *given: Tensor
-) -> Passes:
-    """The generator's faster copies, as far as they are its function."""
-    fine = fast_pass(generator, probe.dtype, probe, *given)
-    name = str(probe.dtype).removeprefix("torch.")
-    if fine is None:
-        return Passes(generate, generate, "plain passes (no copy was the generator's function)")
-    half = precision == "auto" and probe.dtype == torch.float32
-    if half and worth_bfloat16(fine, probe, *given[1:]):
-        coarse = fast_pass(generator, torch.bfloat16, probe, *given)
-        if coarse is not None:
-            return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
-    return Passes(fine, fine, f"passes in {name}", plain=generate)
 
 
 def _batches(num_samples: int, batch_size: int, tied: bool) -> list[Tensor]:

@@ -1,10 +1,12 @@
 """A faster copy of a generator's pass, for the hundreds of passes that a reversal takes."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,6 +50,10 @@ class FastPass(nn.Module):
                     replaced = replaced or child
                     setattr(module, name, _Wide(replaced) if child in last else replaced)
         self.generator, self.dtype = wrapper.to(dtype), dtype
+        for module in list(wrapper.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Sequential) and (layers := _dense_layers(child)):
+                    setattr(module, name, _Dense(layers))
         if dtype.is_floating_point:
             self.generator.to(memory_format=torch.channels_last)  # of four-dimensional weights
 
@@ -143,6 +149,49 @@ class _PaddedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(F.pad(x, (0, self.pad)), self.weight, self.bias)
         return y[..., : self.out_features]
+
+
+class _Dense(nn.Module):
+    """Linear layers with a ReLU after each, as one node of the graph: a small network's time is
+    spent between its products."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = _DenseFunction.apply(x, *(part for m in self.layers for part in (m.weight, m.bias)))
+        return x
+
+
+class _DenseFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parts: Tensor) -> Tensor:
+        ctx.weights, outputs = parts[::2], []
+        for weight, bias in zip(parts[::2], parts[1::2], strict=True):
+            x = F.linear(x, weight, bias).relu_()
+            outputs.append(x)
+        ctx.save_for_backward(*outputs)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(reversed(ctx.saved_tensors), reversed(ctx.weights), strict=True)
+        for output, weight in pairs:
+            gradient = torch.ops.aten.threshold_backward(gradient, output, 0) @ weight
+        return gradient, *[None] * (2 * len(ctx.weights))
+
+
+def _dense_layers(net: nn.Sequential) -> list[nn.Linear]:
+    """The linear layers of a sequence of them, each before a ReLU; none if it holds anything else.
+
+    Identities, a folded batch norm for one, do not count.
+    """
+    layers = [layer for layer in net if not isinstance(layer, nn.Identity)]
+    linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
+    rectified = [layer for layer in layers[1::2] if type(layer) is nn.ReLU]
+    return linear if len(linear) == len(rectified) and 2 * len(linear) == len(layers) else []
 
 
 class _Deconvolution(nn.Module):

@@ -1,7 +1,7 @@
 """What the solvers share: passes of a generator, blocks of rows, and what is told on the way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ Tell = Callable[[float, Tensor, Tensor], None]
 
 # Below some eight rows CPU kernels sum in another order; see "Exactness" in `reverse`.
 _ROWS = 16
+
+
+class OfSamples:
+    """What a dataclass says of each of n samples."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, the samples first."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {k: v for k, v in values.items() if isinstance(v, Tensor) and k != "history"}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SECONDS_A_LINE = 30.0
 
 @contextmanager
 def bar(
-    num_samples: int, show: bool, watch: Callable[[Tensor], None] | None
+    num_samples: int, show: bool, watch: Callable[[Tensor], None] | None, what: str = "reverse"
 ) -> Iterator[Callable[[int], Tell]]:
     """A progress bar: called with the size of a batch, it gives what to tell its progress to.
 
@@ -27,9 +27,10 @@ def bar(
         num_samples: of all batches.
         show: whether to show anything.
         watch: told the codes of the batch in work.
+        what: is being done.
     """
     columns = (
-        TextColumn("reverse"), BarColumn(),
+        TextColumn(what), BarColumn(),
         TextColumn("{task.fields[samples]}/{task.fields[all]} samples, loss {task.fields[loss]}"),
         TimeRemainingColumn(),
     )  # fmt: skip

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from flexgen._version import __version__
 from flexgen.checks import check_integer
+from flexgen.reversal.annealed import PosteriorCodes
 from flexgen.reversal.chunks import Parts
-from flexgen.reversal.engine import reverse
+from flexgen.reversal.engine import Reversal, reverse
 from flexgen.reversal.freezing import Generator, weights_sha256
 from flexgen.reversal.progress import ChunkProgress
 
@@ -73,7 +74,7 @@ def reverse_stream(
     source: Source,
     out: str | Path,
     *,
-    latent_shape: int | Sequence[int],
+    find: Callable[..., Reversal | PosteriorCodes] = reverse,
     identity: Mapping[str, Any] | None = None,
     index: Tensor | None = None,
     chunk: int = 256,
@@ -87,7 +88,7 @@ def reverse_stream(
 ) -> Streamed:
     """Codes of a whole data set, written to `out/codes.safetensors`.
 
-    The set is gone through in chunks: one is read, reversed by `reverse` and written before the
+    The set is gone through in chunks: one is read, reversed by `find` and written before the
     next is looked at, so memory holds one chunk. A chunk that is written is never done again: after
     a kill, however abrupt, the same call goes on where the last one stopped. Codes do not depend on
     the chunks or on who does them (starts follow from each sample's own index), so the file's
@@ -97,7 +98,8 @@ def reverse_stream(
     parts once all are there. They share nothing but the folder.
 
     Args:
-        generator, latent_shape, **options: as for `reverse`.
+        generator, **options: as for `find`.
+        find: :func:`~flexgen.reversal.reverse` or :func:`~flexgen.reversal.posterior_codes`.
         source: the data.
         out: folder for the codes; its parts lie in `codes.parts` below until all are done.
         identity: what says which generator and data these are, plain values. A folder that holds
@@ -113,8 +115,8 @@ def reverse_stream(
         progress: whether to show progress over all processes on standard error.
 
     Returns:
-        Where the file of codes is. It holds `z (n, *latent_shape)` and, `(n,)` each, `loss`,
-        `steps`, `converged` and `index`. Its metadata hold `identity` and, where the source has
+        Where the file of codes is. It holds what `find` returns of each sample but `x_hat`, and
+        its `index`. Its metadata hold `identity` and, where the source has
         them, `names`, as JSON, and `how`, in words.
 
     Raises:
@@ -131,7 +133,6 @@ def reverse_stream(
             f"{out} by hand, then start all"
         )
     out = Path(out)
-    shape = torch.Size([latent_shape] if isinstance(latent_shape, int) else latent_shape)
     index = torch.arange(len(source)) if index is None else index
     chunks = index.split(chunk)
     if options.get("norm") == "batch" and len(chunks[-1]) < 2:
@@ -143,7 +144,7 @@ def reverse_stream(
         identity = {"generator": weights_sha256(generator)}
     identity = {
         **identity,
-        "latent_shape": list(shape),
+        "by": find.__name__,
         "options": {name: _plain(value) for name, value in sorted(options.items())},
         "chunk": chunk,
         "samples": len(index),
@@ -170,9 +171,8 @@ def reverse_stream(
                 continue
             started = time.perf_counter()
             x = source.read(chunks[number]).to(device)
-            found = reverse(generator, x, latent_shape=shape, index=chunks[number], **options)
-            kept = ("z", "loss", "steps", "converged")
-            tensors = {name: getattr(found, name).cpu() for name in kept}
+            found = find(generator, x, index=chunks[number], **options)
+            tensors = {k: v.cpu() for k, v in found.tensors().items() if k != "x_hat"}
             tensors["index"] = chunks[number]
             about = {
                 "stamp": stamp,

@@ -1,0 +1,118 @@
+"""What every way to codes does first: the pass, tried and made faster, and the contexts."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from flexgen.reversal.fast import fast_pass, worth_bfloat16
+from flexgen.reversal.freezing import Generator, home
+from flexgen.reversal.passes import Generate, Passes
+from flexgen.reversal.starts import Bank
+
+_MOST_BANKS = 64
+
+
+def checked(generator: Generator, x: Tensor, latent_shape: tuple[int, ...]) -> Generate:
+    """The generator's own pass, in float32 at least, which refuses what is not of x's shape."""
+    weights = home(generator, x)[1]
+    dtype = torch.promote_types(weights, torch.float32)
+
+    def generate(z: Tensor, *context: Tensor) -> Tensor:
+        x_hat = generator(z.to(weights), *context)
+        if not isinstance(x_hat, Tensor):
+            raise ValueError(
+                f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
+                "function that returns its data"
+            )
+        x_hat = x_hat.to(dtype)
+        if x_hat.shape != (len(z), *x.shape[1:]):
+            raise ValueError(
+                f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "
+                f"`latent_shape` {latent_shape}, got {tuple(x.shape[1:])}; reverse data of the "
+                "size that the generator was trained on"
+            )
+        return x_hat
+
+    return generate
+
+
+def tried(generate: Generate, codes: Tensor, *context: Tensor) -> Tensor:
+    """Data of a few codes, made with a gradient, without which nothing can be done."""
+    with torch.enable_grad():
+        made = generate(codes.clone().requires_grad_().clone(), *context)
+    if not made.requires_grad:
+        raise ValueError(
+            "the generator must be differentiable in its codes, got data without a gradient; "
+            "take torch.no_grad or detach out of it"
+        )
+    return made.detach()
+
+
+def check_context(context: Tensor | None, n: int) -> None:
+    if context is not None and (not isinstance(context, Tensor) or len(context) != n):
+        raise ValueError(
+            f"`context` must hold one entry for each of {n} samples, got "
+            f"{tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__}"
+        )
+
+
+class Contexts:
+    """The contexts of samples, and how many different ones there are; None: there is none."""
+
+    def __init__(self, context: Tensor | None, device: torch.device) -> None:
+        self._context, self.count = None, 1
+        if context is not None:
+            self._context = context.detach().to(device)
+            self._different, self._which = self._context.unique(dim=0, return_inverse=True)
+            self.count = len(self._different)
+
+    def of(self, place: Tensor) -> tuple[Tensor, ...]:
+        """Those of the samples at `place`, as arguments of a generator."""
+        return () if self._context is None else (self._context[place.to(self._context.device)],)
+
+    def first(self, n: int) -> Tensor | None:
+        """The first sample's, n times."""
+        return (
+            None if self._context is None else self._context[:1].expand(n, *self._context.shape[1:])
+        )
+
+    def banks(
+        self, make: Callable[[tuple[Tensor, ...]], Bank]
+    ) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """Of places, data there and a count: codes of a bank of their context, made when needed."""
+        bank = cache(lambda which: make(self._one(which)))
+
+        def nearest(place: Tensor, x: Tensor, count: int) -> Tensor:
+            if self._context is None:
+                return bank(0).nearest(x, count)
+            if self.count > _MOST_BANKS:
+                raise ValueError(
+                    f"a bank of starts is made for each context, at most {_MOST_BANKS}, got "
+                    f"{self.count} different ones; set init='normal', or give an encoder"
+                )
+            which = self._which[place.to(self._which.device)]
+            codes = [bank(one).nearest(x[which == one], count) for one in which.unique().tolist()]
+            return torch.cat(codes)[which.argsort(stable=True).argsort()]
+
+        return nearest
+
+    def _one(self, which: int) -> tuple[Tensor, ...]:
+        return () if self._context is None else (self._different[which : which + 1],)
+
+
+def faster(
+    generator: nn.Module, generate: Generate, precision: str, probe: Tensor, *given: Tensor
+) -> Passes:
+    """The generator's faster copies, as far as they are its function."""
+    fine = fast_pass(generator, probe.dtype, probe, *given)
+    name = str(probe.dtype).removeprefix("torch.")
+    if fine is None:
+        return Passes(generate, generate, "plain passes (no copy was the generator's function)")
+    half = precision == "auto" and probe.dtype == torch.float32
+    if half and worth_bfloat16(fine, probe, *given[1:]):
+        coarse = fast_pass(generator, torch.bfloat16, probe, *given)
+        if coarse is not None:
+            return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
+    return Passes(fine, fine, f"passes in {name}", plain=generate)
