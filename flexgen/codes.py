@@ -215,7 +215,8 @@ def in_shares(find: Callable[..., Found], generator: nn.Module, x: Tensor, **opt
     tied = options.get("norm") == "batch" or options.get("constraint") == "moments"
     if tied or world_size == 1:
         return find(generator, x, **options)
-    options["index"] = options.get("index", torch.arange(len(x)))
+    if options.get("index") is None:
+        options["index"] = torch.arange(len(x))
     of_samples = {k: options.pop(k) for k in ("index", "context", "known") if k in options}
     default = inspect.signature(find).parameters["batch_size"].default
     size = max(1, options.get("batch_size", default) // options.get("chains", 1))

@@ -3,6 +3,7 @@
 python -m tests.integration.ranks FOLDER    # with torchrun's environment variables
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def watch(patched: pytest.MonkeyPatch, notes: dict[str, Any]) -> None:
             notes.setdefault("codes", z.detach().clone())
         return forward(self, z, *context)
 
+    @functools.wraps(find)  # whose batch size is asked for
     def finding(generator: Any, x: torch.Tensor, **options: Any) -> Any:
         notes.setdefault("reversed", []).append(len(x))
         return find(generator, x, **options)
