@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flexgen.contracts import Prior, in_context
 from flexgen.files import open_file
 from flexgen.models import Latent
-from flexgen.reversal import Mapped, PosteriorCodes, Reversal, reverse
+from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
 from flexgen.reversal.losses import ToUnit
 from flexgen.training import gather_from_all, isolated_rng
 
@@ -58,10 +58,12 @@ class _InUnit(nn.Module):
 
 
 class Codes(NamedTuple):
-    """Codes `(n, latent_dim)` of data, and what the model was conditioned on, of each."""
+    """Codes `(n, latent_dim)` of data; of each, what the model was conditioned on, and which datum
+    it is of, `(n,)`, None: each of one of its own."""
 
     z: Tensor
     context: Tensor | None
+    datum: Tensor | None = None
 
 
 def context_of(model: Latent, label: Tensor | None) -> Tensor | None:
@@ -86,8 +88,8 @@ def _decoder(model: Latent) -> nn.Module:
     if (decoder := model.decoder) is None:
         raise ValueError(
             f"a {type(model).__name__} whose likelihood has no mean cannot be reversed; its "
-            "codes are its posterior's: set `callbacks.refit.source=data`, and leave `reversal` "
-            "out of `callbacks`"
+            "codes are its posterior's: set `callbacks.refit.source=posterior`, and leave "
+            "`reversal` out of `callbacks`"
         )
     return decoder
 
@@ -162,24 +164,68 @@ def reverse_split(
     return Codes(found.z[finite], None if context is None else context[finite])
 
 
-def codes_of_data(
-    model: Latent, data: Any, split: str, n: int | None, *, seed: int = 0, **options: Any
-) -> Codes:
-    """Codes of examples of a split: draws of the model's posterior, else by reversal.
+def drawn_codes(
+    model: Latent, x: Tensor, *, sigma: float, together: bool = False, **options: Any
+) -> PosteriorCodes:
+    """:func:`flexgen.posterior_codes` of data under a model, in its prior's base space.
 
-    Arguments and value are those of :func:`reverse_split`, which takes `options`. But a posterior
-    gives `n` codes of fewer examples too, several of each, a sample of the same aggregate.
+    With `together` all processes call this alike and share the work.
+    """
+    options |= {"prior": model.prior.current, "sigma": sigma}
+    decoder = _decoder(model)
+    if together:
+        return in_shares(posterior_codes, decoder, x, **options)
+    return posterior_codes(decoder, x, **options)
+
+
+def supported_sigma(model: Latent, data: Any, *, split: str, seed: int = 0, n: int = 256) -> float:
+    """The root mean square error, over pixels and data, of reversed data of a split: σ of the noise
+    that makes N(x; G(z), σ²I) largest at the codes that reversal finds."""
+    n = min(n, data.size(split))
+    x, label = data.split(split, n, seed)
+    x = x.to(model.device)
+    generator, prior = base_space(model)
+    context = context_of(model, label)
+    with model.evaluating():
+        found = reverse_data(
+            generator, prior, x, data.range, together=True, seed=seed, context=context
+        )
+    return float((2 * found.loss.mean() / x[0].numel()).sqrt())
+
+
+def codes_of_data(
+    model: Latent, data: Any, split: str, n: int | None, *, seed: int = 0,
+    sigma: float | None = None, **options: Any,
+) -> Codes:  # fmt: skip
+    """Codes of examples of a split, drawn from their posterior: a sample of the aggregate.
+
+    A model that has a posterior q(z|x) draws from it; another by :func:`drawn_codes`, mapped to Z.
+    There are `n` codes of fewer examples too, several of each.
+
+    Args:
+        model: left as it was.
+        data: the data module.
+        split: which part of the data.
+        n: how many codes; None: one of each example.
+        seed: which examples, and of the draws.
+        sigma: of the noise on x; None: :func:`supported_sigma` of held-out data.
+        **options: of :func:`flexgen.posterior_codes`.
     """
     x, label = data.split(split, None if n is None else min(n, data.size(split)), seed)
-    rows = torch.arange(n or len(x)) % len(x)
-    context = context_of(model, None if label is None else label[rows])
+    datum, data_size = torch.arange(n or len(x)) % len(x), len(x)
+    context = context_of(model, None if label is None else label[datum])
     # Of two splits by one seed: with the same noise, their codes would not be independent.
-    own = np.random.SeedSequence([seed, *split.encode()]).generate_state(1)
-    with isolated_rng(int(own[0])):
-        codes = model.encode(x[rows].to(model.device), context)
+    own = int(np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0])
+    x = x[datum].to(model.device)
+    with isolated_rng(own):
+        codes = model.encode(x, context)
     if codes is None:
-        return reverse_split(model, data, split, n, seed=seed, **options)
-    return Codes(codes, context)
+        sigma = sigma or supported_sigma(model, data, split="validation", seed=seed)
+        options |= {"sigma": sigma, "seed": own, "context": context}
+        with model.evaluating(), torch.no_grad():
+            found = drawn_codes(model, x, **options)
+            codes = model.prior.base_space().to_code(found.z)
+    return Codes(codes, context, datum.to(codes.device) if len(datum) > data_size else None)
 
 
 def rehearse(model: Latent, data: Any, split: str, options: dict[str, Any]) -> None:

@@ -239,13 +239,16 @@ class Prior(_OverCodes):
         return -self(context).log_prob(z)
 
     def fit(
-        self, codes: Tensor, *, context: Tensor | None = None, seed: int = 0, progress: bool = False
-    ) -> Report:
+        self, codes: Tensor, *, context: Tensor | None = None, datum: Tensor | None = None,
+        seed: int = 0, progress: bool = False,
+    ) -> Report:  # fmt: skip
         """Learn from codes, and freeze.
 
         Args:
             codes: `(n, latent_dim)`, finite.
             context: of each, where the prior takes one.
+            datum: which datum each is a code of, `(n,)`, where several are of one: what a fit holds
+                out shares no datum with what it learns from. None: each has its own.
             seed: of the draws; the global generators are restored.
             progress: whether to draw a progress bar.
 
@@ -256,9 +259,11 @@ class Prior(_OverCodes):
             ValueError: if there is nothing to learn, or for codes of another shape, too few, not
                 finite, or all the same.
         """
-        return self._fit(codes, context, seed, progress)
+        return self._fit(codes, context, datum, seed, progress)
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         """What :meth:`fit` does; a prior that learns has its own."""
         raise ValueError(
             f"a {type(self).__name__} prior has nothing to learn from codes; refit with "

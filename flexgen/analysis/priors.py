@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from flexgen.codes import Codes, codes_of_data
+from flexgen.codes import Codes, codes_of_data, reverse_split
 from flexgen.priors import Prior, as_prior
 from flexgen.runs.build import examples, instantiate
 from flexgen.runs.run import Run
@@ -14,12 +14,16 @@ from flexgen.training import isolated_rng
 def codes_of(
     run: Run, split: str = "train", n: int | None = 10_000, *, seed: int = 0, progress: bool = True
 ) -> Codes:
-    """Codes of n data of a split, None: all; of the run's posterior, else as the run reverses them.
+    """Codes of n data of a split, None: all: draws of p(z|x) if the run has a posterior or scores
+    by such draws, else as the run reverses them.
 
-    The seed says which data, and where their codes start; nothing in the run changes.
+    The seed says which data, and of the draws; nothing in the run changes.
     """
-    options = {**run.reversal_options, "seed": seed, "progress": progress}
-    return codes_of_data(run.model, run.data, split, n, **options)
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
+    drawn = run.posterior_options
+    if drawn is not None or "posterior" in run.model.capabilities:
+        return codes_of_data(run.model, run.data, split, n, **options, **(drawn or {}))
+    return reverse_split(run.model, run.data, split, n, **run.reversal_options | options)
 
 
 def prior_for(
@@ -58,6 +62,6 @@ def prior_for(
         while learner.unmasked is not None:
             learner = learner.unmasked
         if learner.learns and (learner is prior or not given):
-            z, context = codes()
-            learner.fit(z, context=context, seed=seed, progress=progress)
+            z, context, datum = codes()
+            learner.fit(z, context=context, datum=datum, seed=seed, progress=progress)
     return prior.eval()

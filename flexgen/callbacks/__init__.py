@@ -5,6 +5,7 @@ from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectru
 from flexgen.callbacks.likelihood import LikelihoodScore
 from flexgen.callbacks.measurement import Measurement
 from flexgen.callbacks.posterior import AggregatePosterior, Reconstructions
+from flexgen.callbacks.posterior_score import PosteriorScore
 from flexgen.callbacks.progress import Progress
 from flexgen.callbacks.quality import SampleQuality
 from flexgen.callbacks.refit import PriorRefit
@@ -13,6 +14,6 @@ from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
     "AggregatePosterior", "Checkpoint", "CodeMap", "Disagreement", "LikelihoodScore", "Measurement",
-    "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality",
-    "Scheduled", "Spectrum",
+    "PosteriorScore", "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid",
+    "SampleQuality", "Scheduled", "Spectrum",
 ]  # fmt: skip

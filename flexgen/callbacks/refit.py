@@ -11,7 +11,7 @@ from torch import nn
 
 from flexgen.callbacks.measurement import energy_distance
 from flexgen.callbacks.scheduled import Scheduled
-from flexgen.checks import check_integer
+from flexgen.checks import check_integer, check_one_of
 from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
 from flexgen.models import Latent
 from flexgen.priors import as_prior
@@ -29,25 +29,30 @@ class PriorRefit(Scheduled):
 
     Closer means: a smaller energy distance from draws to the codes of held-out data than the prior
     in use has. It is unbiased: at the sizes of codes the earth mover's distance between two samples
-    is mostly their noise, and calls a prior that is too narrow closer than the right one. Of a VAE
-    it means a smaller −E log p(z) of held-out codes, all that a prior adds to the bound: it tells
-    apart priors between which the energy distance sees only noise.
+    is mostly their noise, and calls a prior that is too narrow closer than the right one. Of
+    posterior draws, if both priors have a density, it means a smaller −E log p(z) of held-out
+    codes, all that a prior adds to a bound of log p(x): it tells apart priors between which the
+    energy distance sees only noise.
 
     Logged: `refit/energy_before`, `refit/energy_after`, `refit/energy_floor` (the distance of the
-    training codes themselves, about 0), of a VAE `refit/nll_before` and `refit/nll_after` (nats of
-    a held-out code), `refit/condition` where the fit reports it, `refit/kept` and `prior/stage`.
+    training codes themselves, about 0), `refit/nll_before` and `refit/nll_after` (nats of a
+    held-out code), `refit/condition` where the fit reports it, `refit/kept` and `prior/stage`.
 
     Args:
         prior: the prior to fit, untrained; every round fits a copy of it.
         at: generator steps of the rounds.
-        n: codes of training images, no more by reversal than there are; None: one of each.
+        n: codes of training images, no more by reversal than there are, and several of an image
+            where there are fewer; None: one of each.
         n_held_out: codes of held-out images.
         keep: "closer", "always" or "never".
-        source: of the codes. "data": draws of the model's posterior, from each image in turn,
-            which are a sample of the aggregate posterior; of a model without one, by reversal.
-            "reversal": always that. "prior": draws from the prior in use, which distils a prior
-            that needs the critic, a masked one say, into one that does not;
+        source: of the codes. "posterior": draws of p(z|x), from each image in turn, a sample of the
+            aggregate posterior: by the model's own q(z|x), or of a model without one as
+            :func:`flexgen.posterior_codes` draws them, under the prior in use. "reversal": the ends
+            of a search, which measure the search as well. "prior": draws from the prior in use,
+            which distils a prior that needs the critic, a masked one say, into one that does not;
             `refit/energy_after` against `refit/energy_floor` is what that loses.
+        sigma: of the noise on x in p(z|x); None: what the generator's reconstructions support.
+        posterior: passed on to :func:`flexgen.posterior_codes`.
         options: passed on to :func:`flexgen.reversal.reverse`.
         seed: of the draws and the fit; training draws the same numbers with or without a refit.
         progress: whether to draw progress bars.
@@ -68,7 +73,9 @@ class PriorRefit(Scheduled):
         n: int | None = None,
         n_held_out: int = 1000,
         keep: str = "closer",
-        source: str = "data",
+        source: str = "posterior",
+        sigma: float | None = None,
+        posterior: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -76,8 +83,7 @@ class PriorRefit(Scheduled):
         super().__init__(at=at, at_end=False)
         if keep not in ("closer", "always", "never"):
             raise ValueError(f"`keep` must be closer, always or never, got {keep!r}")
-        if source not in ("data", "reversal", "prior"):
-            raise ValueError(f"`source` must be data, reversal or prior, got {source!r}")
+        check_one_of("source", source, ("posterior", "reversal", "prior"))
         if source == "prior" and keep == "closer":
             raise ValueError(
                 "`keep=closer` cannot be met with `source=prior`, no prior is closer to its own "
@@ -88,7 +94,7 @@ class PriorRefit(Scheduled):
         if not self.at:
             raise ValueError("`at` must name the generator steps of a refit, got none")
         self.prior, self.keep, self.n, self.n_held_out = as_prior(prior), keep, n, n_held_out
-        self.source = source
+        self.source, self.posterior = source, {"sigma": sigma, **(posterior or {})}
         self.options, self.seed, self.progress = dict(options or {}), seed, progress
         self._stage_at: dict[int, int] = {}
         self._done: list[int] = []
@@ -123,8 +129,11 @@ class PriorRefit(Scheduled):
         context = context_of(model, label)
         with isolated_rng(self.seed):
             encoded = model.encode(x.to(model.device), context)
-        if self.source == "reversal" or (self.source == "data" and encoded is None):
+        if self.source == "reversal":
             rehearse(model, data, "train", self.options)
+        if self.source == "posterior" and encoded is None:
+            short = {"sigma": 1.0, "num_temperatures": 1, "progress": False}
+            codes_of_data(model, data, "train", 2, seed=self.seed, **self.posterior | short)
         end = model.schedule.end
         if late := [step for step in self.at if end is not None and step > end]:
             log.warning("refit: no refit at %s, the last step is %d", late, end)
@@ -162,7 +171,10 @@ class PriorRefit(Scheduled):
         held_out = self._codes(model, data, "validation", self.n_held_out)
         if rank() > 0:
             return {}
-        fitted = prior.fit(codes.z, context=codes.context, seed=self.seed, progress=self.progress)
+        options: dict[str, Any] = {"context": codes.context, "seed": self.seed}
+        if codes.datum is not None:
+            options["datum"] = codes.datum
+        fitted = prior.fit(codes.z, progress=self.progress, **options)
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
         with torch.no_grad(), model.evaluating():
             n, context = len(codes.z), codes.context
@@ -171,7 +183,7 @@ class PriorRefit(Scheduled):
             values = {
                 f"refit/energy_{when}": energy_distance(z, held_out.z) for when, z in drawn.items()
             }
-            by_density = "posterior" in model.capabilities and all(
+            by_density = self.source == "posterior" and all(
                 p.has_log_prob and p.normalised for p in (model.prior, prior)
             )
             if by_density:
@@ -193,9 +205,10 @@ class PriorRefit(Scheduled):
             context = model.in_turn(n)
             with model.evaluating():
                 return Codes(model.prior.draw(n, context), context)
-        options = {"seed": self.seed, "progress": self.progress, "together": True, **self.options}
-        find = codes_of_data if self.source == "data" else reverse_split
-        return find(model, data, split, n, **options)
+        options = {"seed": self.seed, "progress": self.progress, "together": True}
+        if self.source == "posterior":
+            return codes_of_data(model, data, split, n, **options | self.posterior)
+        return reverse_split(model, data, split, n, **options | self.options)
 
     def _tell(self, values: dict[str, float], kept: bool, closer: bool) -> None:
         found = {name.removeprefix("refit/"): value for name, value in values.items()}

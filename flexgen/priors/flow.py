@@ -66,7 +66,9 @@ class FlowPrior(Prior):
         back = (lambda z: self.transform.inverse(z)[0]) if self.has_log_prob else None
         return BaseSpace(self.base, lambda eps: self.transform(eps)[0], back)
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         if not self.has_log_prob:
             raise ValueError(
@@ -84,7 +86,7 @@ class FlowPrior(Prior):
         frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
         z = codes.to(self.base.loc)
-        return maximise_likelihood(self, z, seed=seed, progress=progress, **self.how)
+        return maximise_likelihood(self, z, datum=datum, seed=seed, progress=progress, **self.how)
 
 
 class RealNVP(FlowPrior):

@@ -68,7 +68,9 @@ class Gaussian(Prior):
         )
 
     @torch.no_grad()
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         self.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         self.loc.copy_(codes.detach().double().mean(0))

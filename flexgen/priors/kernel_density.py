@@ -121,7 +121,9 @@ class KernelDensity(Prior):
         return KernelDensityDistribution(self.codes[: self._count], factor)
 
     @torch.no_grad()
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         at_least = self.latent_dim + 1 if self.has_log_prob else 1
         check_codes(codes, self.latent_dim, at_least=at_least)
         if self.has_log_prob and self.num_codes < at_least:

@@ -123,7 +123,9 @@ class Mixture(Prior):
         return GaussianMixture(self.weights, self.loc, self.factor)
 
     @torch.no_grad()
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         full = self.covariance == "full"
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1 if full else 2)
         if len(codes) < self.num_components:
@@ -222,5 +224,7 @@ class LearnableMixture(Prior):
     def forward(self, context: Tensor | None = None) -> GaussianMixture:
         return GaussianMixture(self.weights, self.loc, self.log_scale.exp())
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
-        return maximise_likelihood(self, codes, seed=seed, progress=progress)
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
+        return maximise_likelihood(self, codes, datum=datum, seed=seed, progress=progress)

@@ -86,9 +86,11 @@ class PerClass(Prior):
     def forward(self, context: Tensor | None = None) -> PerClassDistribution:
         return PerClassDistribution(self, context)
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         if not self.learns:
-            return super()._fit(codes, context, seed, progress)
+            return super()._fit(codes, context, datum, seed, progress)
         if context is None:
             raise ValueError(
                 "a prior for each class is fitted to codes with labels, got codes alone; refit a "

@@ -135,7 +135,9 @@ class Pushforward(Prior):
         """Stay in eval mode: a training model must not move the batch norms of its prior."""
         return super().train(False)
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         codes = codes.detach().to(self.shift)
         with torch.random.fork_rng(devices=[codes.device] if codes.is_cuda else []):

@@ -134,7 +134,9 @@ class _OfPosteriors(Prior):
             lambda x: self._attached()(x), self.inputs, weights, self.latent_dim
         )
 
-    def _fit(self, codes: Tensor, context: Tensor | None, seed: int, progress: bool) -> Report:
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+    ) -> Report:
         check_codes(codes, self.latent_dim, at_least=2)
         codes = codes.detach().to(self.logits)
         with restored(posterior := self._attached()):
@@ -142,7 +144,9 @@ class _OfPosteriors(Prior):
             if next(self.parameters(), None) is None:
                 with torch.no_grad():
                     return {"nll": -float(self().log_prob(codes).double().mean())}
-            return maximise_likelihood(self, codes, seed=seed, progress=progress, **self.how)
+            return maximise_likelihood(
+                self, codes, datum=datum, seed=seed, progress=progress, **self.how
+            )
 
     def _place(self, x: Tensor) -> None:
         raise NotImplementedError

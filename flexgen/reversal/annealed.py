@@ -184,7 +184,8 @@ def posterior_codes(
     if not base.has_log_prob or not base.normalised:
         raise ValueError(
             f"a {type(base).__name__} prior has no normalised density, without which codes have no "
-            "posterior; use prior=normal, pushforward or realnvp"
+            "posterior; use prior=normal, pushforward or realnvp, or codes by reversal "
+            "(`refit.source=reversal`)"
         )
     if known is not None and known.shape != (len(x), base.latent_dim):
         raise ValueError(

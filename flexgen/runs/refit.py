@@ -23,7 +23,8 @@ def refit(
     Args:
         config: the parent's, with `paths.run_dir` of the new run.
         how: arguments of :class:`flexgen.callbacks.PriorRefit`, plain values; those of `options`
-            that are None are as the parent's own reversal has them.
+            that are None are as the parent's own reversal has them, and so are `sigma` and
+            `posterior` as its posterior score has them.
         more: generator steps after the refit.
         checkpoint: of the parent: the name of one in its `checkpoints/`, or a path; None: the last.
         overrides: by which tables tell runs apart.
@@ -35,7 +36,12 @@ def refit(
     run_dir = config["paths"]["run_dir"]
     own = (config["callbacks"].get("reversal") or {}).get("options", {})
     asked = {name: value for name, value in how["options"].items() if value is not None}
-    how = how | {"options": own | asked}
+    score = config["callbacks"].get("posterior_score") or {}
+    how = how | {
+        "options": own | asked,
+        "sigma": how["sigma"] or score.get("sigma"),
+        "posterior": score.get("options", {}) | (how["posterior"] or {}),
+    }
     with rebuilding(parent_dir):
         parent = find_checkpoint(parent_dir, checkpoint)
         saved = load_checkpoint(parent)

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from flexgen.callbacks import Measurement, ReversalScore
+from flexgen.callbacks import Measurement, PosteriorScore, ReversalScore
 from flexgen.codes import base_space, load_codes, reverse_data
 from flexgen.models import Latent
 from flexgen.report import RunFiles
@@ -163,6 +163,12 @@ class Run:
         """What the run's own reversal is told, see :func:`flexgen.codes.reverse_data`."""
         scores = (m for m in self.measurements.values() if isinstance(m, ReversalScore))
         return next((score.options for score in scores), {})
+
+    @property
+    def posterior_options(self) -> dict[str, Any] | None:
+        """What the run's own posterior draws are told, see :func:`flexgen.codes.codes_of_data`."""
+        scores = (m for m in self.measurements.values() if isinstance(m, PosteriorScore))
+        return next(({"sigma": score.sigma, **score.options} for score in scores), None)
 
     def evaluate(self) -> dict[str, float]:
         """Measure everything that the run measures once more; saved as `evaluation.json` too.

@@ -78,7 +78,7 @@ def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: 
         ([*REFIT, "callbacks.refit.keep=maybe"], "`keep` must be closer"),
         ([*REFIT, "callbacks.refit.n=0"], "`n` must be a whole number of at least 1"),
         ([*REFIT, "callbacks.refit.n_held_out=0"], "`n_held_out` must be a whole number"),
-        ([*REFIT, "callbacks.refit.source=foo"], "`source` must be data"),
+        ([*REFIT, "callbacks.refit.source=foo"], "`source` must be one of"),
         (["model="], "no model called ''"),
         (["network=null"], "Config group override must be a string"),
         (["~prior"], "refers to `prior`, which is not there"),

@@ -165,12 +165,12 @@ def test_flags_may_stand_anywhere(flexgen: Run, monkeypatch: pytest.MonkeyPatch)
 def test_data_that_lie_elsewhere_change_no_other_word(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A data folder called `data` is not the word in `refit.source: data`."""
+    """A data folder called `posterior` is not the word in `refit.source: posterior`."""
     words = ("callbacks=[refit,checkpoint]", "callbacks.refit.at=[2]", "callbacks.refit.n=64",
-             "callbacks.refit.n_held_out=32", "callbacks.refit.source=data")  # fmt: skip
+             "callbacks.refit.n_held_out=32", "callbacks.refit.source=posterior")  # fmt: skip
     refit = ("callbacks.refit.prior.steps=2", "callbacks.refit.keep=always",
              "callbacks.refit.options={method: adam, steps: 2}")  # fmt: skip
     tiny = [word for word in TINY if not word.startswith("callbacks=")]
-    run = flexgen("train", *tiny, *words, *refit, "steps=4", "paths.data_dir=data")
+    run = flexgen("train", *tiny, *words, *refit, "steps=4", "paths.data_dir=posterior")
     monkeypatch.setenv("FLEXGEN_DATA", str(tmp_path / "elsewhere"))
     flexgen("resume", f"run={run}", "steps=6")

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flexgen.callbacks import AggregatePosterior, PriorRefit, Reconstructions, SampleGrid
-from flexgen.codes import Codes, codes_of_data
+from flexgen.codes import Codes, codes_of_data, reverse_split
 from flexgen.likelihoods import Bernoulli
 from flexgen.metrics import EnergyDistance
 from flexgen.models import VAE, Latent
 from flexgen.networks import MLPEncoder, MLPGenerator
 from flexgen.posteriors import DiagonalGaussian
-from flexgen.priors import Normal, RealNVP, Vamp
+from flexgen.priors import Gaussian, Normal, RealNVP, Vamp
 from tests.unit.linear_gaussian import ADAM
 
 D = 3
@@ -87,13 +87,30 @@ class Reversed(Latent):
         return nn.Sequential(self.map, nn.Unflatten(1, (1, 4, 4)))
 
 
-def test_a_model_without_a_posterior_is_reversed() -> None:
+def test_codes_of_a_model_without_a_posterior_are_drawn_by_annealing() -> None:
     torch.manual_seed(0)
     model, data = Reversed(), Data(5)
     truth = torch.randn(5, D)
     data.x = model.decoder(truth).detach()
-    codes = codes_of_data(model, data, "train", 10).z
-    torch.testing.assert_close(codes, truth, atol=0.02, rtol=0)
+    found = codes_of_data(model, data, "train", 10, sigma=0.01)
+    torch.testing.assert_close(found.z, truth.repeat(2, 1), atol=0.1, rtol=0)
+    assert not torch.equal(found.z[:5], found.z[5:])
+    assert found.datum is not None
+    assert torch.equal(found.datum, torch.arange(5).repeat(2))
+    reversed_codes = reverse_split(model, data, "train", 10).z
+    torch.testing.assert_close(reversed_codes, truth, atol=0.02, rtol=0)
+
+
+def test_codes_lie_in_z_under_a_prior_that_is_a_map() -> None:
+    torch.manual_seed(0)
+    model, data = Reversed(), Data(5)
+    truth = torch.randn(5, D)
+    data.x = model.decoder(truth).detach()
+    prior = Gaussian(D)
+    prior.fit(3 * torch.randn(100, D) + 1)
+    model.prior.use(model.prior.append(prior))
+    found = codes_of_data(model, data, "train", 5, sigma=0.01)
+    torch.testing.assert_close(found.z, truth, atol=0.1, rtol=0)
 
 
 def refit(model: VAE, prior: nn.Module, **options: Any) -> dict[str, float]:

@@ -235,7 +235,7 @@ def test_a_likelihood_without_a_mean_trains_samples_and_is_not_reversed(tmp_path
     with pytest.raises(ValueError, match=r"has no mean; or leave it out of `callbacks`"):
         ReversalScore().check(model, data())
     refit = PriorRefit(Mixture(D, 2), at=[5], source="reversal")
-    with pytest.raises(ValueError, match=r"refit.source=data"):
+    with pytest.raises(ValueError, match=r"refit.source=posterior"):
         refit.check(model, data())
     PriorRefit(Mixture(D, 2), at=[5]).check(model, data())
 
