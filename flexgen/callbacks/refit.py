@@ -25,7 +25,7 @@ class PriorRefit(Scheduled):
 
     Each step in `at` is one round, with a stage of the model's prior of its own. Before each the
     whole state is saved as `checkpoints/before_refit_step=….ckpt`, so that another prior, or none,
-    can go on from the same point.
+    can go on from the same point: `flexgen refit run=… checkpoint=before_refit_step=….ckpt`.
 
     Closer means: a smaller energy distance from draws to the codes of held-out data than the prior
     in use has. It is unbiased: at the sizes of codes the earth mover's distance between two samples
@@ -101,7 +101,9 @@ class PriorRefit(Scheduled):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(at=self.at)
+        # By the first alone: a run that starts from a checkpoint between two rounds has only those
+        # before it, and must find them done.
+        return self._generate_state_key(at=self.at[:1])
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self._done}

@@ -115,30 +115,34 @@ class Latent(Loop):
         x: Tensor = in_context(decoder, z, context)
         return x.float()
 
-    def match_stages(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`state_dict` with the prior's stages that this model has, no more and no less.
+    def match_stages(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """A checkpoint's weights, with the prior's stages that this model has, no more and no less.
 
-        A run that starts from another's checkpoint may have a stage more, not fitted yet, or
-        leave out one that is not in use.
+        A stage that no refit has fitted yet is this model's own: a run that starts from another's
+        checkpoint may have one more, or one of another kind. It may leave out any that is not in
+        use.
 
         Raises:
             ValueError: if it leaves out the one in use.
         """
-        prefix = "prior.stages."
+        prefix, state_dict = "prior.stages.", checkpoint["state_dict"]
         last = len(self.prior.stages) - 1
         if (in_use := int(state_dict["prior.stage"])) > last:
             raise ValueError(
                 f"the checkpoint uses stage {in_use} of its prior, and the run has stages up to "
                 f"{last}; keep the refit callback of the run that it came from"
             )
+        # A refit keeps the steps of its rounds, each of which has fitted the next stage.
+        rounds = [state.get("done", ()) for state in checkpoint.get("callbacks", {}).values()]
+        kept = min(last, max(in_use, sum(map(len, rounds))))
         matched = {
             key: value
             for key, value in state_dict.items()
-            if not key.startswith(prefix) or int(key[len(prefix) :].split(".")[0]) <= last
+            if not key.startswith(prefix) or int(key[len(prefix) :].split(".")[0]) <= kept
         }
         own = {k: v for k, v in self.state_dict().items() if k.startswith(prefix)}
         return own | matched
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.match_stages(checkpoint["state_dict"])
+        checkpoint["state_dict"] = self.match_stages(checkpoint)
         super().on_load_checkpoint(checkpoint)

@@ -47,6 +47,11 @@ def refit(
         saved = load_checkpoint(parent)
         step = saved["flexgen"]["counters"]["generator_steps"]
         done = {at for state in saved["callbacks"].values() for at in state.get("done", ())}
+        if step in done:
+            raise ValueError(
+                f"the run refitted its prior at step {step} already, of which {parent.name} is; "
+                f"start from another, such as checkpoint=before_refit_step={step:08d}.ckpt"
+            )
         config = relocate(config, [(str(parent_dir), run_dir)])
         config["paths"]["run_dir"] = run_dir
         # The parent's own refits stay as far as they are part of the checkpoint: as its stages.

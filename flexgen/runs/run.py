@@ -198,7 +198,7 @@ class Run:
         # Who opens a run in the middle of their own work goes on with their own random numbers.
         with rebuilding(self.folder), isolated_rng(self.config["seed"]):
             model, data, callbacks = build(self.config)
-            weights = model.match_stages(saved["state_dict"])
+            weights = model.match_stages(saved)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError) as error:

@@ -159,6 +159,32 @@ def test_codes_stay_in_a_bounded_priors_support(flexgen: Run) -> None:
 def test_several_rounds_of_refit(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, *REFIT, "callbacks.refit.at=[10,20]", "report=false")
     assert json.loads((run / "metrics.json").read_text())["values"]["prior/stage"] == 2
+    weights = load_checkpoint(latest_checkpoint(run))["state_dict"]
+
+    # Another prior from the same point as a round of the run, which leaves out that and later ones.
+    gaussian = ("prior=gaussian", "refit.keep=always", "more=5", "report=false")
+    for step, stage in ((10, 1), (20, 2)):
+        start = f"checkpoint=before_refit_step={step:08d}.ckpt"
+        child = flexgen("refit", f"run={run}", start, *gaussian, run_dir=f"from_{step}")
+        final = json.loads((child / "metrics.json").read_text())
+        assert final["counters"]["generator_steps"] == step + 5
+        assert final["values"]["prior/stage"] == stage
+        found = load_checkpoint(latest_checkpoint(child))["state_dict"]
+        assert f"prior.stages.{stage}.loc" in found
+        assert not any(name.startswith(f"prior.stages.{stage + 1}.") for name in found)
+        flexgen("sample", f"run={child}", "n=4")
+    assert torch.equal(found["prior.stages.1.factor"], weights["prior.stages.1.factor"])
+    # The rounds that it kept are known to the next.
+    third = flexgen("refit", f"run={child}", *gaussian, run_dir="third")
+    found = load_checkpoint(latest_checkpoint(third))["state_dict"]
+    assert int(found["prior.stage"]) == 3
+    assert torch.equal(found["prior.stages.1.factor"], weights["prior.stages.1.factor"])
+
+
+def test_a_second_refit_at_the_same_step_is_refused(flexgen: Run) -> None:
+    run = flexgen("train", *SMALL, *REFIT, "callbacks.refit.at=[30]", "report=false")
+    with pytest.raises(SystemExit, match=r"at step 30 already.*before_refit_step=00000030"):
+        flexgen("refit", f"run={run}", "more=5", "report=false", run_dir="child")
 
 
 @pytest.mark.parametrize(
