@@ -121,8 +121,8 @@ class LangevinDistribution(ReweightedDistribution):
     """The last states of chains that a :class:`Langevin` runs from draws of `base`.
 
     They carry no gradient to the base. Their statistics are the standard deviation of the first
-    states' scores, `critic_std`, and with the Metropolis step the share of moves accepted,
-    `acceptance`.
+    states' scores, `critic_std`, and, unless the Metropolis step is left out, the share of
+    moves accepted, `acceptance`.
     """
 
     prior: "Langevin"
@@ -196,10 +196,11 @@ class Langevin(Reweighted):
 
     The chains start from draws of the base and tend to the density exp(−E) up to a constant; as
     for :class:`Rejection` that is the data's own for the logit of the original game's best critic.
-    Without the Metropolis step the moments are off by order ε.
+    Each move is accepted or refused by the Metropolis rule (MALA), which keeps that density exact
+    whatever ε is. Without it the moments are off by order ε, and by much where the score is steep
+    at the length of a step; `acceptance` says when ε is too long.
 
-    On a bounded support a plain step reflects at the walls; with the Metropolis step a move
-    through a wall is refused, which keeps the target exact.
+    A move through the wall of a bounded support is refused; a plain step reflects there.
 
     Training draws from the base. A draw costs `steps` + 1 passes with gradient through generator
     and critic.
@@ -209,21 +210,23 @@ class Langevin(Reweighted):
         steps: length of a chain, at least 1.
         step_size: ε, above 0.
         temperature: T, above 0; lower follows the critic more.
-        metropolis: accept each move by the Metropolis rule (MALA).
+        metropolis: accept each move by the Metropolis rule; False: plain steps, as the paper has
+            them.
 
     Raises:
         ValueError: for a base without density, or a value out of range.
 
     Source: Che, Zhang, Sohl-Dickstein, Larochelle, Paull, Cao & Bengio, "Your GAN is secretly an
-    energy-based model and you should use discriminator driven latent sampling", 2020.
-    Departures: the temperature, and reflection on a box.
+    energy-based model and you should use discriminator driven latent sampling", 2020; Roberts &
+    Tweedie, "Exponential convergence of Langevin distributions", 1996 (MALA).
+    Departures: the Metropolis step, the temperature, and reflection on a box.
     """
 
     distribution = LangevinDistribution
 
     def __init__(
         self, base: nn.Module, *, steps: int = 100, step_size: float = 0.05,
-        temperature: float = 1.0, metropolis: bool = False,
+        temperature: float = 1.0, metropolis: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(base, where="generation")
         if not self.base.has_log_prob:

@@ -57,7 +57,7 @@ def measured(prior: nn.Module, data: Any, quality: SampleQuality) -> dict[str, f
                                                  "acceptance"}),
         (Weighted(Normal(2)), {"critic_std", "effective_sample_size", "acceptance"}),
         (Rejection(Normal(2)), {"critic_std", "acceptance"}),
-        (Langevin(Normal(2), steps=20, metropolis=True), {"critic_std", "acceptance"}),
+        (Langevin(Normal(2), steps=20), {"critic_std", "acceptance"}),
     ],
 )  # fmt: skip
 def test_a_prior_that_draws_by_score_is_set_beside_its_base(prior: nn.Module, told: set) -> None:
