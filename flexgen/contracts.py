@@ -312,6 +312,13 @@ class Likelihood(nn.Module):
     def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         raise NotImplementedError
 
+    def check_data(self, x: Tensor) -> None:
+        """Refuse data whose values this is no likelihood of, by a few of them, `(n, *shape)`.
+
+        Raises:
+            ValueError: if it is none; it names the remedy.
+        """
+
 
 class Objective(ABC):
     """An adversarial game: what critic and generator minimise, of raw outputs ("logits") `(n,)`.

@@ -10,6 +10,11 @@ from flexgen.checks import check_integer, check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 
+# Of float32 data, in units of their range.
+_ROUNDING = 1e-6
+# Data of more values than these are told no number of levels to set.
+_MOST_LEVELS = 1024
+
 
 class _Decoded(Likelihood):
     """A decoder and what its output means."""
@@ -71,6 +76,9 @@ class DiscretisedLogistic(_Decoded):
     with δ half a level; the lowest value has all mass below its upper edge, the highest all above
     its lower one, so the masses of all values add up to 1.
 
+    Data off the grid of `levels`, or on one half as fine, are refused: mass would lie where no
+    datum can be, and bits per dimension would mean nothing.
+
     Args:
         decoder: codes `(n, latent_dim)` to means m `(n, *shape)`, in the data's range.
         range: (low, high), the data's range.
@@ -99,6 +107,36 @@ class DiscretisedLogistic(_Decoded):
         self.data_range, self.grid = (low, high), (low, high, levels)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
+    def check_data(self, x: Tensor) -> None:
+        low, high, levels = self.grid
+        values = ((x.detach().unique().double() - low) / (high - low)).unique()
+        fits = _on_grid(values, levels)
+        if fits and len(values) < 2:
+            return  # of one value nothing can be told
+        # The coarsest grid that holds them, and that they fill by half.
+        num = max(2, len(values))
+        most = min(2 * num, (levels + 1) // 2 if fits else _MOST_LEVELS)
+        for coarser in range(num, most + 1):
+            if _on_grid(values, coarser):
+                binary = ", or likelihood=bernoulli with data.range=[0,1]" if coarser == 2 else ""
+                raise ValueError(
+                    f"a DiscretisedLogistic likelihood of {levels} levels is of data that take as "
+                    f"many values, got data of {coarser}; set likelihood.levels={coarser}{binary}"
+                )
+        if not fits:
+            raise ValueError(
+                f"a DiscretisedLogistic likelihood of {levels} levels is of data on their grid, "
+                f"got {len(values)} values that are not; set likelihood=gaussian"
+            )
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
         loc, event_dims = self.decode(z, context)
         return LogisticPixels(loc, self.log_scale.exp(), *self.grid, event_dims)
+
+
+def _on_grid(values: Tensor, levels: int) -> bool:
+    """Whether values in [0, 1] are multiples of 1 / (levels − 1), or such rounded to 8 bits."""
+    nearest = (values * (levels - 1)).round() / (levels - 1)
+    stored = (nearest * 255).round() / 255
+    near = torch.minimum((values - nearest).abs(), (values - stored).abs()) < _ROUNDING
+    return bool(near.all())

@@ -178,6 +178,9 @@ class VAE(Latent):
                 f"{tuple(q.event_shape)}; set one `latent_dim` for both"
             )
 
+    def check_data(self, x: Tensor) -> None:
+        self.likelihood.check_data(x)
+
     def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
         (optimizer,) = optimizers
         optimizer.zero_grad()

@@ -133,6 +133,13 @@ class Loop(pl.LightningModule):
     def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         """What :meth:`check_fit` does of a family, in eval mode."""
 
+    def check_data(self, x: Tensor) -> None:
+        """Refuse training data by the values of the first batch, `(n, *shape)`.
+
+        Raises:
+            ValueError: if the parts are not of such data.
+        """
+
     def in_turn(self, n: int) -> Tensor | None:
         """The context of n data where none is given: the classes in turn, `(n,)`; or None."""
         if self.num_classes is None:
@@ -174,6 +181,8 @@ class Loop(pl.LightningModule):
     def next_batch(self, stream: Iterator[Batch]) -> Batch:
         """The next batch, counted; without its context if the model is not conditional."""
         batch = next(stream)
+        if not self.counters.batches:
+            self.check_data(batch.x)
         self.counters.batches += 1
         self.counters.images_seen += len(batch.x) * self.trainer.world_size
         return batch if self.num_classes is not None else Batch(batch.x)

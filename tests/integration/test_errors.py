@@ -315,6 +315,19 @@ def test_a_bernoulli_likelihood_wants_binary_data(flexgen: Run) -> None:
     assert "`flow.features` must equal `latent_dim`" in message(flexgen, "train", *words)
 
 
+def test_a_discretised_likelihood_wants_as_many_levels_as_the_data_have(flexgen: Run) -> None:
+    words = [
+        "model=vae", "data=digits", "likelihood=discretised_logistic", "steps=1", "report=false",
+        "network.encoder.hidden_features=[8]", "network.decoder.hidden_features=[8]",
+        "callbacks=[progress,checkpoint]", "trainer=cpu",
+    ]  # fmt: skip
+    told = message(flexgen, "train", *words)
+    assert "256 levels is of data that take as many values, got data of 17" in told
+    assert "set likelihood.levels=17" in told
+    assert not (Path("run") / "config.yaml").exists()
+    flexgen("train", *words, "likelihood.levels=17")
+
+
 def test_a_vae_refuses_a_refit_that_it_cannot_train_with(flexgen: Run) -> None:
     tiny = ["network.encoder.hidden_features=[8]", "network.decoder.hidden_features=[8]"]
     told = message(

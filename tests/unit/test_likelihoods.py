@@ -70,6 +70,51 @@ def test_samples_have_the_mean(decoder: nn.Module, kind: type) -> None:
     torch.testing.assert_close(x.mean(0), p.mean.detach(), rtol=0, atol=0.06)
 
 
+def pixels(levels: int, low: float, high: float, of_8_bits: bool = False) -> Tensor:
+    """Four images of all values of a grid."""
+    u = torch.linspace(0, 1, levels, dtype=torch.float64)[torch.randperm(4 * levels) % levels]
+    u = (u * 255).round() / 255 if of_8_bits else u
+    return (low + (high - low) * u).float().view(4, levels)
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 1.0)])
+def test_data_of_as_many_values_as_levels_are_taken(
+    decoder: nn.Module, bounds: tuple[float, float]
+) -> None:
+    for levels, of_8_bits in ((2, True), (17, True), (64, True), (256, True), (1000, False)):
+        x = pixels(levels, *bounds, of_8_bits)
+        DiscretisedLogistic(decoder, bounds, levels).check_data(x)
+    # Few of 256 values, as in a small batch of dark images, lie on no coarser grid by chance.
+    dark = torch.tensor([0, 1, 2, 3, 5, 8, 13, 21, 34]) / 255
+    x = bounds[0] + (bounds[1] - bounds[0]) * dark
+    DiscretisedLogistic(decoder, bounds, 256).check_data(x)
+    DiscretisedLogistic(decoder, bounds, 256).check_data(torch.full((3, 4), bounds[0]))
+
+
+@pytest.mark.parametrize(
+    ("levels", "values", "remedy"),
+    [
+        (256, 17, r"got data of 17; set likelihood\.levels=17"),
+        (16, 17, r"got data of 17; set likelihood\.levels=17"),
+        (17, 256, r"got data of 256; set likelihood\.levels=256"),
+        (17, 9, r"got data of 9; set likelihood\.levels=9"),
+        (256, 2, r"likelihood\.levels=2, or likelihood=bernoulli with data\.range=\[0,1\]"),
+    ],
+)
+def test_data_of_another_number_of_values_are_refused(
+    decoder: nn.Module, levels: int, values: int, remedy: str
+) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        DiscretisedLogistic(decoder, levels=levels).check_data(pixels(values, -1, 1, True))
+
+
+def test_data_off_the_grid_are_refused(decoder: nn.Module) -> None:
+    x = torch.linspace(-1, 1, 5000) ** 3
+    for off in (x, x[:500]):
+        with pytest.raises(ValueError, match=r"on their grid.*are not; set likelihood=gaussian"):
+            DiscretisedLogistic(decoder).check_data(off)
+
+
 class Encoder(nn.Module):
     out_features = 3
 
