@@ -14,6 +14,7 @@ from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
+from flexgen.files import write_tensors
 from flexgen.metrics import PriorAgreement, active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE
 from flexgen.models.latent import in_parts
@@ -62,6 +63,10 @@ class LikelihoodScore(Measurement):
     Under a prior whose density is not normalised there are neither a likelihood nor a bound nor
     their parts, whatever its `log_prob` returns: the run's `notes.jsonl` says so.
 
+    Saved: `nll/step=….safetensors` with `nll (n,)`, of each datum, and `index (n,)`, which of the
+    split it is. The standard error is of a level. Two models on the same data share most of it: the
+    error of their difference is that of the mean of each datum's difference.
+
     Args:
         n: data; at most what the split holds.
         split: which part of the data.
@@ -104,11 +109,17 @@ class LikelihoodScore(Measurement):
 
     @torch.no_grad()
     def measure(self, model: VAE, data: Any, run_dir: Path) -> dict[str, float]:
-        x, label = data.split(self.split, min(self.n, data.size(self.split)), self.seed)
+        which = self.split, min(self.n, data.size(self.split)), self.seed
+        x, label = data.split(*which)
         x, context = x.to(model.device), context_of(model, label)
         believed = "log_likelihood" in model.capabilities
         with model.evaluating():
-            values = self._likelihood(model, x, context) if believed else {}
+            values: dict[str, float] = {}
+            if believed:
+                nll = self._nll(model, x, context)
+                path = run_dir / "nll" / f"step={model.counters.generator_steps:08d}.safetensors"
+                write_tensors(path, {"nll": nll, "index": data.indices(*which)})
+                values = _level(nll, x[0].numel() if model.likelihood.has_mass else None)
             values |= self._surgery(model, x, context)
         if not believed:
             name = type(model.prior.current).__name__
@@ -123,19 +134,14 @@ class LikelihoodScore(Measurement):
             values = kept | (dict.fromkeys(_OF_DENSITIES, math.nan) if model.prior.in_use else {})
         return values
 
-    def _likelihood(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
+    def _nll(self, model: VAE, x: Tensor, context: Tensor | None) -> Tensor:
         # As many data as are decoded in one pass, so that the bar moves for a large K too.
         rows = max(1, min(_BATCH, CODES_AT_ONCE // self.num_samples))
         batches, quiet = [*in_parts(x, context, rows)], not self.progress
-        found = torch.cat([
+        return torch.cat([
             -model.log_likelihood(batch, self.num_samples, labels)
             for batch, labels in track(batches, "likelihood", transient=True, disable=quiet)
         ])  # fmt: skip
-        nll, error = float(found.mean()), float(found.std() / math.sqrt(len(found)))
-        values = {"nll/samples": nll, "nll/standard_error": error}
-        if model.likelihood.has_mass:
-            values["nll/bits_per_dimension"] = bits_per_dimension(nll, x[0].numel())
-        return values
 
     def _surgery(self, model: VAE, x: Tensor, context: Tensor | None) -> dict[str, float]:
         codes, means, again = [], [], []
@@ -177,6 +183,15 @@ class LikelihoodScore(Measurement):
         if base is not None and len(z) > z.shape[1]:
             values["posterior/pag"] = value_of(PriorAgreement(**ALONE), base)
         return values | parts
+
+
+def _level(nll: Tensor, num_dimensions: int | None) -> dict[str, float]:
+    """The mean NLL with its standard error, and in bits a dimension where pixels have mass."""
+    mean, error = float(nll.mean()), float(nll.std() / math.sqrt(len(nll)))
+    values = {"nll/samples": mean, "nll/standard_error": error}
+    if num_dimensions is not None:
+        values["nll/bits_per_dimension"] = bits_per_dimension(mean, num_dimensions)
+    return values
 
 
 def _marginal_parts(

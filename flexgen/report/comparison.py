@@ -1,7 +1,7 @@
 """Before and after a prior refit, beside the control that kept the old prior."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich import box
@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.report.catalogue import describe, number, ordered, signed
-from flexgen.report.curves import Curve, Point
+from flexgen.report.catalogue import describe, number, ordered, plus_minus, signed, typeset
+from flexgen.report.curves import Curve, Point, RunError
 from flexgen.report.run_files import RunFiles
 
 WHEN = ("before", "after", "control")
@@ -51,13 +51,15 @@ class Refit:
 class Comparison:
     """The measurements of a run before and after its refits, kept or not, and of its control.
 
-    `points` gives of a metric "before", "after" and "control", of these what was measured; the
-    notes say what to know about it, one line each.
+    `points` gives of a metric "before", "after" and "control", of these what was measured; `errors`
+    the standard error of its difference, where that is a mean over data that both were measured on;
+    the notes say what to know about it, one line each.
     """
 
     points: dict[str, dict[str, Point]]
     refits: tuple[Refit, ...]
     notes: tuple[str, ...]
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> bool:
@@ -76,6 +78,14 @@ class Comparison:
             return None
         return at["after"].value - at["control"].value
 
+    def told_difference(self, metric: str) -> str:
+        """The difference as text, ± its standard error where that is known."""
+        if (difference := self.difference(metric)) is None:
+            return "–"
+        if (error := self.errors.get(metric)) is None:
+            return signed(difference)
+        return f"{'+' if difference > 0 else ''}{typeset(plus_minus(difference, error))}"
+
     @property
     def lines(self) -> list[str]:
         """What to know beside the figures: each refit, then the notes."""
@@ -90,10 +100,9 @@ class Comparison:
         if "control" in self.columns:
             grid.add_column("difference", justify="right", no_wrap=True)
         for metric, at in self.points.items():
-            difference = self.difference(metric)
             cells = [str(at[when]) if when in at else "–" for when in self.columns]
             if "control" in self.columns:
-                cells.append("–" if difference is None else signed(difference))
+                cells.append(self.told_difference(metric))
             grid.add_row(Text(describe(metric).heading), *map(Text, cells))
         lines = self.lines
         if "control" in self.columns:
@@ -128,7 +137,29 @@ def compare(run: RunFiles) -> Comparison | None:
             everything = np.ones(len(run.control.curves[metric]), dtype=bool)
             at["control"] = _last(run.control, metric, everything)
         points[metric] = {when: point for when, point in at.items() if point is not None}
-    return Comparison(points, refits, tuple(_notes(run, points, refits)))
+    notes, errors = [*_notes(run, points, refits)], {}
+    try:
+        error = _paired_error(run, points.get("nll/samples", {}))
+    except RunError as damaged:
+        notes.append(str(damaged))
+    else:
+        if error is not None:
+            errors["nll/samples"] = error
+            notes.append("± of a difference: its standard error, paired over the held-out data")
+    return Comparison(points, refits, tuple(notes), errors)
+
+
+def _paired_error(run: RunFiles, at: dict[str, Point]) -> float | None:
+    """Standard error of the NLL after less the control's: on the same data, their levels share most
+    of their error."""
+    if run.control is None or not {"after", "control"} <= at.keys():
+        return None
+    after = run.nll_of_data(at["after"].step)
+    control = run.control.nll_of_data(at["control"].step)
+    if len(after) < 2 or after.keys() != control.keys():
+        return None
+    differences = np.array([after[index] - control[index] for index in after])
+    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
 
 
 def _refits(run: RunFiles) -> Iterator[Refit]:

@@ -37,7 +37,7 @@ class RunFiles:
     Args:
         final: metric name to its final value, from `metrics.json`, else the last one of the curve.
         images: kind ("samples", "code_map", …) to generator step to PNG file, in order of step; so
-            are codes and checkpoints, without a kind.
+            are codes, NLL of each datum and checkpoints, without a kind.
         control: the run that trained as long from the old prior, where there is one.
         notes: what was left out on reading, one line each.
         unmeasured: what was not measured when it was to be, and why.
@@ -52,6 +52,7 @@ class RunFiles:
     counters: dict[str, int]
     images: dict[str, dict[int, Path]]
     codes: dict[int, Path]
+    nll: dict[int, Path]
     checkpoints: dict[int, Path]
     control: "RunFiles | None"
     notes: tuple[str, ...]
@@ -103,6 +104,7 @@ class RunFiles:
             path=path, config=config, config_text=config_text, provenance=provenance,
             curves=curves, final=final, counters=counters, images=images,
             codes=_by_step(path, path / "codes", "safetensors", notes),
+            nll=_by_step(path, path / "nll", "safetensors", notes),
             checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes), control=control,
             notes=tuple(map(printable, notes)), unmeasured=tuple(unmeasured),
         )  # fmt: skip
@@ -157,6 +159,26 @@ class RunFiles:
         if metric in self.final:
             return Value(self.final[metric], float("nan"), 1, self.step)
         return None
+
+    def nll_of_data(self, step: int) -> dict[int, float]:
+        """NLL of each held-out datum by its index, as measured at a step; empty where not saved.
+
+        Raises:
+            RunError: when the file is damaged.
+        """
+        if step not in self.nll:
+            return {}
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = self.nll[step]
+        try:
+            with open_file(path, within=self.path) as file:
+                found = load(file.read(_MOST_BYTES))
+            pairs = zip(found["index"].tolist(), found["nll"].tolist(), strict=True)
+            return {int(index): float(nll) for index, nll in pairs}
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
+            raise RunError(self.path, f"{path.name} of nll/ is damaged: {error}") from error
 
     def point(self, metric: str) -> Point | None:
         """The metric at the end of the run with its interval, None where it was never logged."""

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from flexgen.files import open_file
-from flexgen.report.catalogue import describe, number, plus_minus, signed, typeset
+from flexgen.report.catalogue import describe, number, plus_minus, typeset
 from flexgen.untrusted import printable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _environment() -> "Environment":
     environment.filters.update(
         exact=repr, json_numbers=_json_numbers,
         link=lambda path: quote(path.as_posix()),  # leads below the page, whatever it is called
-        picture=_picture, signed=signed,
+        picture=_picture,
         number=lambda value, digits=4: typeset(number(value, digits)),
         plus_minus=lambda mean, std: typeset(plus_minus(mean, std)),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flexgen.callbacks import LikelihoodScore
@@ -35,6 +36,9 @@ class Data:
     def split(self, split: str, n: int, seed: int) -> tuple[Tensor, None]:
         return self.x[:n], None
 
+    def indices(self, split: str, n: int, seed: int) -> Tensor:
+        return torch.arange(n)
+
 
 @pytest.fixture
 def double() -> Any:
@@ -51,6 +55,9 @@ def test_scores_of_a_linear_gaussian_model(tmp_path: Path) -> None:
     nll = -linear.evidence.log_prob(linear.x)
     assert values["nll/samples"] == pytest.approx(nll.mean().item(), abs=0.01)
     assert values["nll/standard_error"] == pytest.approx(nll.std().item() / 20, abs=0.01)
+    saved = load_file(tmp_path / "nll" / "step=00000000.safetensors")
+    torch.testing.assert_close(saved["nll"], nll, rtol=0, atol=0.3)
+    assert torch.equal(saved["index"], torch.arange(400))
     expected = -nll.mean().item() - linear.gap
     assert values["elbo/bound"] == pytest.approx(expected, abs=0.1)
     assert values["elbo/bound"] == pytest.approx(

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from report_runs import refit_rows, write_refit_run, write_run
 from rich.console import Console
+from safetensors.numpy import save_file
 
-from flexgen.report import Comparison, RunFiles, compare, print_comparison
+from flexgen.report import Comparison, RunFiles, compare, print_comparison, write_report
 
 
 def _row(step: int, **values: Any) -> dict[str, Any]:
@@ -184,3 +186,51 @@ def test_a_refit_says_what_decided_whether_it_was_kept(tmp_path: Path) -> None:
     assert "distance to held-out codes: old prior 0.1000, learned prior 0.2000" in str(refit)
     (refit,) = _compare(tmp_path / "nats", [rows[0], rows[1] | nats]).refits
     assert "held-out codes, nats: old prior 14.25, learned prior 14" in str(refit)
+
+
+def _save_nll(run: Path, step: int, nll: np.ndarray, index: np.ndarray) -> None:
+    (run / "nll").mkdir(exist_ok=True)
+    save_file({"nll": nll, "index": index}, run / "nll" / f"step={step:08d}.safetensors")
+
+
+def _nll_run(path: Path, nll: np.ndarray) -> Path:
+    rows = [
+        {"generator_steps": 10, "nll/samples": 9.0, "prior/stage": 0},
+        {"generator_steps": 20, "refit/kept": 1, "prior/stage": 1},
+        {"generator_steps": 30, "nll/samples": float(nll[0].mean()), "prior/stage": 1},
+    ]
+    run = write_run(path / "run", rows)
+    control = {"generator_steps": 30, "nll/samples": float(nll[1].mean()), "prior/stage": 0}
+    write_run(run / "control", [control])
+    return run
+
+
+def test_an_nll_on_the_same_data_is_less_the_controls_by_a_paired_error(tmp_path: Path) -> None:
+    # Images differ by 5 nats, and the two models by 0.5 on each, up to 0.1.
+    rng = np.random.default_rng(0)
+    control = rng.normal(100, 5, 400)
+    after = control - 0.5 + rng.normal(0, 0.1, 400)
+    run = _nll_run(tmp_path, np.stack([after, control]))
+    shuffled = rng.permutation(400)
+    _save_nll(run, 30, after, np.arange(400))
+    _save_nll(run / "control", 30, control[shuffled], shuffled)
+    compared = compare(RunFiles.load(run))
+    assert compared is not None
+    assert compared.errors == {"nll/samples": pytest.approx(0.1 / 20, rel=0.1)}
+    expected = f"−{control.mean() - after.mean():.4f} ± {compared.errors['nll/samples']:.4f}"
+    assert compared.told_difference("nll/samples") == expected
+    assert any("paired over the held-out data" in note for note in compared.notes)
+    assert expected in write_report(run).read_text()
+
+
+def test_nlls_of_other_data_or_of_damaged_files_have_no_paired_error(tmp_path: Path) -> None:
+    nll = np.stack([np.arange(5.0), np.arange(5.0) + 1])
+    run = _nll_run(tmp_path, nll)
+    _save_nll(run, 30, nll[0], np.arange(5))
+    for index in (np.arange(1, 6), np.array(3), np.array([[1]])):
+        _save_nll(run / "control", 30, nll[1], index)
+        compared = compare(RunFiles.load(run))
+        assert compared is not None
+        assert compared.errors == {}
+        assert compared.told_difference("nll/samples") == "−1"
+    assert any("nll/ is damaged" in note for note in compared.notes)
