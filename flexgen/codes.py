@@ -200,7 +200,7 @@ def codes_of_data(
     """Codes of examples of a split, drawn from their posterior: a sample of the aggregate.
 
     A model that has a posterior q(z|x) draws from it; another by :func:`drawn_codes`, mapped to Z.
-    There are `n` codes of fewer examples too, several of each.
+    There are `n` codes of fewer examples too, several of each: states of one chain, `thin` apart.
 
     Args:
         model: left as it was.
@@ -212,20 +212,21 @@ def codes_of_data(
         **options: of :func:`flexgen.posterior_codes`.
     """
     x, label = data.split(split, None if n is None else min(n, data.size(split)), seed)
-    datum, data_size = torch.arange(n or len(x)) % len(x), len(x)
-    context = context_of(model, None if label is None else label[datum])
+    n, x = n or len(x), x.to(model.device)
+    datum = torch.arange(n) % len(x)
+    context = context_of(model, label)
     # Of two splits by one seed: with the same noise, their codes would not be independent.
     own = int(np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0])
-    x = x[datum].to(model.device)
+    of_each = None if context is None else context[datum]
     with isolated_rng(own):
-        codes = model.encode(x, context)
+        codes = model.encode(x[datum], of_each)
     if codes is None:
         sigma = sigma or supported_sigma(model, data, split="validation", seed=seed)
-        options |= {"sigma": sigma, "seed": own, "context": context}
+        options |= {"sigma": sigma, "seed": own, "draws": -(-n // len(x))}
         with model.evaluating(), torch.no_grad():
-            found = drawn_codes(model, x, **options)
-            codes = model.prior.base_space().to_code(found.z)
-    return Codes(codes, context, datum.to(codes.device) if len(datum) > data_size else None)
+            states = drawn_codes(model, x, context=context, **options).states[:, 0]
+            codes = model.prior.base_space().to_code(states.transpose(0, 1).flatten(0, 1)[:n])
+    return Codes(codes, of_each, datum.to(codes.device) if n > len(x) else None)
 
 
 def rehearse(model: Latent, data: Any, split: str, options: dict[str, Any]) -> None:

@@ -36,7 +36,13 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pag/unit", "PAG", "lower", "unit convention, bias-corrected, nats"),
+        Metric("nll/ais", "−log p(x), AIS", "lower", "held out, nats; a level is off by its gap"),
+        Metric("nll/ais_standard_error", "−log p(x), standard error", "", "over data, nats"),
+        Metric("nll/ais_gap", "−log p(x), gap", "", "of the bounds, on own samples, nats"),
+        Metric("pag/posterior", "PAG", "lower", "of posterior draws, bias-corrected, nats"),
+        Metric("own/pag_posterior", "PAG, own samples", "", "0 if the draws can be believed"),
+        Metric("pag/posterior_energy", "Codes to prior, energy", "lower", "of posterior draws"),
+        Metric("pag/unit", "PAG by descent", "lower", "of early-stopped codes, nats"),
         Metric("emd/samples", "EMD", "lower", "samples to held-out data, Euclidean cost"),
         Metric("emd/unmasked", "EMD, base", "lower", "samples by codes of the prior's base"),
         Metric("emd/floor", "EMD floor", "", "two data samples of the same size"),
@@ -71,8 +77,10 @@ METRICS: dict[str, Metric] = {
         Metric("pag/samples", "Codes to prior, energy", "lower", "codes in Z to the prior's draws"),
         Metric("reversal/error", "Reversal error", "lower", "reconstruction error of the codes"),
         Metric("reversal/converged", "Reversal converged", "higher", "share of converged codes"),
-        Metric("own/pag_reversed", "PAG, own samples", "", "reversed samples of the generator"),
+        Metric("own/pag_reversed", "PAG, own reversed", "", "reversed samples of the generator"),
         Metric("own/pag_true", "PAG, true codes", "", "the true codes of those samples"),
+        Metric("ais/sigma", "σ of the noise", "", "without which no −log p(x) means anything"),
+        Metric("ais/acceptance", "HMC acceptance", "", "of the annealed chains, mean"),
         Metric("own/error", "Own-sample error", "lower", "reversal error on own samples"),
         Metric("codes/cluster_ratio", "Cluster ratio", "", "between over within classes, codes"),
         Metric("codes/cluster_ratio_tsne", "Cluster ratio, t-SNE", "", "in the t-SNE plane"),
@@ -98,15 +106,23 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+CHIEF = (
+    "nll/ais", "nll/samples", "pag/posterior", "pag/unit", "emd/samples", "fid", "kid", "inception",
+    "modes/captured", "modes/high_quality",
+)  # fmt: skip
+"""Metrics that get a tile, the first three that a run has."""
+
 HEADLINE = (
-    "pag/unit", "pag/samples", "nll/samples", "elbo/bound", "elbo/marginal_kl", "emd/samples",
-    "fid", "kid", "inception", "modes/captured", "modes/high_quality", "modes/total_variation",
-    "reversal/error",
+    "nll/ais", "pag/posterior", "pag/unit", "pag/samples", "nll/samples", "elbo/bound",
+    "elbo/marginal_kl", "emd/samples", "fid", "kid", "inception", "modes/captured",
+    "modes/high_quality", "modes/total_variation", "reversal/error",
 )  # fmt: skip
 """The metrics of a table, unless others are named."""
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Prior agreement (PAG)", ("pag/unit",)),
+    ("Prior agreement (PAG)", ("pag/posterior", "own/pag_posterior")),
+    ("−log p(x) of held-out data, AIS", ("nll/ais",)),
+    ("PAG of early-stopped codes", ("pag/unit",)),
     ("Earth mover's distance", ("emd/samples", "emd/unmasked", "emd/floor")),
     ("Negative log-likelihood", ("nll/samples",)),
     ("ELBO and its parts", ("elbo/bound", "elbo/reconstruction", "elbo/kl")),
@@ -120,7 +136,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Modes captured", ("modes/captured",)),
     ("Mode quality and imbalance", ("modes/high_quality", "modes/total_variation")),
     ("Reversal error", ("reversal/error", "own/error")),
-    ("PAG of own samples", ("own/pag_reversed", "own/pag_true")),
+    ("PAG of reversed own samples", ("own/pag_reversed", "own/pag_true")),
     ("PAG, literal", ("pag/literal",)),
     ("Codes to the prior's moments", ("pag/fit",)),
     ("Codes to the prior's draws", ("pag/samples",)),
@@ -130,7 +146,9 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Curves that belong in one panel of the page, in order."""
 
-IN_OTHER_PANELS = {"pag/unit_low", "pag/unit_high", "prior/stage"}
+IN_OTHER_PANELS = {"pag/unit_low", "pag/unit_high", "prior/stage"} | {
+    f"{name}_{end}" for name in ("pag/posterior", "own/pag_posterior") for end in ("low", "high")
+}
 """Columns that are drawn as a band or as a line between stages, never as a curve of their own."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

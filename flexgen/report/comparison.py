@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -9,11 +10,19 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.report.catalogue import describe, number, ordered, plus_minus, signed, typeset
+from flexgen.report.catalogue import CHIEF, describe, number, ordered, plus_minus, signed, typeset
 from flexgen.report.curves import Curve, Point, RunError
 from flexgen.report.run_files import RunFiles
 
-WHEN = ("before", "after", "control")
+WHEN = ("before", "swapped", "after", "control")
+PAIRS = (("before", "swapped"), ("control", "after"))
+"""What is to be told apart: the old prior and the new one, alone and after training on."""
+
+# −log p(x) of each held-out datum is saved, so that models are compared on the same data.
+_NLL = ("nll/samples", "nll/ais")
+_TOLD_APART = 2.0  # standard errors
+_MOST_WORSE = 4  # that the verdict names; all are in the table
+_MUST_BE_ZERO = "own/pag_posterior"
 
 # What decides whether a refit is kept, by the first that was logged.
 _DISTANCES = {
@@ -47,19 +56,41 @@ class Refit:
         return f"refit at generator step {self.step:,}: {verdict}"
 
 
+class Paired(NamedTuple):
+    """A mean of differences over n data that two models were measured on, with its standard error,
+    nats."""
+
+    mean: float
+    error: float
+    n: int
+
+    def __str__(self) -> str:
+        sign = "+" if self.mean > 0 else ""
+        return f"{sign}{typeset(plus_minus(self.mean, self.error))} nats ({self.told})"
+
+    @property
+    def told(self) -> str:
+        """Whether it can be told from 0, and how surely."""
+        sizes = abs(self.mean) / self.error if self.error else float("inf")
+        if not sizes >= _TOLD_APART:
+            return "cannot be told from no change"
+        return f"{'a gain' if self.mean < 0 else 'a loss'}, {sizes:.1f} standard errors"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The measurements of a run before and after its refits, kept or not, and of its control.
 
-    `points` gives of a metric "before", "after" and "control", of these what was measured; `errors`
-    the standard error of its difference, where that is a mean over data that both were measured on;
-    the notes say what to know about it, one line each.
+    `points` gives of a metric "before", "swapped", "after" and "control", of these what was
+    measured, `swapped` at most one step after the first refit; `paired` the differences of
+    −log p(x) between two of them on the same data; the notes say what to know about it, one line
+    each.
     """
 
     points: dict[str, dict[str, Point]]
     refits: tuple[Refit, ...]
     notes: tuple[str, ...]
-    errors: dict[str, float] = field(default_factory=dict)
+    paired: dict[tuple[str, str], Paired] = field(default_factory=dict)
 
     @property
     def kept(self) -> bool:
@@ -68,7 +99,7 @@ class Comparison:
 
     @property
     def columns(self) -> list[str]:
-        """Those of "before", "after", "control" that were measured at all."""
+        """Those of `WHEN` that were measured at all."""
         return [when for when in WHEN if any(when in at for at in self.points.values())]
 
     def difference(self, metric: str) -> float | None:
@@ -82,9 +113,63 @@ class Comparison:
         """The difference as text, ± its standard error where that is known."""
         if (difference := self.difference(metric)) is None:
             return "–"
-        if (error := self.errors.get(metric)) is None:
+        pair = self.paired.get(("control", "after"))
+        if metric not in _NLL or pair is None:
             return signed(difference)
-        return f"{'+' if difference > 0 else ''}{typeset(plus_minus(difference, error))}"
+        return f"{'+' if difference > 0 else ''}{typeset(plus_minus(difference, pair.error))}"
+
+    @property
+    def verdict(self) -> list[str]:
+        """What came of it, in sentences, what got worse among them."""
+        first = next((refit for refit in self.refits if refit.kept), self.refits[-1])
+        said = [f"At step {first.step:,} the run replaced its prior by one learned from codes."]
+        if not self.kept:
+            said = [f"The prior learned at step {first.step:,} was not kept: the old one went on."]
+        if (pair := self.paired.get(("before", "swapped"))) is not None:
+            data = f"{pair.n} held-out data"
+            said.append(f"With the generator as it was, −log p(x) of {data} changed by {pair}.")
+        if (pair := self.paired.get(("control", "after"))) is not None:
+            said.append(
+                f"After training on, −log p(x) of {pair.n} held-out data differs from the "
+                f"control's by {pair}."
+            )
+        told = ["pag/posterior"] if "pag/posterior" in self.points else [*CHIEF]
+        told = [m for m in told if {"before", "after"} <= self.points.get(m, {}).keys()]
+        said += [self._told_change(metric) for metric in told[: 1 if self.paired else 2]]
+        controls = self.points.get(_MUST_BE_ZERO, {})
+        off = [when for when, point in controls.items() if point.misses(0)]
+        if off:
+            wrong = ", ".join(f"{number(controls[when].value)} {when}" for when in off)
+            said.append(
+                f"No such PAG can be believed: the model's own samples score {wrong} where 0 is "
+                "right; raise `num_temperatures` of the posterior score."
+            )
+        if worse := self._worse():
+            said.append(f"Worse than the control, in one run, whose error is unknown: {worse}.")
+        return said
+
+    def _told_change(self, metric: str) -> str:
+        at = self.points[metric]
+        text = f"{describe(metric).label} went from {number(at['before'].value)}"
+        text += f" to {number(at['after'].value)}"
+        text += f" (control: {number(at['control'].value)})" if "control" in at else ""
+        ends = [at["after"], at.get("control", at["before"])]
+        low = [point.low for point in ends if point.low is not None]
+        high = [point.high for point in ends if point.high is not None]
+        overlap = len(low) == len(high) == len(ends) and max(low) <= min(high)
+        return text + ("; their intervals overlap: no difference can be told." if overlap else ".")
+
+    def _worse(self) -> str:
+        """What is worse after than in the control, without an interval or an error of its own."""
+        found = []
+        for metric, at in self.points.items():
+            better, difference = describe(metric).better, self.difference(metric)
+            if metric in _NLL or not better or not difference or at["after"].low is not None:
+                continue
+            if (difference > 0) == (better == "lower"):
+                values = number(at["after"].value), number(at["control"].value)
+                found.append(f"{describe(metric).label} {values[0]} ({values[1]})")
+        return ", ".join(found[:_MOST_WORSE]) + (", …" if len(found) > _MOST_WORSE else "")
 
     @property
     def lines(self) -> list[str]:
@@ -94,11 +179,12 @@ class Comparison:
     def __rich__(self) -> Group:
         """The table and its notes, for a terminal."""
         grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        grid.add_column("", no_wrap=True)
+        narrow = len(self.columns) < len(WHEN)  # so that an interval is not cut in two
+        grid.add_column("", no_wrap=narrow)
         for when in self.columns:
-            grid.add_column(when, justify="right", no_wrap=True)
+            grid.add_column(when, justify="right", no_wrap=narrow)
         if "control" in self.columns:
-            grid.add_column("difference", justify="right", no_wrap=True)
+            grid.add_column("difference", justify="right", no_wrap=narrow)
         for metric, at in self.points.items():
             cells = [str(at[when]) if when in at else "–" for when in self.columns]
             if "control" in self.columns:
@@ -107,7 +193,8 @@ class Comparison:
         lines = self.lines
         if "control" in self.columns:
             lines.append("difference: after less control")
-        return Group(grid, *(Text(line) for line in lines))
+        said = Text(" ".join(self.verdict), style="bold")
+        return Group(said, grid, *(Text(line) for line in lines))
 
 
 def compare(run: RunFiles) -> Comparison | None:
@@ -133,33 +220,38 @@ def compare(run: RunFiles) -> Comparison | None:
         else:
             old = curve.steps <= refits[-1].step
         at = {"before": _last(run, metric, old), "after": _last(run, metric, ~old)}
+        soon = ~old & (curve.steps <= min(r.step for r in refits if r.kept or not kept) + 1)
+        if kept and at["after"] is not None and soon.any() and not soon[-1]:
+            at["swapped"] = _last(run, metric, soon)
         if run.control is not None and metric in run.control.curves:
             everything = np.ones(len(run.control.curves[metric]), dtype=bool)
             at["control"] = _last(run.control, metric, everything)
-        points[metric] = {when: point for when, point in at.items() if point is not None}
-    notes, errors = [*_notes(run, points, refits)], {}
+        points[metric] = {when: p for when in WHEN if (p := at.get(when)) is not None}
+    notes, paired = [*_notes(run, points, refits)], {}
+    measured = next((points[name] for name in _NLL if name in points), {})
     try:
-        error = _paired_error(run, points.get("nll/samples", {}))
+        for when in PAIRS:
+            if (pair := _paired(run, measured, *when)) is not None:
+                paired[when] = pair
     except RunError as damaged:
         notes.append(str(damaged))
-    else:
-        if error is not None:
-            errors["nll/samples"] = error
-            notes.append("± of a difference: its standard error, paired over the held-out data")
-    return Comparison(points, refits, tuple(notes), errors)
+    if paired:
+        notes.append("± of a difference: its standard error, paired over the held-out data")
+    return Comparison(points, refits, tuple(notes), paired)
 
 
-def _paired_error(run: RunFiles, at: dict[str, Point]) -> float | None:
-    """Standard error of the NLL after less the control's: on the same data, their levels share most
-    of their error."""
-    if run.control is None or not {"after", "control"} <= at.keys():
+def _paired(run: RunFiles, at: dict[str, Point], old: str, new: str) -> Paired | None:
+    """−log p(x) in `new` less that in `old`: on the same data, levels share most of their error."""
+    if not {old, new} <= at.keys():
         return None
-    after = run.nll_of_data(at["after"].step)
-    control = run.control.nll_of_data(at["control"].step)
-    if len(after) < 2 or after.keys() != control.keys():
+    of = run.control if old == "control" else run
+    assert of is not None  # whose point there is
+    before, after = of.nll_of_data(at[old].step), run.nll_of_data(at[new].step)
+    if len(after) < 2 or after.keys() != before.keys():
         return None
-    differences = np.array([after[index] - control[index] for index in after])
-    return float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    differences = np.array([after[index] - before[index] for index in after])
+    error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    return Paired(float(differences.mean()), error, len(differences))
 
 
 def _refits(run: RunFiles) -> Iterator[Refit]:

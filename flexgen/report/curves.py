@@ -49,6 +49,10 @@ class Point:
         """The value, on a second line its interval."""
         return f"{number(self.value)}\n{self.interval}".rstrip()
 
+    def misses(self, value: float) -> bool:
+        """Whether there is an interval and it does not hold the value."""
+        return self.low is not None and self.high is not None and not self.low <= value <= self.high
+
     @property
     def interval(self) -> str:
         """The interval in brackets, empty where none is known."""

@@ -10,19 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexgen.files import open_file, write_text
-from flexgen.report.catalogue import IN_OTHER_PANELS, PANELS, describe, number, ordered
+from flexgen.report.catalogue import CHIEF, IN_OTHER_PANELS, PANELS, describe, ordered
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
 from flexgen.report.curves import Point, RunError
 from flexgen.report.gallery import CODES, SAMPLES, strips
 from flexgen.report.run_files import RunFiles
 from flexgen.report.templating import render
-
-CHIEF = (
-    "pag/unit", "nll/samples", "emd/samples", "fid", "kid", "inception", "modes/captured",
-    "modes/high_quality",
-)  # fmt: skip
-"""Metrics that get a tile, the first three that a run has."""
 
 _BESIDE_PAG = (
     "pag/literal", "pag/kl", "pag/kl_mean", "reversal/error", "reversal/converged",
@@ -84,7 +78,7 @@ def page(run: RunFiles) -> str:
     galleries = {name: strips(run, comparison, some) for name, some in kinds.items()}
     return render(
         "run.html", title=run.name, run=run, comparison=comparison,
-        verdict=_verdict(comparison) if comparison else "", tiles=in_tiles[:3], scale=scale,
+        verdict=" ".join(comparison.verdict) if comparison else "", tiles=in_tiles[:3], scale=scale,
         metrics=ordered(set(run.final) - IN_OTHER_PANELS), last=_LAST,
         agreement=agreement if "pag/unit" in run.final else [],
         described_codes=_described_codes(run), panels=list(_panels(run, comparison)),
@@ -130,21 +124,6 @@ def scale(at: dict[str, Point]) -> Callable[[float], float]:
     low = min(0.0, *finite)
     width = (max(finite) - low) or 1.0
     return lambda value: round(4 + 92 * (value - low) / width, 2)
-
-
-def _verdict(comparison: Comparison) -> str:
-    first = next((r for r in comparison.refits if r.kept), comparison.refits[-1])
-    if comparison.kept:
-        text = f"At step {first.step:,} the run replaced its prior by one learned from codes."
-    else:
-        text = f"The prior learned at step {first.step:,} was not kept: the old one went on."
-    chief = [m for m in CHIEF if {"before", "after"} <= comparison.points.get(m, {}).keys()]
-    for metric in chief[:2]:
-        at = comparison.points[metric]
-        text += f" {describe(metric).label} went from {number(at['before'].value)}"
-        text += f" to {number(at['after'].value)}"
-        text += f" (control: {number(at['control'].value)})." if "control" in at else "."
-    return text
 
 
 def _described_codes(run: RunFiles) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flexgen.checks import check_integer
 from flexgen.report.catalogue import choose
-from flexgen.report.comparison import WHEN, compare
+from flexgen.report.comparison import PAIRS, compare
 from flexgen.report.curves import RunError, Value, read_provenance
 from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Cell, Row, Table
@@ -107,10 +107,23 @@ def _measured(
         return
     if not compared.kept:
         notes.append(f"{run.path}: no refit was kept, its after is the old prior")
-    for when in WHEN if run.control is not None else WHEN[:2]:
-        points = {m: at[when] for m, at in compared.points.items() if m in metrics and when in at}
+    asked = {metric: at for metric, at in compared.points.items() if metric in metrics}
+    for when in compared.columns:
+        points = {metric: at[when] for metric, at in asked.items() if when in at}
         values = {m: Value(at.value, float("nan"), 1, at.step) for m, at in points.items()}
         yield {"when": when}, values
+    for old, new in PAIRS:
+        both = {metric: at for metric, at in asked.items() if {old, new} <= at.keys()}
+        if both:
+            yield (
+                {"when": f"{new} − {old}"},
+                {
+                    metric: Value(at[new].value - at[old].value, float("nan"), 1, at[new].step)
+                    for metric, at in both.items()
+                },
+            )
+        if (pair := compared.paired.get((old, new))) is not None:
+            notes.append(f"{run.path}: −log p(x), {new} less {old}: {pair}, n = {pair.n}")
 
 
 def _row(

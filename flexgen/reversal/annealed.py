@@ -357,7 +357,7 @@ class _Target:
             log_prior = self.log_prior(z)
         if not log_prior.requires_grad:  # a uniform one
             return torch.zeros_like(z)
-        return torch.autograd.grad(log_prior.sum(), z)[0]
+        return torch.autograd.grad(log_prior, z, torch.ones_like(log_prior))[0]
 
 
 class _Chain:

@@ -112,7 +112,8 @@ def test_commands_on_a_saved_run(flexgen: Run, capsys: pytest.CaptureFixture[str
 
 def test_refit_starts_a_run_from_another(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, "report=false")
-    words = ("more=10", "prior.steps=3", "refit.keep=always", "control=true")
+    few = ("refit.sigma=0.2", "refit.posterior={num_temperatures: 3}")
+    words = ("more=10", "prior.steps=3", "refit.keep=always", *few, "control=true")
     child = flexgen("refit", f"run={run}", *words, run_dir="child")
     about = json.loads((child / "provenance.json").read_text())
     assert about["parent"]["checkpoint"] == str(latest_checkpoint(run))
@@ -124,7 +125,7 @@ def test_refit_starts_a_run_from_another(flexgen: Run) -> None:
     assert steps[0] < 30 < steps[-1]
     assert (child / "control" / "metrics.json").is_file()
     # A refit of a refit: one stage more, the first one's weights kept.
-    third = flexgen("refit", f"run={child}", "more=5", *words[1:3], run_dir="third")
+    third = flexgen("refit", f"run={child}", "more=5", *words[1:5], run_dir="third")
     stages = load_checkpoint(latest_checkpoint(third))["state_dict"]
     fitted = load_checkpoint(latest_checkpoint(child))["state_dict"]
     assert int(stages["prior.stage"]) == 2
@@ -136,9 +137,8 @@ def test_refit_starts_a_run_from_another(flexgen: Run) -> None:
 def test_refit_with_a_flow(flexgen: Run) -> None:
     pytest.importorskip("zuko")
     run = flexgen("train", *SMALL, "report=false")
-    child = flexgen(
-        "refit", f"run={run}", "prior=zuko_nsf", "more=5", "report=false", run_dir="child"
-    )
+    words = ("more=5", "report=false", "refit.sigma=0.2", "refit.posterior={num_temperatures: 3}")
+    child = flexgen("refit", f"run={run}", "prior=zuko_nsf", *words, run_dir="child")
     assert "refit/nll" in json.loads((child / "metrics.json").read_text())["values"]
 
 
@@ -157,12 +157,15 @@ def test_codes_stay_in_a_bounded_priors_support(flexgen: Run) -> None:
 
 
 def test_several_rounds_of_refit(flexgen: Run) -> None:
-    run = flexgen("train", *SMALL, *REFIT, "callbacks.refit.at=[10,20]", "report=false")
+    words = ("callbacks.refit.at=[10,20]", "callbacks.refit.source=reversal", "report=false")
+    run = flexgen("train", *SMALL, *REFIT, *words)
     assert json.loads((run / "metrics.json").read_text())["values"]["prior/stage"] == 2
     weights = load_checkpoint(latest_checkpoint(run))["state_dict"]
 
     # Another prior from the same point as a round of the run, which leaves out that and later ones.
-    gaussian = ("prior=gaussian", "refit.keep=always", "more=5", "report=false")
+    gaussian = (
+        "prior=gaussian", "refit.keep=always", "refit.source=reversal", "more=5", "report=false",
+    )  # fmt: skip
     for step, stage in ((10, 1), (20, 2)):
         start = f"checkpoint=before_refit_step={step:08d}.ckpt"
         child = flexgen("refit", f"run={run}", start, *gaussian, run_dir=f"from_{step}")

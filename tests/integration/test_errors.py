@@ -228,8 +228,9 @@ def test_a_signal_during_a_refit_at_the_start_is_heard(
         return fit(*args, **options)
 
     monkeypatch.setattr(Gaussian, "fit", fitting)
+    words = ("prior=gaussian", "more=10", "refit.n=64", "refit.source=reversal")
     with pytest.raises(SystemExit) as stopped:
-        flexgen("refit", f"run={run}", "prior=gaussian", "more=10", "refit.n=64", run_dir="child")
+        flexgen("refit", f"run={run}", *words, run_dir="child")
     assert stopped.value.code == 130
     assert "stopped at step 30 of 40" in capsys.readouterr().err
 
@@ -270,7 +271,13 @@ def test_no_space_loses_nothing(flexgen: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_a_changed_parent_is_refused(flexgen: Run) -> None:
     run = flexgen("train", *SMALL, "report=false")
     child = flexgen(
-        "refit", f"run={run}", "more=5", "prior.steps=2", "report=false", run_dir="child"
+        "refit",
+        f"run={run}",
+        "more=5",
+        "prior.steps=2",
+        "refit.source=reversal",
+        "report=false",
+        run_dir="child",
     )
     parent = latest_checkpoint(run)
     parent.write_bytes(parent.read_bytes() + b"x")

@@ -37,6 +37,7 @@ RUN = (
     "network.critic.hidden_features=[8]", "model.critic_steps=2", "steps=8",
     "callbacks=[refit,checkpoint]", "callbacks.refit.at=[3]", "callbacks.refit.n=100",
     "callbacks.refit.n_held_out=40", "callbacks.refit.keep=always",
+    "callbacks.refit.source=reversal",
     "callbacks.refit.options={method: adam, steps: 3}", "callbacks.refit.progress=false",
     "callbacks.checkpoint.every=5", "callbacks.checkpoint.keep=null", "paths.run_dir=nowhere",
     "report=false",

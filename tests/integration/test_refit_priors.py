@@ -33,6 +33,7 @@ def test_a_refit_with_each_prior_that_is_fitted_to_codes(flexgen: Run) -> None:
     for prior, names in told.items():
         child = flexgen(
             "refit", f"run={run}", f"prior={prior}", "more=3", "refit.keep=always",
+            "refit.source=reversal",
             "report=false", run_dir=prior,
         )  # fmt: skip
         values = json.loads((child / "metrics.json").read_text())["values"]
@@ -44,7 +45,7 @@ def test_a_refit_with_each_prior_that_is_fitted_to_codes(flexgen: Run) -> None:
     with pytest.raises(SystemExit, match=r"num_components 900, got 640.*num_components=640"):
         flexgen(
             "refit", f"run={run}", "prior=mixture", "prior.num_components=900", "more=3",
-            "report=false", run_dir="child",
+            "refit.source=reversal", "report=false", run_dir="child",
         )  # fmt: skip
 
 

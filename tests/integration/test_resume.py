@@ -26,7 +26,7 @@ OPTIONS = (
     "optimizer@model.critic_optimizer=rmsprop",
 )
 
-MASKED = ("prior=masked", "prior.warmup=9", *REFIT)
+MASKED = ("prior=masked", "prior.warmup=9", *REFIT, "callbacks.refit.source=reversal")
 
 
 def same(a: Any, b: Any, path: str = "") -> list[str]:
@@ -158,7 +158,7 @@ def test_a_stopped_resume_keeps_its_overrides(
 
 def test_a_refit_that_is_dropped_equals_its_control(flexgen: Callable[..., Path]) -> None:
     run = flexgen("train", *SMALL, "report=false")
-    words = ("more=7", "prior.steps=3", "refit.keep=never", "control=true")
+    words = ("more=7", "prior.steps=3", "refit.keep=never", "refit.source=reversal", "control=true")
     words = (*words, "callbacks.progress=null")
     child = flexgen("refit", f"run={run}", *words, run_dir="child")
     with_refit, control = (state(d)["state_dict"] for d in (child, child / "control"))

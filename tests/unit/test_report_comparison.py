@@ -216,8 +216,12 @@ def test_an_nll_on_the_same_data_is_less_the_controls_by_a_paired_error(tmp_path
     _save_nll(run / "control", 30, control[shuffled], shuffled)
     compared = compare(RunFiles.load(run))
     assert compared is not None
-    assert compared.errors == {"nll/samples": pytest.approx(0.1 / 20, rel=0.1)}
-    expected = f"−{control.mean() - after.mean():.4f} ± {compared.errors['nll/samples']:.4f}"
+    pair = compared.paired["control", "after"]
+    assert pair.n == 400
+    assert pair.error == pytest.approx(0.1 / 20, rel=0.1)
+    assert pair.mean == pytest.approx(after.mean() - control.mean())
+    expected = f"−{control.mean() - after.mean():.4f} ± {pair.error:.4f}"
+    assert f"{expected} nats (a gain, " in " ".join(compared.verdict)
     assert compared.told_difference("nll/samples") == expected
     assert any("paired over the held-out data" in note for note in compared.notes)
     assert expected in write_report(run).read_text()
@@ -231,6 +235,57 @@ def test_nlls_of_other_data_or_of_damaged_files_have_no_paired_error(tmp_path: P
         _save_nll(run / "control", 30, nll[1], index)
         compared = compare(RunFiles.load(run))
         assert compared is not None
-        assert compared.errors == {}
+        assert compared.paired == {}
         assert compared.told_difference("nll/samples") == "−1"
     assert any("nll/ is damaged" in note for note in compared.notes)
+
+
+def test_what_is_measured_right_after_a_refit_has_a_column_and_is_compared_with_before(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(10, 5, 300)
+    swapped = before - 1 + rng.normal(0, 2, 300)
+    rows = [
+        {"generator_steps": 20, "nll/ais": before.mean(), "fid": 5.0, "prior/stage": 1,
+         "refit/kept": 1},
+        {"generator_steps": 21, "nll/ais": swapped.mean(), "prior/stage": 1},
+        {"generator_steps": 30, "nll/ais": swapped.mean(), "fid": 4.0, "prior/stage": 1},
+    ]  # fmt: skip
+    run = write_run(tmp_path / "run", rows)
+    for step, nll in ((20, before), (21, swapped), (30, swapped)):
+        _save_nll(run, step, nll, np.arange(300))
+    compared = compare(RunFiles.load(run))
+    assert compared is not None
+    assert compared.points["nll/ais"].keys() == {"before", "swapped", "after"}
+    assert compared.points["fid"].keys() == {"before", "after"}
+    pair = compared.paired["before", "swapped"]
+    assert (pair.n, pair.mean) == (300, pytest.approx(swapped.mean() - before.mean()))
+    assert "With the generator as it was" in " ".join(compared.verdict)
+
+
+def test_the_verdict_names_what_got_worse_and_what_cannot_be_told(tmp_path: Path) -> None:
+    def row(step: int, score: float, fid: float, **more: float) -> dict[str, float]:
+        ends = {"pag/posterior_low": score - 0.1, "pag/posterior_high": score + 0.1}
+        return {"generator_steps": step, "pag/posterior": score, "fid": fid, **ends, **more}
+
+    rows = [row(20, 0.30, 9.0, **{"prior/stage": 1, "refit/kept": 1}),
+            row(30, 0.20, 7.5, **{"prior/stage": 1})]  # fmt: skip
+    run = write_run(tmp_path / "run", rows)
+    write_run(run / "control", [row(30, 0.25, 7.0)])
+    said = " ".join(compare(RunFiles.load(run)).verdict)  # type: ignore[union-attr]
+    assert "intervals overlap: no difference can be told" in said
+    assert "Worse than the control, in one run, whose error is unknown: FID 7.5" in said
+    assert "can be believed" not in said
+
+
+def test_a_control_that_misses_0_takes_the_belief_from_the_score(tmp_path: Path) -> None:
+    rows = [
+        {"generator_steps": step, "pag/posterior": 0.5, "own/pag_posterior": 0.4, "prior/stage": 1,
+         "own/pag_posterior_low": 0.3, "own/pag_posterior_high": 0.5, "refit/kept": 1}
+        for step in (20, 30)
+    ]  # fmt: skip
+    run = write_run(tmp_path / "run", rows)
+    said = " ".join(compare(RunFiles.load(run)).verdict)  # type: ignore[union-attr]
+    assert "No such PAG can be believed" in said
+    assert "num_temperatures" in said

@@ -210,9 +210,11 @@ def test_comparison_has_a_row_for_before_after_and_control_over_seeds(tmp_path: 
         ("before", 2),
         ("after", 2),
         ("control", 2),
+        ("after − control", 2),
     ]
-    before, after, control = (row.cells["pag/unit"].mean for row in result.rows)
+    before, after, control, less = (row.cells["pag/unit"].mean for row in result.rows)
     assert after < control < before
+    assert less == pytest.approx(after - control)
 
 
 def test_comparison_without_any_refit_is_an_error(sweep: Path) -> None:
