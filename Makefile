@@ -18,8 +18,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: install  ## the whole idea on real digits, in a few minutes: before, after, control, report
+demo: install  ## the whole idea on real digits, a GAN's and a VAE's: before, after, control, report
 	$(BIN)/flexgen train experiment=demo
+	$(BIN)/flexgen train experiment=demo_vae
 
 test: install  ## the test suite without its slow tests
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"

@@ -386,7 +386,8 @@ class _Chain:
             log_weights += abs(after - before) * self.state.log_likelihood
             if self.known is None:
                 self.step(after)
-            tell(t / (len(betas) - 1), self.state.z, self.state.log_likelihood)
+            loss = self.state.log_likelihood / -self.target.precision
+            tell(t / (len(betas) - 1), self.state.z, loss)
         return log_weights + self.target.constant
 
     def states(self, draws: int, thin: int) -> Tensor:
