@@ -6,6 +6,7 @@ $F curves multirun/…
 $F generation multirun/…
 $F rates multirun/…
 $F classes multirun/…
+$F islands multirun/…
 
 maps: a column a seed; samples and codes of the constant prior, of the constant one masked at
     generation only, of the masked and of the weighted one (figures 2 and 3).
@@ -13,6 +14,8 @@ curves: earth mover's distance against generator steps, mean and standard deviat
 generation: runs with the constant prior, measured once more with draws masked and weighted, at each
     of their checkpoints.
 rates: earth mover's distance against the masking rate, a panel an experiment (figure 4).
+islands: connected parts of what a mask keeps of the codes' square, of each run with the constant or
+    the masked prior.
 classes: the classes of 2,000 samples of each MNIST run by FlexGen's own classifier (figure 6).
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from flexgen.drawing import draw_figure
@@ -36,6 +40,7 @@ from flexgen.training import isolated_rng
 
 POINTS = 20_000
 CLASSIFIED = 2000  # as in figure 6
+GRID = 400  # points a side of the codes' square
 MEASURED = (
     "emd/samples",
     "emd/unmasked",
@@ -53,6 +58,7 @@ def main() -> None:
         "generation": measure_generation,
         "rates": draw_rates,
         "classes": draw_classes,
+        "islands": count_islands,
     }
     parser.add_argument("figure", choices=figures)
     parser.add_argument("paths", nargs="+", help="runs, or folders of runs")
@@ -112,6 +118,28 @@ def draws(run: Run, prior: Any) -> tuple[Tensor, Tensor]:
     with isolated_rng(0):
         z = prior().sample((POINTS,))
     return z, run.decode(z)
+
+
+def count_islands(runs: list[Path], out: Path) -> None:
+    """Parts of [−1, 1]² that a mask keeps, joined by edges, of at least a hundredth of its area."""
+    rows = []
+    line = (torch.arange(GRID) + 0.5) / GRID * 2 - 1
+    square = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).view(-1, 2)
+    for run in runs:
+        opened, prior, seed = load(run)
+        if prior not in ("constant", "masked"):
+            continue
+        with torch.no_grad():
+            scores = opened.model.score(square)
+        kept = scores > scores.quantile(1 - Masked(opened.model.prior.current).rate)
+        parts, _ = ndimage.label(kept.view(GRID, GRID).numpy())
+        areas = np.bincount(parts.ravel())[1:] / GRID**2
+        rows.append({"prior": prior, "seed": seed, "islands": int((areas >= 0.01).sum())})
+        print(rows[-1], [f"{area:.3f}" for area in sorted(areas, reverse=True) if area >= 0.001])
+    with (out / f"islands_{short_name(runs[0])}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def draw_curves(runs: list[Path], out: Path) -> None:
