@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from flexgen.contracts import Prior, in_context
+from flexgen.contracts import Draws, Prior, in_context
 from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
@@ -58,12 +58,12 @@ class _InUnit(nn.Module):
 
 
 class Codes(NamedTuple):
-    """Codes `(n, latent_dim)` of data; of each, what the model was conditioned on, and which datum
-    it is of, `(n,)`, None: each of one of its own."""
+    """Codes `(n, latent_dim)` of data, and of each what the model was conditioned on; what there is
+    to say of them as draws of p(z|x), None: nothing."""
 
     z: Tensor
     context: Tensor | None
-    datum: Tensor | None = None
+    draws: Draws | None = None
 
 
 def context_of(model: Latent, label: Tensor | None) -> Tensor | None:
@@ -226,7 +226,11 @@ def codes_of_data(
         with model.evaluating(), torch.no_grad():
             states = drawn_codes(model, x, context=context, **options).states[:, 0]
             codes = model.prior.base_space().to_code(states.transpose(0, 1).flatten(0, 1)[:n])
-    return Codes(codes, of_each, datum.to(codes.device) if n > len(x) else None)
+    log_prior, prior = None, model.prior
+    if prior.has_log_prob and prior.normalised:
+        with torch.no_grad(), model.evaluating():
+            log_prior = -prior.cross_entropy(codes, of_each)
+    return Codes(codes, of_each, Draws(datum.to(codes.device), log_prior))
 
 
 def rehearse(model: Latent, data: Any, split: str, options: dict[str, Any]) -> None:

@@ -62,6 +62,6 @@ def prior_for(
         while learner.unmasked is not None:
             learner = learner.unmasked
         if learner.learns and (learner is prior or not given):
-            z, context, datum = codes()
-            learner.fit(z, context=context, datum=datum, seed=seed, progress=progress)
+            z, context, draws = codes()
+            learner.fit(z, context=context, draws=draws, seed=seed, progress=progress)
     return prior.eval()

@@ -30,13 +30,14 @@ class PriorRefit(Scheduled):
     Closer means: a smaller energy distance from draws to the codes of held-out data than the prior
     in use has. It is unbiased: at the sizes of codes the earth mover's distance between two samples
     is mostly their noise, and calls a prior that is too narrow closer than the right one. Of
-    posterior draws, if both priors have a density, it means a smaller −E log p(z) of held-out
-    codes, all that a prior adds to a bound of log p(x): it tells apart priors between which the
-    energy distance sees only noise.
+    posterior draws, if both priors have a density, it means a larger log p(x) of held-out data,
+    estimated from their draws: see :meth:`flexgen.contracts.Draws.gain`. −log p(z) of these draws,
+    which only bounds it, rises while log p(x) does, as the posterior moves with the prior.
 
     Logged: `refit/energy_before`, `refit/energy_after`, `refit/energy_floor` (the distance of the
-    training codes themselves, about 0), `refit/nll_before` and `refit/nll_after` (nats of a
-    held-out code), `refit/condition` where the fit reports it, `refit/kept` and `prior/stage`.
+    training codes themselves, about 0), of posterior draws `refit/gain` (nats of a held-out datum),
+    `refit/nll_before` and `refit/nll_after` (nats of a held-out code), `refit/condition` where the
+    fit reports it, `refit/kept` and `prior/stage`.
 
     Args:
         prior: the prior to fit, untrained; every round fits a copy of it.
@@ -174,8 +175,8 @@ class PriorRefit(Scheduled):
         if rank() > 0:
             return {}
         options: dict[str, Any] = {"context": codes.context, "seed": self.seed}
-        if codes.datum is not None:
-            options["datum"] = codes.datum
+        if codes.draws is not None:
+            options["draws"] = codes.draws
         fitted = prior.fit(codes.z, progress=self.progress, **options)
         # A prior of posteriors draws by the model's encoder, whose batch norms must not move.
         with torch.no_grad(), model.evaluating():
@@ -185,16 +186,22 @@ class PriorRefit(Scheduled):
             values = {
                 f"refit/energy_{when}": energy_distance(z, held_out.z) for when, z in drawn.items()
             }
-            by_density = self.source == "posterior" and all(
-                p.has_log_prob and p.normalised for p in (model.prior, prior)
+            draws = held_out.draws
+            by_density = (
+                draws is not None
+                and draws.log_prior is not None
+                and all(p.has_log_prob and p.normalised for p in (model.prior, prior))
             )
-            if by_density:
+            if draws is not None and by_density:
                 for when, p in (("before", model.prior), ("after", prior)):
                     nll = float(p.cross_entropy(held_out.z, held_out.context).mean())
                     values[f"refit/nll_{when}"] = nll
+                log_prob = -prior.cross_entropy(held_out.z, held_out.context)
+                values["refit/gain"] = float(draws.gain(log_prob).mean())
         values |= {f"refit/{name}": value for name, value in fitted.items()}
-        measure = "nll" if by_density else "energy"
-        closer = values[f"refit/{measure}_after"] < values[f"refit/{measure}_before"]
+        closer = values["refit/energy_after"] < values["refit/energy_before"]
+        if by_density:
+            closer = values["refit/gain"] > 0
         kept = self.keep == "always" or (self.keep == "closer" and closer)
         if kept:
             model.prior.use(stage)
@@ -218,8 +225,9 @@ class PriorRefit(Scheduled):
             "refit: energy distance to held-out codes {energy_before:.4f} -> {energy_after:.4f} "
             "(training codes: {energy_floor:.4f})".format(**found)
         )
-        if "nll_after" in found:
+        if "gain" in found:
             nats = "{nll_before:.3f} -> {nll_after:.3f} nats".format(**found)
+            log.info("refit: log p(x) of held-out data, by their codes: %+.3f nats", found["gain"])
             log.info("refit: -log p(z) of held-out codes %s", nats)
         near, use = "closer" if closer else "not closer", "in use" if kept else "dropped"
         log.info("refit: so the new prior is %s and is %s", near, use)

@@ -8,14 +8,14 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from flexgen.contracts import Prior, Report
+from flexgen.contracts import Draws, Prior, Report
 from flexgen.priors.gaussian import check_codes
 
 _EVALUATIONS = 40
 
 
 def maximise_likelihood(
-    prior: Prior, codes: Tensor, *, context: Tensor | None = None, datum: Tensor | None = None,
+    prior: Prior, codes: Tensor, *, context: Tensor | None = None, draws: Draws | None = None,
     seed: int = 0, progress: bool = False, steps: int = 2000, batch_size: int = 200,
     lr: float = 1e-3, patience: int = _EVALUATIONS,
 ) -> Report:  # fmt: skip
@@ -28,7 +28,7 @@ def maximise_likelihood(
     Args:
         prior: with parameters; its `cross_entropy`, −log p(z) where p is normalised, is minimised.
         codes: `(n, latent_dim)`, at least 2 of them, finite.
-        context, datum, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
+        context, draws, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
         steps, batch_size, lr: of Adam.
         patience: looks without an improvement after which the fit ends.
 
@@ -44,15 +44,28 @@ def maximise_likelihood(
     cuda = [codes.device] if codes.is_cuda else []
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
         torch.manual_seed(seed)
-        held_out, rest = _parts(len(codes), datum, codes.device)
+        held_out, rest = _parts(len(codes), draws, codes.device)
 
         def loss_of(rows: Tensor) -> Tensor:
             chosen = None if context is None else context[rows]
             return prior.cross_entropy(codes.detach()[rows], chosen).mean()
 
+        def looked(step: int) -> float:
+            """What is to fall on held-out data: with draws whose prior is known −log p(x) itself,
+            as that of the old posterior's codes stops falling long before."""
+            if draws is None or draws.log_prior is None or not prior.normalised:
+                return _checked(loss_of, held_out, step)
+            of_held_out = Draws(draws.datum[held_out], draws.log_prior[held_out])
+
+            def loss(rows: Tensor) -> Tensor:
+                chosen = None if context is None else context[rows]
+                return -of_held_out.gain(-prior.cross_entropy(codes[rows], chosen)).mean()
+
+            return _checked(loss, held_out, step)
+
         prior.requires_grad_(True)
         optimizer = torch.optim.Adam(prior.parameters(), lr=lr, fused=True)
-        best, reached = _checked(loss_of, held_out, 0), 0
+        best, reached = looked(0), 0
         weights = copy.deepcopy(prior.state_dict())
         every = max(1, steps // _EVALUATIONS)
         bar = track(range(1, steps + 1), "fitting the prior", transient=True, disable=not progress)
@@ -63,21 +76,23 @@ def maximise_likelihood(
             optimizer.step()
             if step % every:
                 continue
-            if (loss := _checked(loss_of, held_out, step)) < best:
+            if (loss := looked(step)) < best:
                 best, reached, weights = loss, step, copy.deepcopy(prior.state_dict())
             elif step - reached >= patience * every:
                 break
         prior.load_state_dict(weights)
         prior.requires_grad_(False)
-    return {"nll" if prior.normalised else "cross_entropy": best, "steps": float(reached)}
+        mean = _checked(loss_of, held_out, reached)
+    return {"nll" if prior.normalised else "cross_entropy": mean, "steps": float(reached)}
 
 
-def _parts(n: int, datum: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def _parts(n: int, draws: Draws | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """The codes of a tenth of the data, in random order, and the rest."""
     shuffled = torch.randperm(n).to(device)
-    if datum is None:
+    if draws is None:
         cut = max(1, n // 10)
         return shuffled[:cut], shuffled[cut:]
+    datum = draws.datum
     different = datum.unique()
     chosen = different[torch.randperm(len(different)).to(device)[: max(1, len(different) // 10)]]
     held_out = torch.isin(datum[shuffled], chosen)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flexgen.contracts import BaseSpace, Prior, Report
+from flexgen.contracts import BaseSpace, Draws, Prior, Report
 from flexgen.distributions import covariance
 from flexgen.flows import (
     Autoregressive,
@@ -67,7 +67,7 @@ class FlowPrior(Prior):
         return BaseSpace(self.base, lambda eps: self.transform(eps)[0], back)
 
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         if not self.has_log_prob:
@@ -86,7 +86,7 @@ class FlowPrior(Prior):
         frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
         z = codes.to(self.base.loc)
-        return maximise_likelihood(self, z, datum=datum, seed=seed, progress=progress, **self.how)
+        return maximise_likelihood(self, z, draws=draws, seed=seed, progress=progress, **self.how)
 
 
 class RealNVP(FlowPrior):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from flexgen.checks import check_integer
-from flexgen.contracts import BaseSpace, Prior, Report
+from flexgen.contracts import BaseSpace, Draws, Prior, Report
 from flexgen.distributions import Shape, covariance
 from flexgen.priors.fixed import Normal
 
@@ -69,7 +69,7 @@ class Gaussian(Prior):
 
     @torch.no_grad()
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         self.factor.copy_(covariance_factor(covariance(codes, correction=0)))

@@ -9,7 +9,7 @@ from rich.progress import track
 from torch import Tensor
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Cost, Prior, Report
+from flexgen.contracts import Cost, Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors, covariance
 from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
 
@@ -122,7 +122,7 @@ class KernelDensity(Prior):
 
     @torch.no_grad()
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         at_least = self.latent_dim + 1 if self.has_log_prob else 1
         check_codes(codes, self.latent_dim, at_least=at_least)

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_one_of, check_positive
-from flexgen.contracts import Prior, Report
+from flexgen.contracts import Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
@@ -124,7 +124,7 @@ class Mixture(Prior):
 
     @torch.no_grad()
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         full = self.covariance == "full"
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1 if full else 2)
@@ -225,6 +225,6 @@ class LearnableMixture(Prior):
         return GaussianMixture(self.weights, self.loc, self.log_scale.exp())
 
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
-        return maximise_likelihood(self, codes, datum=datum, seed=seed, progress=progress)
+        return maximise_likelihood(self, codes, draws=draws, seed=seed, progress=progress)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Prior, Report
+from flexgen.contracts import Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors
 from flexgen.priors.staged import as_prior
 
@@ -87,10 +87,10 @@ class PerClass(Prior):
         return PerClassDistribution(self, context)
 
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         if not self.learns:
-            return super()._fit(codes, context, datum, seed, progress)
+            return super()._fit(codes, context, draws, seed, progress)
         if context is None:
             raise ValueError(
                 "a prior for each class is fitted to codes with labels, got codes alone; refit a "

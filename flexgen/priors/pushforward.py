@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import BaseSpace, Cost, Prior, Report
+from flexgen.contracts import BaseSpace, Cost, Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors, covariance
 from flexgen.objectives import LSGAN, Objective, clip_weights, critic_loss
 from flexgen.priors.gaussian import check_codes, covariance_factor, whitened
@@ -136,7 +136,7 @@ class Pushforward(Prior):
         return super().train(False)
 
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         check_codes(codes, self.latent_dim, at_least=self.latent_dim + 1)
         codes = codes.detach().to(self.shift)

@@ -82,7 +82,7 @@ class _Foreign(Prior):
         if not self.takes_context:
             options.pop("context", None)
         if hasattr(self.module, "fit"):
-            options.pop("datum", None)
+            options.pop("draws", None)
             found: dict[str, float] = self.module.fit(codes, **options)  # type: ignore[operator]
             return found
         return maximise_likelihood(self, codes, **options)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Posterior, Prior, Report, Score
+from flexgen.contracts import Draws, Posterior, Prior, Report, Score
 from flexgen.distributions import Shape, Vectors
 from flexgen.modes import restored
 from flexgen.priors.fitting import maximise_likelihood
@@ -135,7 +135,7 @@ class _OfPosteriors(Prior):
         )
 
     def _fit(
-        self, codes: Tensor, context: Tensor | None, datum: Tensor | None, seed: int, progress: bool
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
     ) -> Report:
         check_codes(codes, self.latent_dim, at_least=2)
         codes = codes.detach().to(self.logits)
@@ -145,7 +145,7 @@ class _OfPosteriors(Prior):
                 with torch.no_grad():
                     return {"nll": -float(self().log_prob(codes).double().mean())}
             return maximise_likelihood(
-                self, codes, datum=datum, seed=seed, progress=progress, **self.how
+                self, codes, draws=draws, seed=seed, progress=progress, **self.how
             )
 
     def _place(self, x: Tensor) -> None:

@@ -99,6 +99,7 @@ METRICS: dict[str, Metric] = {
         Metric("refit/energy_before", "Old prior to codes", "lower", "energy distance, held out"),
         Metric("refit/energy_after", "New prior to codes", "lower", "energy distance, held out"),
         Metric("refit/energy_floor", "Training codes to codes", "", "energy distance, held out"),
+        Metric("refit/gain", "Gain of the refit", "higher", "log p(x), held out, by codes, nats"),
         Metric("refit/nll_before", "Old prior, codes", "lower", "−log p(z), held out, nats"),
         Metric("refit/nll_after", "New prior, codes", "lower", "−log p(z), held out, nats"),
         Metric("refit/kept", "Refit kept", "", "1 when the learned prior was kept"),

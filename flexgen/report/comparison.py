@@ -45,10 +45,13 @@ class Refit:
     distance_before: float
     distance_after: float
     distance: str = "distance to held-out codes"
+    gain: float = float("nan")
 
     def __str__(self) -> str:
         verdict = "kept" if self.kept else "not kept, the run went on from the old prior"
-        if np.isfinite([self.distance_before, self.distance_after]).all():
+        if np.isfinite(self.gain):
+            verdict += f" (held-out log p(x), by the codes: {signed(self.gain)} nats)"
+        elif np.isfinite([self.distance_before, self.distance_after]).all():
             verdict += (
                 f" ({self.distance}: old prior {number(self.distance_before)}, "
                 f"learned prior {number(self.distance_after)})"
@@ -261,7 +264,8 @@ def _refits(run: RunFiles) -> Iterator[Refit]:
         for row, step, value in zip(kept.rows, kept.steps, kept.values, strict=True):
             ends = (run.curves.get(f"{name}_{when}") for when in ("before", "after"))
             before, after = (_at_row(end, row) for end in ends)
-            yield Refit(int(step), bool(value > 0), before, after, _DISTANCES[name])
+            gain = _at_row(run.curves.get("refit/gain"), row)
+            yield Refit(int(step), bool(value > 0), before, after, _DISTANCES[name], gain)
         return
     stage = run.curves.get("prior/stage")
     if stage is not None:

@@ -95,8 +95,10 @@ def test_codes_of_a_model_without_a_posterior_are_drawn_by_annealing() -> None:
     found = codes_of_data(model, data, "train", 10, sigma=0.01)
     torch.testing.assert_close(found.z, truth.repeat(2, 1), atol=0.1, rtol=0)
     assert not torch.equal(found.z[:5], found.z[5:])
-    assert found.datum is not None
-    assert torch.equal(found.datum, torch.arange(5).repeat(2))
+    assert found.draws is not None
+    assert torch.equal(found.draws.datum, torch.arange(5).repeat(2))
+    log_prior = torch.distributions.Normal(0, 1).log_prob(found.z).sum(1)
+    torch.testing.assert_close(found.draws.log_prior, log_prior)
     reversed_codes = reverse_split(model, data, "train", 10).z
     torch.testing.assert_close(reversed_codes, truth, atol=0.02, rtol=0)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from flexgen.callbacks import PosteriorScore
+from flexgen.contracts import Draws
 from flexgen.models import Latent
 from flexgen.priors import Masked, Normal, Prior, RealNVP
 from flexgen.priors.fitting import maximise_likelihood
@@ -138,8 +139,29 @@ def test_what_a_fit_holds_out_shares_no_datum_with_what_it_learns_from(
         return own(self, z, context)
 
     monkeypatch.setattr(type(prior), "cross_entropy", looked)
-    maximise_likelihood(prior, codes, datum=datum, steps=80, batch_size=100)
+    maximise_likelihood(prior, codes, draws=Draws(datum), steps=80, batch_size=100)
     held_out = seen[0]
     assert len(held_out) == 5
     assert held_out.isdisjoint(seen[1] | seen[2])
     assert seen[1] | seen[2] | seen[4] | seen[5] | held_out == set(range(50))
+
+
+def test_the_gain_of_another_prior_is_that_of_log_p_x() -> None:
+    """x = ε + σ n in one dimension: p(x), p(ε|x) and their change with the prior are Gaussians."""
+    torch.manual_seed(0)
+    old, new, sigma = 1.0, 1.5, 0.5
+    x = torch.tensor([-2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
+    variance = 1 / (1 / old**2 + 1 / sigma**2)
+    datum = torch.arange(4).repeat(20_000)
+    noise = torch.randn(len(datum), dtype=torch.float64)
+    z = x[datum] * variance / sigma**2 + variance**0.5 * noise
+
+    def log_prob(value: Tensor, variance: float) -> Tensor:
+        return torch.distributions.Normal(0.0, variance**0.5).log_prob(value)
+
+    found = Draws(datum, log_prob(z, old**2)).gain(log_prob(z, new**2))
+    truth = log_prob(x, new**2 + sigma**2) - log_prob(x, old**2 + sigma**2)
+    torch.testing.assert_close(found, truth, atol=0.02, rtol=0)
+    # Of one draw each it is the difference of the densities.
+    one = Draws(torch.arange(4), log_prob(z[:4], 1.0)).gain(log_prob(z[:4], 2.0))
+    torch.testing.assert_close(one, log_prob(z[:4], 2.0) - log_prob(z[:4], 1.0))
