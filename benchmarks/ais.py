@@ -101,7 +101,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, 1 thread, medians of {asked.rounds} rounds, seconds")
     print(f"{'':<46}{'bare':>8}{'plain':>8}{'fast':>8}{'plain/bare':>12}{'fast/bare':>11}")
-    short = max(1, temperatures // 10)
+    short = max(1, temperatures // 30)
     for name, generator, dim, n, many in (
         (f"digits, MLP 64-64, {asked.images} images", digits, 20, asked.images, temperatures),
         (f"28×28, DCGAN, 256 images, {short} temperatures", dcgan, 64, 256, short),
