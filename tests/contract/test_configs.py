@@ -180,8 +180,8 @@ def test_every_objective_has_both_sides(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("callbacks"))
 def test_every_callback_builds(name: str) -> None:
-    extra = ["callbacks.refit.at=[3]"] if name == "refit" else []
-    wanted = f"[reversal,{name}]" if name == "refit" else f"[{name}]"
+    extra = ["callbacks.refit.at=[3]"] if name.startswith("refit") else []
+    wanted = f"[reversal,{name}]" if name.startswith("refit") else f"[{name}]"
     for callback in config(f"callbacks={wanted}", *extra)["callbacks"].values():
         instantiate(callback)
 

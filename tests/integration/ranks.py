@@ -47,7 +47,7 @@ NORMED = (
 )
 
 RUNS: dict[str, tuple[str, ...]] = {
-    "gan": (*SHARED, *REFIT, "prior=masked", "model=gan"),
+    "gan": (*SHARED, *REFIT, "callbacks.refit.source=reversal", "prior=masked", "model=gan"),
     "wgan": (*SHARED, "model=wgan", "model.critic_steps=2", "trainer.precision=bf16-mixed"),
     "vae": VAE,
     "normed": NORMED,

@@ -68,7 +68,8 @@ def test_images_are_compared_in_a_classifiers_features(flexgen: Run) -> None:
 
 
 def test_own_and_base_part_after_a_refit(flexgen: Run) -> None:
-    run = flexgen("train", *SMALL, *REFIT, "prior=masked", "report=false")
+    words = (*REFIT, "callbacks.refit.source=reversal", "prior=masked", "report=false")
+    run = flexgen("train", *SMALL, *words)
     flexgen("compare", f"run={run}", *QUICK, "priors=own,base")
     assert list(read(run / "comparison"))[1:] == ["own (Pushforward)", "base (Uniform)"]
 
