@@ -15,7 +15,7 @@ from flexgen.contracts import Prior, in_context
 from flexgen.priors import as_prior
 from flexgen.reversal.checks import check_data
 from flexgen.reversal.freezing import Generator, frozen, home
-from flexgen.reversal.passes import Generate, OfSamples, Passes, fill
+from flexgen.reversal.passes import OfSamples, Passes, fill
 from flexgen.reversal.preparation import Contexts, check_context, checked, faster, tried
 from flexgen.reversal.progress import bar
 
@@ -202,6 +202,7 @@ def posterior_codes(
     generate = checked(generator, x, (base.latent_dim,))
     contexts = Contexts(context, device)
     betas = _schedule(num_temperatures)
+    transitions = num_temperatures + 1 + (_WARM_UP if known is not None else (draws - 1) * thin)
     parts: list[dict[str, Tensor]] = []
     with frozen(generator, "eval"), torch.autocast(device.type, enabled=False):
         with torch.random.fork_rng(devices=[]):
@@ -217,10 +218,12 @@ def posterior_codes(
                 tell = told(len(place))
                 rows = fill(place.repeat_interleave(chains))
                 target = _Target(
-                    passes.fine, x[rows.to(x.device)].to(device, dtype), sigma, base,
+                    passes, x[rows.to(x.device)].to(device, dtype), sigma, base,
                     contexts.of(rows),
                 )  # fmt: skip
-                noise = _Noise(index[place].tolist(), chains, len(rows), base.latent_dim, seed)
+                noise = _Noise(
+                    index[place].tolist(), chains, len(rows), base.latent_dim, seed, transitions
+                )
                 start = None if known is None else known[rows.to(known.device)].to(device, dtype)
                 chain = _Chain(target, noise, start, leapfrog_steps)
                 log_weights = chain.anneal(betas if start is None else betas[::-1], tell)
@@ -258,13 +261,16 @@ def _schedule(num_temperatures: int) -> list[float]:
 class _Noise:
     """The random numbers of a batch, a stream for each of its samples."""
 
-    def __init__(self, index: list[int], chains: int, rows: int, dim: int, seed: int) -> None:
+    def __init__(
+        self, index: list[int], chains: int, rows: int, dim: int, seed: int, transitions: int
+    ) -> None:
         self._streams = [np.random.Generator(np.random.SFC64([seed, i])) for i in index]
         self.index, self.chains, self.rows, self.dim, self.seed = index, chains, rows, dim, seed
         # Of each sample's chains, (samples, chains); first of all, as a block's size may differ.
         gumbel = np.stack([stream.gumbel(size=chains) for stream in self._streams])
         self.gumbel = torch.from_numpy(gumbel)
-        self._block = max(1, _NOISE_ELEMENTS // (rows * (dim + 1)))
+        most = max(1, _NOISE_ELEMENTS // (rows * (dim + 1)))
+        self._block = -(-transitions // -(-transitions // most))
         self._ready: Iterator[Tensor] = iter(())
 
     def __call__(self) -> Tensor:
@@ -308,20 +314,16 @@ class _Target:
     """log p(ε) and log N(x; G(ε), σ²I) of rows."""
 
     def __init__(
-        self, generate: Generate, x: Tensor, sigma: float, base: Prior, context: tuple[Tensor, ...]
+        self, passes: Passes, x: Tensor, sigma: float, base: Prior, context: tuple[Tensor, ...]
     ) -> None:
-        self.generate, self.x, self.base, self.context = generate, x, base, context
+        self.passes, self.x, self.base, self.context = passes, x, base, context
         self.precision = 1 / sigma**2
         self.constant = -0.5 * x[0].numel() * math.log(2 * math.pi * sigma**2)
         self.scale = base.normal_scale
 
     def residual(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """x − G(ε), and σ² times the gradient of log N(x; G(ε), σ²I)."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            x_hat = self.generate(z, *self.context)
-        residual = self.x - x_hat.detach()
-        return residual, torch.autograd.grad(x_hat, z, residual)[0]
+        return self.passes.residual(z, self.x, *self.context)
 
     def log_prior(self, z: Tensor) -> Tensor:
         if self.scale is not None:
@@ -408,10 +410,10 @@ class _Chain:
         step = self.log_step.exp()[:, None]
         drift, kick = target.drift(step), beta * target.precision * step
         momentum = torch.addcmul(momentum, 0.5 * kick, state.gradient)
-        for last in range(self.leapfrog_steps - 1, -1, -1):
+        for left in range(self.leapfrog_steps - 1, -1, -1):
             z, momentum = drift(z, momentum)
             residual, gradient = target.residual(z)
-            momentum = torch.addcmul(momentum, kick if last else 0.5 * kick, gradient)
+            momentum.addcmul_(kick if left else 0.5 * kick, gradient)
         proposed = target.state(z, residual, gradient)
         # Not a number: a proposal from outside of what the generator can take.
         change = before - self._energy(proposed, momentum, beta)

@@ -1,15 +1,19 @@
 """A faster copy of a generator's pass, for the hundreds of passes that a reversal takes."""
 
 import copy
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
+
+from flexgen.reversal.passes import residual
 
 # Transposed convolutions with so few output channels leave the library's vector units idle.
 _FEW_CHANNELS = 4
@@ -32,6 +36,10 @@ class FastPass(nn.Module):
             last, and transposed convolutions to few channels are a product with overlap-add. What
             is not recognised stays as it is.
         dtype: of the weights and activations, float32 or bfloat16.
+
+    Attributes:
+        residual: :func:`~flexgen.reversal.passes.residual` without a graph, of linear layers with a
+            ReLU between them; else None.
     """
 
     def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
@@ -41,6 +49,7 @@ class FastPass(nn.Module):
             if isinstance(module, nn.Sequential):
                 _fold_batch_norms(module)
                 _rectify_in_place(module)
+        self.residual = _dense_residual(generator) if dtype != torch.bfloat16 else None
         wrapper = nn.Sequential(generator)  # so that a bare layer is replaced as any other
         last = [m for m in wrapper.modules() if next(m.parameters(recurse=False), None) is not None]
         last = last[-1:]
@@ -88,7 +97,13 @@ def fast_pass(
     agrees = (ours - x_hat).norm() <= of_data * x_hat.norm()
     agrees &= (our_gradient - gradient).norm() <= of_gradients * gradient.norm()
     agrees &= (theirs - x_hat).norm() <= of_data * x_hat.norm()
-    return fast if agrees else None
+    if not agrees:
+        return None
+    if fast.residual is not None and not context:
+        pairs = zip(fast.residual(z, x_hat + 1), residual(fast, z, x_hat + 1), strict=True)
+        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs):
+            fast.residual = None
+    return fast
 
 
 def _with_gradient(
@@ -167,23 +182,86 @@ class _Dense(nn.Module):
 class _DenseFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parts: Tensor) -> Tensor:
-        ctx.weights, outputs = parts[::2], []
-        for weight, bias in zip(parts[::2], parts[1::2], strict=True):
-            x = F.linear(x, weight, bias).relu_()
-            outputs.append(x)
+        ctx.weights, outputs = parts[::2], _rectified(x, parts)
         ctx.save_for_backward(*outputs)
-        return x
+        return outputs[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        pairs = zip(reversed(ctx.saved_tensors), reversed(ctx.weights), strict=True)
-        for output, weight in pairs:
-            gradient = torch.ops.aten.threshold_backward(gradient, output, 0) @ weight
+        gradient = _pulled_back(gradient, ctx.saved_tensors, ctx.weights)
         return gradient, *[None] * (2 * len(ctx.weights))
 
 
-def _dense_layers(net: nn.Sequential) -> list[nn.Linear]:
+def _rectified(x: Tensor, parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """Outputs of linear layers with a ReLU after each; `parts` are their weights and biases."""
+    outputs = []
+    for weight, bias in zip(parts[::2], parts[1::2], strict=True):
+        x = F.linear(x, weight, bias).relu_()
+        outputs.append(x)
+    return outputs
+
+
+def _pulled_back(
+    gradient: Tensor, outputs: Sequence[Tensor], weights: tuple[Tensor, ...]
+) -> Tensor:
+    """The gradient of what went into such layers, of that of what came out."""
+    for output, weight in zip(reversed(outputs), reversed(weights), strict=True):
+        gradient = torch.ops.aten.threshold_backward(gradient, output, 0) @ weight
+    return gradient
+
+
+class _DenseResidual:
+    """:func:`residual` of linear layers, a ReLU between them and a map at the end, without a graph,
+    whose bookkeeping takes as long as a small network's products."""
+
+    def __init__(self, layers: list[nn.Linear], last: type[nn.Module]) -> None:
+        self.parts = tuple(part for m in layers[:-1] for part in (m.weight, m.bias))
+        self.output = layers[-1]
+        self.to_range, self.range_backward = _RANGES[last]
+
+    def __call__(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = _rectified(z, self.parts)
+            y = self.to_range(self.output(outputs[-1] if outputs else z))
+            residual = x.flatten(1) - y
+            slope = self.range_backward(residual, y) @ self.output.weight
+            return residual.view_as(x), _pulled_back(slope, outputs, self.parts[::2])
+
+
+_RANGES: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    nn.Identity: (lambda y: y, lambda gradient, y: gradient),
+    nn.Tanh: (torch.tanh_, torch.ops.aten.tanh_backward),
+    nn.Sigmoid: (torch.sigmoid_, torch.ops.aten.sigmoid_backward),
+}
+
+
+def _dense_residual(generator: nn.Module) -> _DenseResidual | None:
+    """Of a generator whose graph is such layers in a row, and a view at the end."""
+    leaves = [type(m) for m in generator.modules() if not list(m.children())]
+    if not {*leaves} <= {nn.Linear, nn.ReLU, nn.Unflatten, *_RANGES}:
+        return None
+    given = [*inspect.signature(generator.forward).parameters.values()][1:]
+    try:
+        graph = fx.Tracer().trace(generator, {one.name: one.default for one in given})
+    except Exception:  # what a graph cannot be made of goes on by autograd
+        return None
+    (node,) = next(n for n in graph.nodes if n.op == "output").args
+    row: list[nn.Module] = []
+    while isinstance(node, fx.Node) and node.op != "placeholder":
+        layer = generator.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if layer is not None and not isinstance(layer, nn.Unflatten):
+            row.insert(0, layer)
+        elif row or not (layer or node.target in ("unflatten", "view", "reshape")):
+            return None
+        node = node.args[0]
+    last = type(row.pop()) if row and type(row[-1]) in _RANGES else nn.Identity
+    layers = _dense_layers([*row, nn.ReLU()])
+    narrow = any(min(m.in_features, m.out_features) < _COLUMNS for m in layers)
+    return None if narrow or not layers else _DenseResidual(layers, last)
+
+
+def _dense_layers(net: Iterable[nn.Module]) -> list[nn.Linear]:
     """The linear layers of a sequence of them, each before a ReLU; none if it holds anything else.
 
     Identities, a folded batch norm for one, do not count.

@@ -114,5 +114,6 @@ def faster(
     if half and worth_bfloat16(fine, probe, *given[1:]):
         coarse = fast_pass(generator, torch.bfloat16, probe, *given)
         if coarse is not None:
-            return Passes(coarse, fine, f"passes in bfloat16, then {name}", plain=generate)
-    return Passes(fine, fine, f"passes in {name}", plain=generate)
+            how = f"passes in bfloat16, then {name}"
+            return Passes(coarse, fine, how, generate, fine.residual)
+    return Passes(fine, fine, f"passes in {name}", generate, fine.residual)

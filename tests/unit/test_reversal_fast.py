@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from flexgen.networks import DCGANGenerator, MLPGenerator
 from flexgen.reversal import calibrate_batch_norm
 from flexgen.reversal.fast import FastPass, fast_pass
+from flexgen.reversal.passes import residual
 
 
 def dcgan(**options):
@@ -168,3 +170,55 @@ def test_a_residual_keeps_its_input_when_the_branch_begins_with_a_relu():
     generator = Residual().eval()
     z = torch.randn(16, 4)
     torch.testing.assert_close(FastPass(generator, torch.float32)(z), generator(z))
+
+
+class _Row(nn.Module):
+    """Linear layers, a ReLU between, and what a subclass makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32))
+
+    def forward(self, z):
+        return self.net(z).view(-1, 2, 16)
+
+
+class _Clamped(_Row):
+    def forward(self, z):
+        return self.net(z).clamp(-9, 9)  # which no code of a probe meets
+
+
+class _Skipping(_Row):
+    def forward(self, z):
+        return self.net(z) + F.pad(z, (0, 12))
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [
+        MLPGenerator(20, (1, 8, 8), (-1.0, 1.0), [64, 64], norm="batch"),
+        MLPGenerator(20, (1, 8, 8), (0.0, 1.0), [64]),
+        _Row(),
+    ],
+)
+def test_a_row_of_dense_layers_has_its_residual_without_a_graph(generator):
+    z, target = torch.randn(32, 20), torch.rand(32, *generator(torch.randn(2, 20)).shape[1:])
+    generator.eval().requires_grad_(False)
+    fast = fast_pass(generator, torch.float32, z, generator(z))
+    assert fast.residual is not None
+    for found, expected in zip(fast.residual(z, target), residual(fast, z, target), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for found, expected in zip(
+        fast.residual(z, target), residual(generator, z, target), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [_Clamped(), _Skipping(), nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 32))],
+)
+def test_other_graphs_than_a_row_of_dense_layers_keep_theirs(generator):
+    generator.eval().requires_grad_(False)
+    z = torch.randn(32, 20)
+    assert fast_pass(generator, torch.float32, z, generator(z)).residual is None
