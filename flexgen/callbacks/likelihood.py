@@ -117,7 +117,8 @@ class LikelihoodScore(Measurement):
             if believed:
                 nll = self._nll(model, x, context)
                 path = run_dir / "nll" / f"step={model.counters.generator_steps:08d}.safetensors"
-                write_tensors(path, {"nll": nll, "index": data.indices(*which)})
+                settings = {"settings": f"num_samples={self.num_samples}"}
+                write_tensors(path, {"nll": nll, "index": data.indices(*which)}, settings)
                 values = _level(nll, x[0].numel() if model.likelihood.has_mass else None)
             values |= self._surgery(model, x, context)
         if not believed:

@@ -35,6 +35,22 @@ def energy_distance(drawn: Tensor, codes: Tensor) -> float:
     return value_of(distance, drawn, False)
 
 
+# Of fewer, resamples of a bootstrap are singular.
+_CODES_A_DIMENSION = 3
+
+
+def check_codes(name: str, n: int, split: str, size: int, dim: int) -> None:
+    """Refuses a PAG of `callbacks.<name>` of fewer codes than its interval can be had of."""
+    n, least = min(n, size), _CODES_A_DIMENSION * dim
+    if n < least:
+        raise ValueError(
+            f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
+            f"there would be {n} of {size} {split} data; set `data.num_{split}` and "
+            f"`callbacks.{name}.n` to {least} or more, a smaller `latent_dim`, or leave it out "
+            f"with ~callbacks.{name}"
+        )
+
+
 _LACKED = {
     "samples": "samples of the model",
     "prior": "a prior over codes, which this model does not have",

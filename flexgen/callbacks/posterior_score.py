@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement, energy_distance, value_of
+from flexgen.callbacks.measurement import ALONE, Measurement, check_codes, energy_distance, value_of
 from flexgen.checks import check_integer, check_positive
 from flexgen.codes import base_space, context_of, drawn_codes, supported_sigma
 from flexgen.contracts import in_context
@@ -15,9 +15,6 @@ from flexgen.files import write_tensors
 from flexgen.metrics import PriorAgreement, pag_interval
 from flexgen.models import Latent
 from flexgen.training import isolated_rng
-
-# Of fewer, resamples of a bootstrap are singular.
-_CODES_A_DIMENSION = 3
 
 
 class PosteriorScore(Measurement):
@@ -85,14 +82,8 @@ class PosteriorScore(Measurement):
                 f"a {type(model).__name__} has a posterior of its own, from which its codes are "
                 "drawn; set callbacks=vae, or leave posterior_score out of `callbacks`"
             )
-        n, dim = min(self.n, data.size(self.split)), base_space(model)[1].latent_dim
-        if n < _CODES_A_DIMENSION * dim:
-            raise ValueError(
-                f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
-                f"there would be {n}; set `data.num_{self.split}` and "
-                f"`callbacks.posterior_score.n` to {_CODES_A_DIMENSION * dim} or more, or leave it "
-                "out with ~callbacks.posterior_score"
-            )
+        dim = base_space(model)[1].latent_dim
+        check_codes("posterior_score", self.n, self.split, data.size(self.split), dim)
         x, label = data.split(self.split, 2, self.seed)
         with isolated_rng(0), model.evaluating():
             short = self.options | {"num_temperatures": 1, "progress": False}
@@ -145,6 +136,8 @@ class PosteriorScore(Measurement):
 
     @rank_zero_only
     def _save(self, path: Path, tensors: dict[str, Tensor], how: str) -> None:
-        about = {"split": self.split, "seed": str(self.seed), "sigma": str(self.sigma), "how": how}
+        options = {k: v for k, v in self.options.items() if k not in ("progress", "batch_size")}
+        settings = ", ".join(f"{k}={v}" for k, v in {"sigma": self.sigma, **options}.items())
+        about = {"split": self.split, "seed": str(self.seed), "settings": settings, "how": how}
         kept = {name: value.cpu().contiguous() for name, value in tensors.items()}
         write_tensors(path, kept, about)

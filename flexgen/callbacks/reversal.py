@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement, energy_distance, value_of
+from flexgen.callbacks.measurement import ALONE, Measurement, check_codes, energy_distance, value_of
 from flexgen.checks import check_integer, check_one_of
 from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data
 from flexgen.contracts import Prior, in_context
@@ -18,8 +18,6 @@ from flexgen.metrics import GaussianKL, PriorAgreement, pag_interval
 from flexgen.models import Latent
 from flexgen.reversal import Reversal
 
-# Of fewer, resamples of a bootstrap are singular.
-_CODES_A_DIMENSION = 3
 # Of a prior, for the moments of its normal: of fewer, their own noise shows in the divergence.
 _DRAWS = 10_000
 
@@ -76,15 +74,8 @@ class ReversalScore(Measurement):
 
     def check(self, model: Latent, data: Any) -> None:
         super().check(model, data)
-        n, size = min(self.n, data.size(self.split)), data.size(self.split)
         dim = base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
-        if n < _CODES_A_DIMENSION * dim:
-            raise ValueError(
-                f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
-                f"there would be {n} of {size} {self.split} data; set `data.num_{self.split}` and "
-                f"`callbacks.reversal.n` to {_CODES_A_DIMENSION * dim} or more, a smaller "
-                "`latent_dim`, or leave reversal out with ~callbacks.reversal"
-            )
+        check_codes("reversal", self.n, self.split, data.size(self.split), dim)
         rehearse(model, data, self.split, self.options)
 
     def measure(self, model: Latent, data: Any, run_dir: Path) -> dict[str, float]:

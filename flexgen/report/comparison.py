@@ -232,26 +232,37 @@ def compare(run: RunFiles) -> Comparison | None:
         points[metric] = {when: p for when in WHEN if (p := at.get(when)) is not None}
     notes, paired = [*_notes(run, points, refits)], {}
     measured = next((points[name] for name in _NLL if name in points), {})
-    try:
-        for when in PAIRS:
+    for when in PAIRS:
+        try:
             if (pair := _paired(run, measured, *when)) is not None:
                 paired[when] = pair
-    except RunError as damaged:
-        notes.append(str(damaged))
+        except RunError as unpaired:
+            notes.append(str(unpaired))
     if paired:
         notes.append("± of a difference: its standard error, paired over the held-out data")
     return Comparison(points, refits, tuple(notes), paired)
 
 
 def _paired(run: RunFiles, at: dict[str, Point], old: str, new: str) -> Paired | None:
-    """−log p(x) in `new` less that in `old`: on the same data, levels share most of their error."""
+    """−log p(x) in `new` less that in `old`: on the same data, levels share most of their error.
+
+    Raises:
+        RunError: when a file is damaged, or the two were measured with other settings.
+    """
     if not {old, new} <= at.keys():
         return None
     of = run.control if old == "control" else run
     assert of is not None  # whose point there is
-    before, after = of.nll_of_data(at[old].step), run.nll_of_data(at[new].step)
+    (before, how), (after, how_new) = of.nll_of_data(at[old].step), run.nll_of_data(at[new].step)
     if len(after) < 2 or after.keys() != before.keys():
         return None
+    if how != how_new:
+        raise RunError(
+            run.path,
+            f"−log p(x) was measured by {how or 'other settings'} ({old}) and by "
+            f"{how_new or 'other settings'} ({new}), which cannot be compared; measure both alike "
+            "with flexgen evaluate",
+        )
     differences = np.array([after[index] - before[index] for index in after])
     error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
     return Paired(float(differences.mean()), error, len(differences))

@@ -1,6 +1,7 @@
 """A run directory, read back: configuration, provenance, curves, final values, images and codes."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -160,23 +161,27 @@ class RunFiles:
             return Value(self.final[metric], float("nan"), 1, self.step)
         return None
 
-    def nll_of_data(self, step: int) -> dict[int, float]:
-        """NLL of each held-out datum by its index, as measured at a step; empty where not saved.
+    def nll_of_data(self, step: int) -> tuple[dict[int, float], str]:
+        """NLL of each held-out datum by its index, as measured at a step, and with what settings;
+        empty where not saved.
 
         Raises:
             RunError: when the file is damaged.
         """
         if step not in self.nll:
-            return {}
+            return {}, ""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         path = self.nll[step]
         try:
             with open_file(path, within=self.path) as file:
-                found = load(file.read(_MOST_BYTES))
+                content = file.read(_MOST_BYTES)
+            found = load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             pairs = zip(found["index"].tolist(), found["nll"].tolist(), strict=True)
-            return {int(index): float(nll) for index, nll in pairs}
+            settings = header.get("__metadata__", {}).get("settings", "")
+            return {int(index): float(nll) for index, nll in pairs}, settings
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
             raise RunError(self.path, f"{path.name} of nll/ is damaged: {error}") from error
 

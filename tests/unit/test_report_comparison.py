@@ -188,9 +188,10 @@ def test_a_refit_says_what_decided_whether_it_was_kept(tmp_path: Path) -> None:
     assert "held-out codes, nats: old prior 14.25, learned prior 14" in str(refit)
 
 
-def _save_nll(run: Path, step: int, nll: np.ndarray, index: np.ndarray) -> None:
+def _save_nll(run: Path, step: int, nll: np.ndarray, index: np.ndarray, how: str = "") -> None:
     (run / "nll").mkdir(exist_ok=True)
-    save_file({"nll": nll, "index": index}, run / "nll" / f"step={step:08d}.safetensors")
+    path = run / "nll" / f"step={step:08d}.safetensors"
+    save_file({"nll": nll, "index": index}, path, {"settings": how})
 
 
 def _nll_run(path: Path, nll: np.ndarray) -> Path:
@@ -238,6 +239,17 @@ def test_nlls_of_other_data_or_of_damaged_files_have_no_paired_error(tmp_path: P
         assert compared.paired == {}
         assert compared.told_difference("nll/samples") == "−1"
     assert any("nll/ is damaged" in note for note in compared.notes)
+
+
+def test_nlls_measured_with_other_settings_are_not_paired(tmp_path: Path) -> None:
+    nll = np.stack([np.arange(5.0), np.arange(5.0) + 1])
+    run = _nll_run(tmp_path, nll)
+    _save_nll(run, 30, nll[0], np.arange(5), "sigma=0.2, num_temperatures=300")
+    _save_nll(run / "control", 30, nll[1], np.arange(5), "sigma=0.2, num_temperatures=100")
+    compared = compare(RunFiles.load(run))
+    assert compared is not None
+    assert compared.paired == {}
+    assert any("num_temperatures=100 (control) and" in note for note in compared.notes)
 
 
 def test_what_is_measured_right_after_a_refit_has_a_column_and_is_compared_with_before(
