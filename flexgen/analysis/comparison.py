@@ -12,7 +12,7 @@ from torch import Tensor
 from flexgen.analysis.priors import codes_of, prior_for
 from flexgen.callbacks.measurement import ALONE
 from flexgen.callbacks.quality import class_scores, classifier_of
-from flexgen.codes import context_of
+from flexgen.codes import context_of, supported_sigma
 from flexgen.distributions import covariance
 from flexgen.metrics import (
     EnergyDistance,
@@ -23,8 +23,10 @@ from flexgen.metrics import (
     earth_mover_distance,
 )
 from flexgen.models import Latent
+from flexgen.models.latent import in_parts
 from flexgen.priors import Prior
 from flexgen.report import PriorRow, PriorTable
+from flexgen.reversal import posterior_codes
 from flexgen.runs.errors import error_line
 from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
@@ -32,6 +34,7 @@ from flexgen.training import isolated_rng
 _FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
 # What a normal is fitted to of a prior: of fewer, its own noise shows in the divergence.
 _DRAWS = 10_000
+_DRAWS_OF_EACH = 128  # of importance sampling, as a run takes
 _BY_SCORE = ("masked", "weighted", "rejection", "langevin")
 
 
@@ -66,13 +69,15 @@ class Comparison:
     priors are fitted to, the sizes and the seeds. Of set i both the draws and, for a prior that
     learns, the fit have seed i. There are `n` samples in each and held-out data of the split, and
     `n_fit` training data whose codes priors are fitted to, at most what there are; trained
-    classifiers are kept in `cache_dir`. Nothing in the run changes.
+    classifiers are kept in `cache_dir`. With `nll`, −log p(x) of the held-out data under each prior
+    with a density, as the run's own is measured: see :meth:`_nll`. Nothing in the run changes.
     """
 
     def __init__(
-        self, run: Run, *, n: int, n_fit: int, seeds: int, split: str, cache_dir: Path
-    ) -> None:
-        self.run, self.seeds, self.split = run, seeds, split
+        self, run: Run, *, n: int, n_fit: int, seeds: int, split: str, cache_dir: Path,
+        nll: bool = False,
+    ) -> None:  # fmt: skip
+        self.run, self.seeds, self.split, self.nll = run, seeds, split, nll
         data = run.data
         self.n = min(n, data.size(split), data.size("train"))
         self.held_out, self.labels = data.split(split, self.n)
@@ -86,20 +91,27 @@ class Comparison:
         self.fit_codes = codes_of(run, "train", n_fit)
         images = data.num_classes and self.held_out.ndim == 4
         self.classifier = classifier_of(data, "validation", cache_dir) if images else None
+        self.ais = {**(run.posterior_options or {})}
+        if nll and "likelihood" not in run.model.capabilities and not self.ais.get("sigma"):
+            self.ais["sigma"] = supported_sigma(run.model, data, split=split)
         self.rows = [self._floor()]
 
     def add(self, asked: NamedPrior) -> str:
         """Measure a prior; if it fails, its row says why. Returns what to tell of it."""
-        started, model = time.monotonic(), self.run.model
+        started, fitted, model = time.monotonic(), 0.0, self.run.model
         values: list[dict[str, float]] = []
         label, failed = asked.label, None
         try:
             for seed in range(self.seeds):
+                before = time.process_time()
                 prior = self._prior(asked, seed)
+                fitted += time.process_time() - before
                 with isolated_rng(seed), model.evaluating():
                     z = prior.draw(self.n, self.context)
                     x = model.decode(z, self.context).cpu()
                 values.append(self._scores(x, z.cpu()))
+                if self.nll:
+                    values[-1] |= self._nll(prior, seed)
                 values[-1] |= {
                     f"samples/{name}": float(value)
                     for name, value in prior.statistics.items()
@@ -113,7 +125,8 @@ class Comparison:
         except Exception as error:
             values, failed = [], error_line(error)
         self.rows.append(PriorRow(label, values, failed))
-        return failed or f"{time.monotonic() - started:.1f} s"
+        fit = f", {fitted / self.seeds:.1f} CPU seconds a fit" if asked.config else ""
+        return failed or f"{time.monotonic() - started:.1f} s{fit}"
 
     def table(self) -> PriorTable:
         space = "a classifier's features" if self.classifier else "the space of the data"
@@ -170,6 +183,29 @@ class Comparison:
         if self.classifier is not None:
             values |= class_scores(self.classifier, x, self.held_out, self.labels)
         return values
+
+    def _nll(self, prior: Prior, seed: int) -> dict[str, float]:
+        """−log p(x) of the held-out data in nats, by importance sampling under a VAE, else by
+        annealed importance sampling with the run's settings; none under a prior without a density.
+
+        All priors meet the same data by the same random numbers: differences say more than levels.
+        """
+        model: Any = self.run.model
+        x = self.held_out.to(model.device)
+        of_codes = "likelihood" in model.capabilities
+        p = prior if of_codes else prior.base_space().prior
+        if not (p.has_log_prob and p.normalised):
+            return {}
+        with isolated_rng(seed), model.evaluating(), torch.no_grad():
+            if of_codes:
+                log_prob = torch.cat([
+                    model.log_likelihood(part, _DRAWS_OF_EACH, context, prior=prior)
+                    for part, context in in_parts(x, self.context, 256)
+                ])  # fmt: skip
+                return {"nll/samples": -float(log_prob.mean())}
+            options = {"seed": seed, "context": self.context, **self.ais, "progress": False}
+            found = posterior_codes(model.decoder, x, prior=prior, **options)
+        return {"nll/ais": -float(found.log_prob.mean())}
 
     def _agreement(self, prior: Prior) -> dict[str, float]:
         """What takes no draws of a prior."""

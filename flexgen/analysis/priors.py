@@ -22,7 +22,7 @@ def codes_of(
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     drawn = run.posterior_options
     if drawn is not None or "posterior" in run.model.capabilities:
-        return codes_of_data(run.model, run.data, split, n, **options, **(drawn or {}))
+        return codes_of_data(run.model, run.data, split, n, **{**(drawn or {}), **options})
     return reverse_split(run.model, run.data, split, n, **run.reversal_options | options)
 
 

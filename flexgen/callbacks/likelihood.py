@@ -1,6 +1,7 @@
 """How likely held-out data are, and where a bound's nats go."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,25 @@ from rich.progress import track
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from flexgen.callbacks.measurement import ALONE, Measurement, energy_distance, value_of
+from flexgen.callbacks.measurement import Measurement, agreement, energy_distance
 from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
 from flexgen.distributions import DiagonalNormal, LowerNormal
 from flexgen.files import write_tensors
-from flexgen.metrics import PriorAgreement, active_units, bits_per_dimension, marginal_log_prob
+from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE
 from flexgen.models.latent import in_parts
 from flexgen.models.vae import CODES_AT_ONCE
 from flexgen.priors import base_codes
 from flexgen.run_notes import RunNote, add_note
 
-_OF_NORMAL_PRIORS = ("posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl")
+_PARTS = ("elbo/total_correlation", "elbo/dimensionwise_kl")
+_PAG = ("posterior/pag", "own/posterior_pag")
+_OF_NORMAL_PRIORS = (*_PARTS, *_PAG, *(f"{name}_{end}" for name in _PAG for end in ("low", "high")))
 _OF_DENSITIES = (
     "nll/samples", "nll/standard_error", "nll/bits_per_dimension", "elbo/bound", "elbo/kl",
-    "elbo/mutual_information", "elbo/marginal_kl", *_OF_NORMAL_PRIORS[1:],
+    "elbo/mutual_information", "elbo/marginal_kl", *_PARTS,
 )  # fmt: skip
 _BATCH = 100
 
@@ -57,7 +60,10 @@ class LikelihoodScore(Measurement):
     how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
     distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
     prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
-    flow. Under the prior of a refit those that it does not have are NaN.
+    flow, with the ends of its interval and the control `own/posterior_pag`: codes that the
+    posterior draws for samples of the model itself. An exact posterior's control is 0; what it is
+    above 0 is the posterior's own error, which `posterior/pag` has too. Under the prior of a refit
+    those that it does not have are NaN.
 
     Under a prior whose density is not normalised there are neither a likelihood nor a bound nor
     their parts, whatever its `log_prob` returns: the run's `notes.jsonl` says so.
@@ -180,10 +186,19 @@ class LikelihoodScore(Measurement):
         if model.prior.in_use:
             # The prior before a refit may have had them: its values must not stay the last ones.
             values |= dict.fromkeys(_OF_NORMAL_PRIORS, math.nan)
-        base = base_codes(model.prior, z)
-        if base is not None and len(z) > z.shape[1]:
-            values["posterior/pag"] = value_of(PriorAgreement(**ALONE), base)
+        own = torch.cat([*self._own_codes(model, len(x), context)])
+        for name, drawn in (("posterior/pag", z), ("own/posterior_pag", own)):
+            base = base_codes(model.prior, drawn)
+            if base is not None and len(z) > z.shape[1]:
+                values |= agreement(name, base, seed=self.seed)
         return values | parts
+
+    @staticmethod
+    def _own_codes(model: VAE, n: int, context: Tensor | None) -> Iterator[Tensor]:
+        """A code of each of n samples of the model itself."""
+        for z, labels in in_parts(model.prior.draw(n, context), context, _BATCH):
+            x = in_context(model.likelihood, z, labels).sample()
+            yield in_context(model.posterior, x, labels).sample()
 
 
 def _level(nll: Tensor, num_dimensions: int | None) -> dict[str, float]:

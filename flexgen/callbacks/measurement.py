@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
-from flexgen.metrics import EnergyDistance
+from flexgen.metrics import EnergyDistance, PriorAgreement, pag_interval
 from flexgen.run_notes import RunNote, add_note
 from flexgen.training import isolated_rng, rank
 
@@ -33,6 +33,15 @@ def energy_distance(drawn: Tensor, codes: Tensor) -> float:
     distance = EnergyDistance(**ALONE).to(codes.device)
     distance.update(codes, real=True)
     return value_of(distance, drawn, False)
+
+
+def agreement(name: str, z: Tensor, sigma: float = 1.0, **resampling: Any) -> dict[str, float]:
+    """PAG of codes by a name, with its interval's ends where there are enough of them for one."""
+    values = {name: value_of(PriorAgreement(sigma=sigma, **ALONE).to(z.device), z)}
+    if len(z) >= _CODES_A_DIMENSION * z.shape[1]:
+        low, high = pag_interval(z, sigma, **resampling)
+        values |= {f"{name}_low": low, f"{name}_high": high}
+    return values
 
 
 # Of fewer, resamples of a bootstrap are singular.

@@ -7,12 +7,11 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement, check_codes, energy_distance, value_of
+from flexgen.callbacks.measurement import Measurement, agreement, check_codes, energy_distance
 from flexgen.checks import check_integer, check_positive
 from flexgen.codes import base_space, context_of, drawn_codes, supported_sigma
 from flexgen.contracts import in_context
 from flexgen.files import write_tensors
-from flexgen.metrics import PriorAgreement, pag_interval
 from flexgen.models import Latent
 from flexgen.training import isolated_rng
 
@@ -124,11 +123,9 @@ class PosteriorScore(Measurement):
         }
         scale = prior.normal_scale
         if scale is not None:
+            resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
             for name, z in (("pag/posterior", found.z), ("own/pag_posterior", below.z)):
-                pag = PriorAgreement(sigma=scale, **ALONE).to(z.device)
-                values[name] = value_of(pag, z)
-                ends = pag_interval(z, scale, num_resamples=self.num_resamples, seed=self.seed)
-                values |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+                values |= agreement(name, z, scale, **resampling)
         path = run_dir / "nll" / f"step={model.counters.generator_steps:08d}.safetensors"
         gap = above.log_prob - below.log_prob
         self._save(path, {"z": found.z, "nll": nll, "index": index, "own_gap": gap}, found.how)

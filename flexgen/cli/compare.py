@@ -24,6 +24,8 @@ def _compare(cfg: DictConfig) -> None:
     n, n_fit, seeds, split = cfg.n, cfg.n_fit, cfg.seeds, cfg.split
     for name, value, least in (("n", n, 2), ("n_fit", n_fit, 10), ("seeds", seeds, 2)):
         check_integer(name, value, least)
+    if not isinstance(cfg.nll, bool):
+        raise ValueError(f"`nll` must be true or false, got {cfg.nll}")
     if split not in ("validation", "test"):
         raise ValueError(
             f"`split` must be validation or test, got {split!r}; training data are the floor, and "
@@ -39,7 +41,7 @@ def _compare(cfg: DictConfig) -> None:
     run = Run(config, cfg.checkpoint)
     asked = asked or _read(",".join(default_priors(run.model)), config)
     comparison = Comparison(
-        run, n=n, n_fit=n_fit, seeds=seeds, split=split,
+        run, n=n, n_fit=n_fit, seeds=seeds, split=split, nll=cfg.nll,
         cache_dir=Path(config["paths"]["cache_dir"]) / "classifiers",
     )  # fmt: skip
     try:

@@ -222,7 +222,7 @@ class VAE(Latent):
     @torch.no_grad()
     def log_likelihood(
         self, x: Tensor, num_samples: int, context: Tensor | None = None,
-        at_once: int = CODES_AT_ONCE,
+        at_once: int = CODES_AT_ONCE, prior: Prior | None = None,
     ) -> Tensor:  # fmt: skip
         """log p(x) by importance sampling, nats per datum `(n,)` in float64; low on average.
 
@@ -233,6 +233,7 @@ class VAE(Latent):
             num_samples: K, draws from q(z|x) for each datum; say it with every value.
             context: of each, where the model is conditional: then it is log p(x|y).
             at_once: codes that are decoded at once.
+            prior: p(z), if another than the model's own.
 
         Raises:
             ValueError: under a prior whose density is not normalised.
@@ -240,13 +241,14 @@ class VAE(Latent):
         Source: Burda et al., 2016, eq. 8, as an estimate with K = 5,000 in their section 5.
         """
         check_integer("num_samples", num_samples)
-        if not self.prior.normalised:
+        prior = self.prior.current if prior is None else prior
+        if not prior.normalised:
             raise ValueError(
                 f"a likelihood needs a normalised density of codes, which a "
-                f"{type(self.prior.current).__name__} prior does not have; fit one that has by "
+                f"{type(prior).__name__} prior does not have; fit one that has by "
                 "`flexgen refit`, with prior=realnvp say"
             )
-        q, p = in_context(self.posterior, x, context), self.prior(context)
+        q, p = in_context(self.posterior, x, context), prior(context)
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         draws = max(1, at_once // len(x))
         for done in range(0, num_samples, draws):

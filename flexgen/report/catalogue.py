@@ -70,6 +70,7 @@ METRICS: dict[str, Metric] = {
         Metric("posterior/active_units", "Active units", "higher", "dimensions that data move"),
         Metric("posterior/energy", "Codes to prior, energy", "lower", "aggregate posterior"),
         Metric("posterior/pag", "PAG of posterior", "lower", "aggregate to N(0, I), nats"),
+        Metric("own/posterior_pag", "PAG of posterior, own samples", "", "0 if q(z|x) is exact"),
         Metric("pag/literal", "PAG, literal", "", "the paper's text read literally, nats"),
         Metric("pag/kl", "Gaussian KL", "lower", "KL of the codes' moments to the prior, nats"),
         Metric("pag/kl_mean", "KL, mean term", "lower", "the part of the KL due to the mean, nats"),
@@ -126,6 +127,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("PAG of early-stopped codes", ("pag/unit",)),
     ("Earth mover's distance", ("emd/samples", "emd/unmasked", "emd/floor")),
     ("Negative log-likelihood", ("nll/samples",)),
+    ("PAG of the posterior", ("posterior/pag", "own/posterior_pag")),
     ("ELBO and its parts", ("elbo/bound", "elbo/reconstruction", "elbo/kl")),
     ("Parts of the KL", ("elbo/mutual_information", "elbo/marginal_kl", "elbo/total_correlation",
                          "elbo/dimensionwise_kl")),
@@ -147,9 +149,13 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Curves that belong in one panel of the page, in order."""
 
-IN_OTHER_PANELS = {"pag/unit_low", "pag/unit_high", "prior/stage"} | {
-    f"{name}_{end}" for name in ("pag/posterior", "own/pag_posterior") for end in ("low", "high")
-}
+IN_OTHER_PANELS = {"prior/stage"} | {
+    f"{name}_{end}"
+    for name in (
+        "pag/unit", "pag/posterior", "own/pag_posterior", "posterior/pag", "own/posterior_pag"
+    )
+    for end in ("low", "high")
+}  # fmt: skip
 """Columns that are drawn as a band or as a line between stages, never as a curve of their own."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

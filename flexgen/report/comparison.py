@@ -22,7 +22,11 @@ PAIRS = (("before", "swapped"), ("control", "after"))
 _NLL = ("nll/samples", "nll/ais")
 _TOLD_APART = 2.0  # standard errors
 _MOST_WORSE = 4  # that the verdict names; all are in the table
-_MUST_BE_ZERO = "own/pag_posterior"
+_MUST_BE_ZERO = {
+    "own/pag_posterior": "no such PAG can be believed: raise `num_temperatures` of the posterior "
+    "score",
+    "own/posterior_pag": "the posterior is not exact, and PAG of the posterior holds its error",
+}
 
 # What decides whether a refit is kept, by the first that was logged.
 _DISTANCES = {
@@ -139,14 +143,13 @@ class Comparison:
         told = ["pag/posterior"] if "pag/posterior" in self.points else [*CHIEF]
         told = [m for m in told if {"before", "after"} <= self.points.get(m, {}).keys()]
         said += [self._told_change(metric) for metric in told[: 1 if self.paired else 2]]
-        controls = self.points.get(_MUST_BE_ZERO, {})
-        off = [when for when, point in controls.items() if point.misses(0)]
-        if off:
-            wrong = ", ".join(f"{number(controls[when].value)} {when}" for when in off)
-            said.append(
-                f"No such PAG can be believed: the model's own samples score {wrong} where 0 is "
-                "right; raise `num_temperatures` of the posterior score."
-            )
+        for control, therefore in _MUST_BE_ZERO.items():
+            off = {w: p for w, p in self.points.get(control, {}).items() if p.misses(0)}
+            if off:
+                wrong = ", ".join(f"{number(point.value)} {when}" for when, point in off.items())
+                said.append(
+                    f"Codes of the model's own samples score {wrong} where 0 is right: {therefore}."
+                )
         if worse := self._worse():
             said.append(f"Worse than the control, in one run, whose error is unknown: {worse}.")
         return said

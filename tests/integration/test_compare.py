@@ -8,6 +8,7 @@ import pytest
 
 from flexgen.analysis.comparison import default_priors
 from flexgen.models import Latent
+from flexgen.report.run_files import RunFiles
 from flexgen.training import latest_checkpoint
 from tests.conftest import REFIT, SMALL
 
@@ -152,3 +153,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("run") / "run"
     main(["train", *SMALL, "report=false", "steps=2", f"paths.run_dir={where}"])
     return where
+
+
+def test_the_likelihood_of_held_out_data_under_each_prior_with_a_density(flexgen: Run) -> None:
+    short = "callbacks.posterior_score.options.num_temperatures=5"
+    words = ("callbacks=[samples,reversal,quality,posterior_score,checkpoint]", "report=false")
+    run = flexgen("train", *SMALL, *words, short)
+    priors = "own,gaussian,mixture(num_components=2),masked"
+    flexgen("compare", f"run={run}", *QUICK, f"priors={priors}", "nll=true")
+    rows = read(run / "comparison")
+    levels = {label: row["nll/ais mean"] for label, row in rows.items()}
+    assert levels.pop("data (floor)") == levels.pop("masked") == ""
+    assert len({*map(float, levels.values())}) == len(levels) == 3
+
+
+def test_the_likelihood_of_a_vae_is_by_its_posterior(flexgen: Run) -> None:
+    run = flexgen(
+        "train", "model=vae", "data=digits_static", "steps=20", "latent_dim=2", "report=false",
+        "callbacks=[checkpoint,likelihood]", "callbacks.likelihood.split=validation",
+    )  # fmt: skip
+    flexgen("compare", f"run={run}", *QUICK, "priors=own,gaussian", "nll=true")
+    rows = read(run / "comparison")
+    own, fitted = (float(rows[label]["nll/samples mean"]) for label in ("own (Normal)", "gaussian"))
+    assert own != fitted
+    measured = RunFiles.load(run).final["nll/samples"]
+    assert own == pytest.approx(measured, rel=0.05)

@@ -70,6 +70,19 @@ def test_scores_of_a_linear_gaussian_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("double")
+def test_codes_of_own_samples_tell_whether_the_posterior_is_exact(tmp_path: Path) -> None:
+    options = {"n": 1000, "num_samples": 2, "num_posteriors": 0, "progress": False}
+    found = []
+    for off in (0.0, 0.5):
+        linear = Linear(off=off, n=1000)
+        found.append(LikelihoodScore(**options).run(linear.model, Data(linear.x), tmp_path))
+    exact, shifted = found
+    assert exact["own/posterior_pag_low"] <= 0 <= exact["own/posterior_pag_high"]
+    assert shifted["own/posterior_pag_low"] > 0
+    assert shifted["posterior/pag_low"] > 0
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("posterior", [DiagonalGaussian, FullGaussian])
 def test_the_parts_of_the_kl_of_codes_that_depend_on_each_other(
     posterior: Any, tmp_path: Path
@@ -148,7 +161,9 @@ def test_what_only_the_prior_before_a_refit_had_is_no_number_after_it(tmp_path: 
     after = score.run(model, data, tmp_path)
     assert all(map(math.isfinite, before.values()))
     assert {name for name in before if not math.isfinite(after[name])} == {
-        "posterior/pag", "elbo/total_correlation", "elbo/dimensionwise_kl",
+        "elbo/total_correlation", "elbo/dimensionwise_kl",
+        *(f"{name}{end}" for name in ("posterior/pag", "own/posterior_pag")
+          for end in ("", "_low", "_high")),
     }  # fmt: skip
 
 

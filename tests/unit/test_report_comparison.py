@@ -299,5 +299,5 @@ def test_a_control_that_misses_0_takes_the_belief_from_the_score(tmp_path: Path)
     ]  # fmt: skip
     run = write_run(tmp_path / "run", rows)
     said = " ".join(compare(RunFiles.load(run)).verdict)  # type: ignore[union-attr]
-    assert "No such PAG can be believed" in said
+    assert "no such PAG can be believed" in said
     assert "num_temperatures" in said
