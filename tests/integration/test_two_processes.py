@@ -1,4 +1,4 @@
-"""Two processes that share the data give what one process gives, for every metric."""
+"""Two processes that share the data give what one gives: every metric, and posterior draws."""
 
 import sys
 import warnings
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from flexgen.codes import in_shares
 from flexgen.metrics import (
     ClassBalance,
     Classifier,
@@ -24,6 +25,9 @@ from flexgen.metrics import (
     frechet_distance,
     kernel_distance,
 )
+from flexgen.networks import MLPGenerator
+from flexgen.priors import Normal
+from flexgen.reversal import posterior_codes
 
 N = 30
 # States that hold samples or counts are gathered as they are; sums are added in another order.
@@ -81,6 +85,17 @@ def values(start: int, stop: int) -> dict[str, Any]:
     return results
 
 
+def drawn(known: bool) -> dict[str, torch.Tensor]:
+    """Posterior draws of uneven batches, in the end from known codes."""
+    torch.manual_seed(0)
+    generator = MLPGenerator(3, (6,), None, [16], num_classes=2)
+    z, context = torch.randn(23, 3), torch.arange(23) % 2
+    options: dict[str, Any] = {"num_temperatures": 5, "leapfrog_steps": 2, "chains": 2, "draws": 2}
+    options |= {"context": context, "known": z if known else None, "batch_size": 10}
+    x = generator(z, context).detach()
+    return in_shares(posterior_codes, generator, x, prior=Normal(3), sigma=0.3, **options).tensors()
+
+
 def process(rank: int, folder: Path) -> None:
     # A spawned process has imported the metrics and solved nothing yet.
     assert "ot" not in sys.modules
@@ -102,6 +117,7 @@ def process(rank: int, folder: Path) -> None:
             widths.compute()
         except ValueError as error:
             results["widths"] = str(error)
+        results["drawn"] = [drawn(known) for known in (False, True)]
     finally:
         dist.destroy_process_group()
     torch.save(results, folder / f"{rank}.pt")
@@ -109,9 +125,12 @@ def process(rank: int, folder: Path) -> None:
 
 def test_two_processes_give_what_one_gives(tmp_path):
     mp.spawn(process, args=(tmp_path,), nprocs=2, daemon=True)
-    expected = values(0, N)
+    expected, of_one = values(0, N), [drawn(known) for known in (False, True)]
     for rank in range(2):
         results = torch.load(tmp_path / f"{rank}.pt")
+        for ours, theirs in zip(results.pop("drawn"), of_one, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], value) for name, value in theirs.items())
         assert "must hold data of one width, got [3, 4]" in results.pop("widths")
         assert results.keys() == SHARES.keys()
         for share, found in results.items():
