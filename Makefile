@@ -46,11 +46,15 @@ format: install  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-wheel: install  ## build the wheel, install it in a clean environment, run a command outside
+wheel: install  ## build the wheel, install it beside the same packages, run a command outside
 	rm -rf dist build/wheel-env
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(PYTHON) -m venv build/wheel-env
-	build/wheel-env/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/flexgen-*.whl
+	build/wheel-env/bin/pip install --quiet --disable-pip-version-check --no-deps dist/flexgen-*.whl
+	@# The packages of $(VENV), which are those of constraints.txt; its own copy of FlexGen is not seen.
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/wheel-env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	cd / && $(CURDIR)/build/wheel-env/bin/python -c 'import flexgen; assert "wheel-env" in flexgen.__file__'
 	cd / && $(CURDIR)/build/wheel-env/bin/flexgen train data=ring8 latent_dim=2 steps=20 threads=1 \
 		paths.run_dir=$(CURDIR)/build/wheel-run/$$(date +%s%N) trainer=cpu
 
