@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
@@ -99,14 +98,15 @@ class _DrawAndKL(Function):
         ctx: Any, loc: Tensor, scale: Tensor, eps: Tensor, other_loc: Tensor, other_scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         ratio, shift = scale / other_scale, (loc - other_loc) / other_scale
-        ctx.save_for_backward(scale, eps, ratio, shift, other_loc, other_scale)
+        ctx.save_for_backward(loc, scale, eps, ratio, shift, other_loc, other_scale)
         kl = torch.addcmul(ratio.square(), shift, shift).sub_(1).mul_(0.5).sub_(ratio.log())
         return torch.addcmul(loc, scale, eps), kl
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
-        scale, eps, ratio, shift, other_loc, other_scale = ctx.saved_tensors
+        loc, scale, eps, ratio, shift, other_loc, other_scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again, so of the inputs
+            ratio, shift = scale / other_scale, (loc - other_loc) / other_scale
         per_unit = grad_kl / other_scale
         of_loc = shift * per_unit
         grad_loc = grad_z.sum_to_size(scale.shape) + of_loc

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from flexgen.contracts import Cost
 from flexgen.flows.conditioner import Conditioner, Pass
@@ -29,10 +28,11 @@ class Stack(Transform):
     consecutive rows, and nothing is indexed between layers of the same order.
 
     All layers are one node of the graph with its derivative written out, for small networks spend
-    their time in dispatch, not in products. There are no second derivatives. Under `torch.compile`
-    the same layers are traced and differentiated as usual, but for directions that are sequential
-    and networks with blocked masks, which stay as they are. Autocast is off inside: a
-    log-determinant in half precision is none.
+    their time in dispatch, not in products. Second derivatives are autograd's, of the same layers
+    traced; a sequential direction has none, and refuses. Under `torch.compile` the layers are
+    traced and differentiated as usual, but for directions that are sequential and networks with
+    blocked masks, which stay as they are. Autocast is off inside: a log-determinant in half
+    precision is none.
 
     Args:
         nets: one conditioner for all layers; or, for parts of different sizes, one for each part.
@@ -227,14 +227,56 @@ class _Node(torch.autograd.Function):
         tape: Tape | None = [] if needed else None
         rows, ladj = stack.run(columns, passes, tape)
         ctx.stack, ctx.passes, ctx.tape = stack, passes, tape
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(columns, *tensors)
         return rows, ladj
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_ladj: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.saved_tensors  # noqa: B018  (raises if a weight was changed since the forward)
-        to_code = ctx.needs_input_grad[2]
+        # Raises if a weight was changed since the forward.
+        inputs, stack, inverse = ctx.saved_tensors, ctx.stack, ctx.passes[0].inverse
+        again = torch.is_grad_enabled()  # as with create_graph=True
+        cost = stack.inverse_cost if inverse else stack.forward_cost
         with torch.autocast(grad.device.type, enabled=False):
-            grads = ctx.stack.pull(grad, grad_ladj, ctx.passes, ctx.tape, to_code)
+            if again and cost is Cost.PARALLEL:
+                return None, None, *_traced(stack, inverse, inputs, (grad, grad_ladj))
+            to_code = ctx.needs_input_grad[2]
+            with torch.no_grad():
+                grads = stack.pull(grad, grad_ladj, ctx.passes, ctx.tape, to_code)
+        if again:
+            kept = [i for i, gradient in enumerate(grads) if gradient is not None]
+            once = _Once.apply(len(kept), *(grads[i] for i in kept), *inputs)
+            for i, gradient in zip(kept, once, strict=True):
+                grads[i] = gradient
         return None, None, *grads
+
+
+def _traced(
+    stack: Stack, inverse: bool, inputs: Sequence[Tensor], grads: Mapped
+) -> list[Tensor | None]:
+    """The gradients of all inputs as autograd derives them, which can be differentiated again."""
+    image = stack.run(inputs[0], stack.passes(inputs[1:], inverse, traced=True), None)
+    moved = [pair for pair in zip(image, grads, strict=True) if pair[0].requires_grad]
+    wanted = [i for i, given in enumerate(inputs) if given.requires_grad]
+    found = torch.autograd.grad(
+        [x for x, _ in moved], [inputs[i] for i in wanted], [grad for _, grad in moved],
+        create_graph=True, allow_unused=True,
+    )  # fmt: skip
+    whole: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        whole[i] = gradient
+    return whole
+
+
+class _Once(torch.autograd.Function):
+    """Passes gradients on, the first tensors, and refuses to be differentiated in the others."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.clone() for gradient in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "the sequential direction of an autoregressive flow has no second derivatives; take "
+            "the other direction (an IAF's draws, a MAF's density), or a coupling flow"
+        )

@@ -41,11 +41,19 @@ def checked(generator: Generator, x: Tensor, latent_shape: tuple[int, ...]) -> G
 def tried(generate: Generate, codes: Tensor, *context: Tensor) -> Tensor:
     """Data of a few codes, made with a gradient, without which nothing can be done."""
     with torch.enable_grad():
-        made = generate(codes.clone().requires_grad_().clone(), *context)
+        z = codes.clone().requires_grad_()
+        made = generate(z.clone(), *context)
     if not made.requires_grad:
         raise ValueError(
             "the generator must be differentiable in its codes, got data without a gradient; "
             "take torch.no_grad or detach out of it"
+        )
+    uneven = torch.arange(made.numel(), device=made.device).cos().view_as(made).to(made.dtype)
+    (slope,) = torch.autograd.grad(made, z, uneven, allow_unused=True)
+    if slope is None or not slope.any():
+        raise ValueError(
+            "the generator's data have no slope in its codes: every gradient is 0, as when it "
+            "rounds them to 8 bits; let it return what it has before rounding"
         )
     return made.detach()
 

@@ -351,3 +351,46 @@ def test_a_point_too_far_for_the_inverse_has_no_density_and_spoils_no_mixture() 
     assert found[0].isfinite()
     assert found[1] == -math.inf
     assert found[2].isnan()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("name", MAPS)
+def test_second_derivatives_are_right_or_refused(name: str, inverse: bool) -> None:
+    transform = built(name, context_features=2)
+    run = transform.inverse if inverse else transform.forward
+    eps, context = noise(transform, 2)
+    code = eps if not inverse else transform(eps, context)[0].detach()
+    weights, towards = [], [torch.randn_like(code)]
+    for module in transform.modules():
+        for parameter, weight in module.named_parameters(recurse=False):
+            weights.append(weight)
+            towards.append(torch.randn_like(weight) * mask_of(module, parameter))
+
+    def slopes(code: Tensor, **how: bool) -> tuple[Tensor | None, ...]:
+        """Of codes and of weights."""
+        code = code.detach().requires_grad_()
+        image, ladj = run(code, context)
+        value = image.sin().sum() + ladj.sum()
+        return torch.autograd.grad(value, (code, *weights), allow_unused=True, **how)
+
+    def slope(code: Tensor) -> Tensor:
+        """Of all together, in one direction."""
+        pairs = zip(slopes(code, create_graph=True), towards, strict=True)
+        return torch.stack([(found * t).sum() for found, t in pairs if found is not None]).sum()
+
+    cost = transform.inverse_cost if inverse else transform.forward_cost
+    if cost is Cost.SEQUENTIAL:
+        with pytest.raises(RuntimeError, match="has no second derivatives"):
+            slope(code).backward()
+        return
+    for twice, once in zip(slopes(code, create_graph=True), slopes(code), strict=True):
+        torch.testing.assert_close(twice, once)
+    slope(code).backward()
+    found = sum((w.grad * t).sum() for w, t in zip(weights, towards[1:], strict=True)
+                if w.grad is not None)  # fmt: skip
+    ends = []
+    for step in (1e-6, -2e-6):
+        for weight, towards_weight in zip(weights, towards[1:], strict=True):
+            weight.data.add_(towards_weight, alpha=step)
+        ends.append(slope(code).detach())
+    torch.testing.assert_close(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)

@@ -163,6 +163,7 @@ def test_a_draw_and_its_kl_equal_torchs_with_all_their_gradients(sample_shape: t
     torch.manual_seed(1)
     assert torch.equal(z, DiagonalNormal(loc, scale).rsample(sample_shape))
     assert torch.autograd.gradcheck(ours, (loc, scale, other_loc, other_scale))
+    assert torch.autograd.gradgradcheck(ours, (loc, scale, other_loc, other_scale))
 
 
 def test_an_encoder_must_tell_its_features() -> None:

@@ -303,6 +303,7 @@ def test_bfloat16_is_for_passes_that_are_work():
         ({"latent_shape": 0}, "`latent_shape` must be a size or sizes of at least 1"),
         ({"constraint": "clip", "bounds": (0.0, math.inf)}, "`bounds` must be finite"),
         ({"generator": torch.no_grad()(lambda z: 2 * z)}, "must be differentiable in its codes"),
+        ({"generator": lambda z: (9 * z).round()}, "no slope in its codes"),
         ({"generator": lambda z: (z, z)}, "must return one tensor, got tuple"),
     ],
 )
