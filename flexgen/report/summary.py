@@ -73,10 +73,9 @@ class Table:
 
     @property
     def keys(self) -> list[str]:
-        """The settings that tell the rows apart; all of them where there is one row."""
+        """The settings that tell the rows apart; the others stand in the caption."""
         keys = list(self.rows[0].settings)
-        varied = [key for key in keys if len({row.settings[key] for row in self.rows}) > 1]
-        return varied or keys
+        return [key for key in keys if len({row.settings[key] for row in self.rows}) > 1]
 
     @property
     def caption(self) -> str:
@@ -91,18 +90,28 @@ class Table:
         return f"{text} All runs: {shared}." if shared else text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        for metrics in self._fitting(options.max_width):
+        names = [[row.settings[key] for key in self.keys] for row in self.rows]
+        heads, below = self.keys, list[str]()
+        widest = max((self._width(metric) for metric in self.metrics), default=0)
+        if _width_of(heads, names) + widest > options.max_width:  # rich would cut every column
+            below = [
+                f"{number}: {', '.join(f'{key}={row.settings[key]}' for key in self.keys)}"
+                for number, row in enumerate(self.rows, 1)
+            ]
+            heads, names = ["row"], [[str(number)] for number in range(1, len(self.rows) + 1)]
+        for metrics in self._fitting(options.max_width - _width_of(heads, names)):
             grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-            for key in self.keys:
+            for key in heads:
                 grid.add_column(Text(key), no_wrap=True)
             grid.add_column("n", justify="right")
             for metric in metrics:
                 grid.add_column(Text(describe(metric).heading), justify="right", no_wrap=True)
-            for row in self.rows:
-                cells = [row.settings[key] for key in self.keys] + [str(len(row.seeds))]
+            for row, name in zip(self.rows, names, strict=True):
+                cells = [*name, str(len(row.seeds))]
                 cells += [self._text_cell(row, metric) for metric in metrics]
                 grid.add_row(*map(Text, cells))
             yield grid
+        yield from map(Text, below)
         yield Text(self.caption, style="dim")
         for line in self.notes:
             yield Text(f"Note: {line}")
@@ -169,22 +178,28 @@ class Table:
             text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
         return text if cell.count == len(row.seeds) else f"{text} (n={cell.count})"
 
+    def _width(self, metric: str) -> int:
+        cells = [len(self._text_cell(row, metric)) for row in self.rows]
+        return 3 + max(len(describe(metric).heading), *cells)
+
     def _fitting(self, width: int) -> Iterator[list[str]]:
-        """The metrics in blocks that fit into the width beside the settings."""
-        fixed = 6 + sum(
-            3 + max(len(key), *(len(row.settings[key]) for row in self.rows)) for key in self.keys
-        )
+        """The metrics in blocks that fit into the width."""
         block: list[str] = []
-        used = fixed
+        used = 0
         for metric in self.metrics:
-            cells = [len(self._text_cell(row, metric)) for row in self.rows]
-            needed = 3 + max(len(describe(metric).heading), *cells)
+            needed = self._width(metric)
             if block and used + needed > width:
                 yield block
-                block, used = [], fixed
+                block, used = [], 0
             block.append(metric)
             used += needed
         yield block
+
+
+def _width_of(heads: Sequence[str], names: Sequence[Sequence[str]]) -> int:
+    """Of the columns that name the rows, and of their n."""
+    columns = zip(heads, *names, strict=True)
+    return 6 + sum(3 + max(map(len, column)) for column in columns)
 
 
 def draw_panels(

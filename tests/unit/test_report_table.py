@@ -50,6 +50,20 @@ def test_shared_settings_stand_in_the_caption(sweep: Path) -> None:
     assert len([line for line in text.splitlines() if line.split()[1:2] == ["2"]]) == 4
 
 
+def test_figures_of_seeds_alone_or_of_long_settings_are_not_cut(tmp_path: Path) -> None:
+    sizes = "data=ring8 data.num_train=640 data.num_validation=200 data.num_test=100 lr=0.001"
+    for seed in (0, 1):
+        _run(tmp_path, f"a{seed}", f"{sizes} seed={seed}", [1.0])
+    text = table(tmp_path).text(width=60)
+    assert "EMD ↓" in text
+    assert "1 ± 0" in text
+    for seed in (0, 1):
+        _run(tmp_path, f"b{seed}", f"{sizes} data.root={'a' * 50} seed={seed}", [2.0])
+    text = table(tmp_path).text(width=60)
+    assert "2 ± 0" in text
+    assert "data.root=aaaa" in text.partition("\n2: ")[2]
+
+
 def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     result = table(_run(tmp_path, "a", "model=gan seed=0", [1.5]))
     cell = result.rows[0].cells["emd/samples"]
