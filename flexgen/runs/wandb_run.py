@@ -1,6 +1,7 @@
 """What the command line tells W&B: whose run it is, how it was set up and how it ended."""
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | Non
     """Give a run's W&B run its id, job type and group; `config` is saved with them.
 
     What is set stays in `train`; elsewhere it is the parent's, whose group alone is taken over, and
-    the command is the job type. A run that has `saved` a configuration before keeps its id.
+    the command is the job type. A run that has `saved` a configuration before keeps its id. Under
+    `wandb agent` the agent gives the id, whatever else is asked for.
     """
     logger = config["logger"].get("wandb")
     if not logger:
@@ -31,12 +33,14 @@ def name_wandb(config: dict[str, Any], command: str, saved: dict[str, Any] | Non
     else:
         known = ((saved or {}).get("logger") or {}).get("wandb") or {}
         typed = logger["id"] if command == "train" else None
+        if os.environ.get("WANDB_SWEEP_ID"):
+            typed = os.environ.get("WANDB_RUN_ID") or typed
         logger["id"] = known.get("id") or typed or uuid.uuid4().hex[:12]
     if command != "train" or not logger["job_type"]:
         logger["job_type"] = command
     run_dir = Path(config["paths"]["run_dir"])
     if not logger["group"] and (run_dir / "cell.json").is_file():
-        logger["group"] = run_dir.resolve().parent.name
+        logger["group"] = run_dir.resolve().parent.name[:128]
 
 
 @contextlib.contextmanager

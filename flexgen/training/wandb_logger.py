@@ -12,6 +12,28 @@ from pytorch_lightning.utilities import rank_zero_only
 from flexgen.checks import check_integer
 from flexgen.training.counters import Counters
 
+_LONGEST = {"name": 128, "group": 128, "project": 128, "id": 128, "job_type": 64, "tags": 64}
+_FORBIDDEN = frozenset("/\\#?%:")
+
+
+def _check(**init: Any) -> None:
+    """Refuse what the server would refuse in the end, when an offline run is sent to it."""
+    for key, longest in _LONGEST.items():
+        given = init.get(key)
+        for text in given if key == "tags" and given else [given]:
+            if text is None:
+                continue
+            if not 0 < len(str(text)) <= longest:
+                raise ValueError(
+                    f"W&B takes 1 to {longest} characters for `logger.wandb.{key}`, got "
+                    f"{len(str(text))} ({str(text)[:20]!r}…)"
+                )
+            if key in ("project", "id") and (wrong := sorted(_FORBIDDEN & {*str(text)})):
+                raise ValueError(
+                    f"`logger.wandb.{key}` must have none of {''.join(sorted(_FORBIDDEN))}, got "
+                    f"{wrong[0]!r} in {text!r}; an account or a team is `logger.wandb.entity`"
+                )
+
 
 class WandbLogger(loggers.WandbLogger):
     """Lightning's W&B logger with `generator_steps` as the axis of every curve.
@@ -27,7 +49,9 @@ class WandbLogger(loggers.WandbLogger):
         **init: passed on to `wandb.init`, such as `project`, `group`, `job_type`, `id`.
 
     Raises:
-        ValueError: if `last` is under 1.
+        ValueError: if `last` is under 1, or for what W&B's server refuses: a name, group, project
+            or id of more than 128 characters, a job type or a tag of more than 64, and a project
+            or an id with one of `/\\#?%:`. Names made of folders are cut to fit.
     """
 
     def __init__(
@@ -36,7 +60,8 @@ class WandbLogger(loggers.WandbLogger):
     ) -> None:  # fmt: skip
         self.last = check_integer("last", last, 1, "set `logger.wandb.last`")
         where = Path(save_dir).resolve()
-        name = name or f"{where.parent.name}/{where.name}"
+        name = name or f"{where.parent.name}/{where.name}"[-_LONGEST["name"] :]
+        _check(name=name, **init)
         # W&B would have git look at this folder and at the working directory, which can configure
         # it to start programs, and send source code; the commit is in provenance.json.
         os.environ |= {"WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
@@ -59,9 +84,10 @@ class WandbLogger(loggers.WandbLogger):
         try:
             run = self.experiment
         except wandb.Error as error:
+            why = " ".join(str(error).split())
+            login = "run `wandb login`, or " if "key" in why.lower() or "login" in why else ""
             raise RuntimeError(
-                f"W&B did not start ({' '.join(str(error).split())}); run `wandb login`, or write "
-                "to disk alone with WANDB_MODE=offline"
+                f"W&B did not start ({why}); {login}write to disk alone with WANDB_MODE=offline"
             ) from error
         run.config.update(dict(config), allow_val_change=True)
         for axis in Counters().axes():

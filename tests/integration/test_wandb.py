@@ -16,6 +16,7 @@ from flexgen.metrics_table import read_metrics
 from flexgen.report.gallery import CODES, SAMPLES
 from flexgen.runs.dashboard import build_workspace
 from flexgen.runs.wandb_run import name_wandb
+from flexgen.training import WandbLogger
 from tests.conftest import REFIT, SMALL
 
 Run = Callable[..., Path]
@@ -195,6 +196,43 @@ def test_what_was_typed_stays_in_train() -> None:
     assert refit[0] != "mine"
     assert refit[1] == "refit"
     assert named("train")[1] == "train"
+
+
+def test_the_id_of_an_agents_run_is_the_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abcd1234")
+    monkeypatch.setenv("WANDB_RUN_ID", "agents")
+    logger = {"id": "typed", "job_type": None, "group": None}
+    config = {"logger": {"wandb": logger}, "paths": {"run_dir": "none"}}
+    name_wandb(config, "train")
+    assert logger["id"] == "agents"
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [
+        ({"project": "team/ring"}, "`logger.wandb.project` must have none of"),
+        ({"id": "a:b"}, "`logger.wandb.id` must have none of"),
+        ({"tags": ["ok", "x" * 65]}, "1 to 64 characters for `logger.wandb.tags`"),
+        ({"tags": [""]}, "1 to 64 characters for `logger.wandb.tags`"),
+        ({"job_type": "j" * 65}, "1 to 64 characters for `logger.wandb.job_type`"),
+        ({"group": "g" * 129}, "1 to 128 characters for `logger.wandb.group`"),
+        ({"name": "n" * 129}, "1 to 128 characters for `logger.wandb.name`"),
+    ],
+)
+def test_what_the_server_would_refuse_is_told_at_once(
+    init: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        WandbLogger(str(tmp_path), **init)
+
+
+def test_names_of_long_folders_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(self: Any, name: str, *args: Any, **init: Any) -> None:
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(pl.loggers.WandbLogger, "__init__", tell)
+    with pytest.raises(RuntimeError, match=r"^a{126}/0$"):
+        WandbLogger(str(tmp_path / ("a" * 140) / "0"))
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(flexgen: Run) -> None:
