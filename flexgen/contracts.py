@@ -349,6 +349,88 @@ class Likelihood(nn.Module):
         """
 
 
+class Density(nn.Module):
+    """p(x), or p(x|context): called, it returns a distribution over data, with a `log_prob`.
+
+    Without a context the distribution has no batch shape and the event shape `shape` of a datum;
+    with one it is a batch of them, one for each of its rows.
+
+    Attributes:
+        has_mass: whether data have probabilities; else a density.
+        data_range: the range that data must have; None: any.
+    """
+
+    has_mass: bool = False
+    data_range: tuple[float, float] | None = None
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        raise NotImplementedError
+
+    def check_data(self, x: Tensor) -> None:
+        """Refuse data whose values this is no distribution of, by a few of them, `(n, *shape)`.
+
+        Raises:
+            ValueError: if it is none; it names the remedy.
+        """
+
+
+class PixelOutput(ABC):
+    """What the parameters that a pixel network gives mean: a distribution of a pixel's channels.
+
+    Attributes:
+        together: whether one set of parameters is of all channels of a pixel, whose order is the
+            output's own affair; else each channel has its own set, by a network that sees the
+            channels before it.
+        data_range: the range of the data.
+    """
+
+    together: bool = False
+    data_range: tuple[float, float]
+
+    @abstractmethod
+    def num_parameters(self, channels: int) -> int:
+        """How many parameters a set has that is of so many channels."""
+
+    @abstractmethod
+    def num_uniforms(self, channels: int) -> int:
+        """How many uniform numbers a draw of so many channels takes."""
+
+    @abstractmethod
+    def seen(self, x: Tensor) -> Tensor:
+        """Data as the network sees them, of the same shape."""
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """log p, nats, `(n, *rest)`, of channels x `(n, channels, *rest)` together.
+
+        Args:
+            parameters: `(n, num_parameters, *rest)`.
+            x: the channels of one set.
+        """
+
+    @abstractmethod
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        """Draw channels as the data have them.
+
+        Args:
+            parameters: `(num_parameters, n)`.
+            noise: `(num_uniforms, n)`, what :meth:`noise` made of numbers from U[0, 1).
+            out: where they go, `(channels, n)`.
+        """
+
+    def noise(self, uniform: Tensor) -> Tensor:
+        """What :meth:`draw` takes, of all pixels' uniform numbers at once; default: themselves."""
+        return uniform
+
+    @abstractmethod
+    def check_data(self, x: Tensor) -> None:
+        """Refuse data whose values this is no distribution of, by a few of them, `(n, *shape)`.
+
+        Raises:
+            ValueError: if it is none; it names the remedy.
+        """
+
+
 class Objective(ABC):
     """An adversarial game: what critic and generator minimise, of raw outputs ("logits") `(n,)`.
 

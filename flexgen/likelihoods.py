@@ -6,14 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flexgen.checks import check_integer, check_positive
+from flexgen.checks import check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
-
-# Of float32 data, in units of their range.
-_ROUNDING = 1e-6
-# Data of more values than these are told no number of levels to set.
-_MOST_LEVELS = 1024
+from flexgen.outputs import check_levels, level_grid
 
 
 class _Decoded(Likelihood):
@@ -99,44 +95,14 @@ class DiscretisedLogistic(_Decoded):
         scale: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__(decoder)
-        low, high = (float(end) for end in range)
-        if not low < high:
-            raise ValueError(f"`range` must rise, got {(low, high)}; set `data.range=[-1,1]`")
-        check_integer("levels", levels, 2, "256 are usual")
         check_positive("scale", scale, "set `likelihood.scale=0.1`")
-        self.data_range, self.grid = (low, high), (low, high, levels)
+        self.grid = level_grid(range, levels)
+        self.data_range = self.grid[:2]
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def check_data(self, x: Tensor) -> None:
-        low, high, levels = self.grid
-        values = ((x.detach().unique().double() - low) / (high - low)).unique()
-        fits = _on_grid(values, levels)
-        if fits and len(values) < 2:
-            return  # of one value nothing can be told
-        # The coarsest grid that holds them, and that they fill by half.
-        num = max(2, len(values))
-        most = min(2 * num, (levels + 1) // 2 if fits else _MOST_LEVELS)
-        for coarser in range(num, most + 1):
-            if _on_grid(values, coarser):
-                binary = ", or likelihood=bernoulli with data.range=[0,1]" if coarser == 2 else ""
-                raise ValueError(
-                    f"a DiscretisedLogistic likelihood of {levels} levels is of data that take as "
-                    f"many values, got data of {coarser}; set likelihood.levels={coarser}{binary}"
-                )
-        if not fits:
-            raise ValueError(
-                f"a DiscretisedLogistic likelihood of {levels} levels is of data on their grid, "
-                f"got {len(values)} values that are not; set likelihood=gaussian"
-            )
+        check_levels(x, self.grid, "a DiscretisedLogistic likelihood", "likelihood")
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
         loc, event_dims = self.decode(z, context)
         return LogisticPixels(loc, self.log_scale.exp(), *self.grid, event_dims)
-
-
-def _on_grid(values: Tensor, levels: int) -> bool:
-    """Whether values in [0, 1] are multiples of 1 / (levels − 1), or such rounded to 8 bits."""
-    nearest = (values * (levels - 1)).round() / (levels - 1)
-    stored = (nearest * 255).round() / 255
-    near = torch.minimum((values - nearest).abs(), (values - stored).abs()) < _ROUNDING
-    return bool(near.all())

@@ -3,14 +3,18 @@
 A generator maps codes `(batch, latent_dim)` to data `(batch, *shape)`; a critic maps data to one
 raw output (logit) each, `(batch,)`; an encoder to features, `(batch, out_features)`. Each says its
 datum's `shape`, a generator its `latent_dim`, an encoder its `out_features`. They know nothing of
-the objective they are trained with.
+the objective they are trained with. A pixel network is a density of images; called, it gives their
+distribution.
 """
 
 from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
+from flexgen.networks.gated_pixelcnn import GatedPixelCNN
+from flexgen.networks.made import MADE
 from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
+from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
 
 __all__ = [
-    "DCGANCritic", "DCGANGenerator", "MLPCritic", "MLPEncoder", "MLPGenerator", "ResConvEncoder",
-    "ResConvGenerator",
+    "MADE", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
+    "MLPGenerator", "PixelCNN", "ResConvEncoder", "ResConvGenerator",
 ]  # fmt: skip

@@ -1,0 +1,208 @@
+"""Gated PixelCNN: a vertical and a horizontal stack."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flexgen.checks import check_integer, check_sizes
+from flexgen.contracts import PixelOutput
+from flexgen.networks.pixel_cache import PixelCache, RowAbove, RowSoFar, of_columns, of_row
+from flexgen.networks.pixels import PixelNetwork, reach_of, scale_weights
+
+
+class GatedPixelCNN(PixelNetwork):
+    r"""Two stacks of causal convolutions whose receptive field is all pixels before, no blind spot.
+
+    Layer l makes of the vertical stack v, which sees the rows above, and of the horizontal one h,
+    which sees them through v and its own row to the left,
+
+    .. math:: a = W * v, \quad v' = v + g(a), \quad b = U * h + L a + V c, \quad h' = h + R\, g(b),
+        \quad g(a_1, a_2) = \tanh(a_1 / 2) ⊙ σ(a_2) = (2 σ(a_1) - 1) ⊙ σ(a_2)
+
+    (c acts on v in the same way.) The first layer takes rows and columns before the pixel, with no
+    residual. Kernels are cropped to their causal half: there is no mask, and no weight that one
+    would hide. Both gates are one sigmoid.
+
+    Args:
+        channels: p, maps of a stack.
+        num_layers: how many layers.
+        first_kernel_size: side of the first layer's kernel, odd.
+        kernel_size: side of the others, odd.
+        dilations: of each layer but the first, in turn; [1]: none.
+        head_features: hidden units of the head; null: `channels`.
+        **pixels: see :class:`~flexgen.networks.pixels.PixelNetwork`.
+
+    Raises:
+        ValueError: for sizes out of range, or a kernel of an even side.
+
+    Source: van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016,
+    eq. 2 and 4, figure 2. Departures: the vertical stack has a residual connection too, and weights
+    start at a scale that keeps the variance, without which likelihoods come much later; R has no
+    bias; colours are ordered by the head.
+
+    Example:
+        >>> from flexgen.outputs import Bernoulli
+        >>> p = GatedPixelCNN((1, 8, 8), Bernoulli(), channels=4, num_layers=2)()
+        >>> p.log_prob(p.sample((5,))).shape
+        torch.Size([5])
+    """
+
+    layers: "Sequence[_Layer]"
+
+    def __init__(
+        self, shape: Sequence[int], output: PixelOutput, *, channels: int = 32,
+        num_layers: int = 7, first_kernel_size: int = 7, kernel_size: int = 3,
+        dilations: Sequence[int] = (1,), head_features: int | None = None,
+        num_classes: int | None = None, context_features: int = 0,
+    ) -> None:  # fmt: skip
+        p = check_integer("channels", channels)
+        super().__init__(
+            shape, output, p, head_features or p, num_classes=num_classes,
+            context_features=context_features,
+        )  # fmt: skip
+        self.channels = p
+        check_integer("num_layers", num_layers)
+        first, reach = (
+            reach_of("first_kernel_size", first_kernel_size),
+            reach_of("kernel_size", kernel_size),
+        )
+        steps = check_sizes("dilations", dilations) or (1,)
+        later = [
+            _Layer(p, p, reach, steps[k % len(steps)], is_first=False)
+            for k in range(num_layers - 1)
+        ]
+        layers = [_Layer(self.shape[0], p, first, 1, is_first=True), *later]
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
+        self.conditioner = None
+        if self.context_size:
+            maps = num_layers * 4 * p
+            self.conditioner = nn.Conv2d(self.context_size, maps, 1, bias=False)
+
+    def features(self, seen: Tensor, context: Tensor | None) -> Tensor:
+        v = h = seen
+        for layer, (of_v, of_h) in zip(self.layers, self.shares(context), strict=True):
+            v, h = layer(v, h, of_v, of_h, last=layer is self.layers[-1])
+        return h
+
+    def shares(self, context: Tensor | None) -> list[tuple[Tensor | None, Tensor | None]]:
+        """The context's part in the gates of each layer, of v and of h."""
+        if self.conditioner is None:
+            return [(None, None)] * len(self.layers)
+        parts = self.conditioner(context).chunk(2 * len(self.layers), 1)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+    def cache(self, n: int, context: Tensor | None) -> PixelCache:
+        return _Cache(self, n, context)
+
+
+def gate(a: Tensor) -> Tensor:
+    """(2 σ(a₁) − 1) ⊙ σ(a₂) of the two halves of the maps."""
+    first, second = a.sigmoid().chunk(2, 1)
+    return torch.addcmul(-second, first, second, value=2)
+
+
+class _Layer(nn.Module):
+    """One layer of both stacks; the first sees neither its own row nor its own column."""
+
+    def __init__(self, cin: int, p: int, reach: int, dilation: int, is_first: bool) -> None:
+        super().__init__()
+        self.is_first, self.reach = is_first, reach * dilation
+        own = 0 if is_first else 1
+        self.vertical = nn.Conv2d(cin, 2 * p, (reach + own, 2 * reach + 1), dilation=dilation)
+        self.horizontal = nn.Conv2d(cin, 2 * p, (1, reach + own), dilation=dilation, bias=False)
+        self.link = nn.Conv2d(2 * p, 2 * p, 1)
+        self.out = nn.Conv2d(p, p, 1, bias=False)
+        scale_weights(self.vertical, self.horizontal, self.link, self.out)
+
+    def forward(
+        self, v: Tensor, h: Tensor, of_v: Tensor | None, of_h: Tensor | None, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        r = self.reach
+        above, left = (v[:, :, :-1], h[..., :-1]) if self.is_first else (v, h)
+        a = self.vertical(functional.pad(above, (r, r, r, 0)))
+        if of_v is not None:
+            a = a + of_v
+        b = self.horizontal(functional.pad(left, (r, 0))) + self.link(a)
+        if of_h is not None:
+            b = b + of_h
+        g = self.out(gate(b))
+        h = g if self.is_first else h + g
+        if not last:
+            v = gate(a) if self.is_first else v + gate(a)
+        return v, h
+
+
+class _Cache(PixelCache):
+    """One vertical row of each layer, and of the row at work each layer's columns.
+
+    A pixel takes four calls a layer, on views that were made before: its own convolution on top of
+    the vertical stack's share, one sigmoid, the gate, the 1 × 1 on top of the residual.
+    """
+
+    def __init__(self, network: GatedPixelCNN, n: int, context: Tensor | None) -> None:
+        weight, width, p = network.head.first.weight, network.shape[2], network.channels
+        layers = list(network.layers)
+        convs = [layer.horizontal for layer in layers]
+        self.of_v, self.of_h = zip(*network.shares(context), strict=True)
+        above = [RowAbove(layer.vertical, n, width, int(layer.is_first)) for layer in layers]
+        links = [of_columns(layer.link) for layer in layers]
+        self.above, halves = above[0], [each.out.chunk(2) for each in above]
+        self.vertical = list(zip(above, (each.out for each in above), halves, links, strict=True))
+        self.rows = [
+            RowSoFar(
+                weight, conv.in_channels, n, width, conv.kernel_size[1], conv.dilation[1],
+                shift=int(layer.is_first),
+            )
+            for layer, conv in zip(layers, convs, strict=True)
+        ]  # fmt: skip
+        self.b = weight.new_empty(2 * p, width * n)
+        self.zero = weight.new_zeros(p, width, n)
+        self.gates = weight.new_zeros(len(layers), width, 2 * p, n)
+        outs = [*(row.column for row in self.rows[1:]), list(weight.new_zeros(width, p, n))]
+        g, zero = weight.new_zeros(2, p, n)
+        weights = [
+            (conv.weight.squeeze(2).transpose(1, 2).flatten(1).contiguous(),
+             -layer.out.weight.flatten(1))
+            for layer, conv in zip(layers, convs, strict=True)
+        ]  # fmt: skip
+        # Of each column and layer: the gates with their halves, what the convolution takes, the
+        # residual, g, the result, and both weights. g comes out as its own negative.
+        self.steps = [
+            [
+                (all_gates[j], *all_gates[j].chunk(2), row.taken[j], row.column[j] if k else zero,
+                 g, out[j], *weights[k])
+                for k, (all_gates, row, out) in enumerate(
+                    zip(self.gates, self.rows, outs, strict=True)
+                )
+            ]
+            for j in range(width)
+        ]  # fmt: skip
+
+    def start_row(self, row: int) -> None:
+        if row:
+            torch.stack(self.rows[0].column, 1, out=self.above.next())
+        v = self.zero
+        for k, (above, a, (first, second), (bias, link)) in enumerate(self.vertical):
+            above()
+            if (share := self.of_v[k]) is not None:
+                a += of_row(share, row)
+            torch.addmm(bias, link, a.flatten(1), out=self.b)
+            if (share := self.of_h[k]) is not None:
+                self.b.view_as(a).add_(of_row(share, row))
+            self.gates[k].copy_(self.b.view_as(a).transpose(0, 1))
+            if k + 1 < len(self.vertical):
+                a.sigmoid_()
+                grown = self.vertical[k + 1][0].next()
+                v = torch.addcmul(v, first, second, value=2, out=grown).sub_(second)
+
+    def features(self, column: int) -> Tensor:
+        for gates, first, second, taken, residual, g, out, kernel, weight in self.steps[column]:
+            gates.addmm_(kernel, taken).sigmoid_()
+            torch.addcmul(second, first, second, value=-2, out=g)
+            torch.addmm(residual, weight, g, out=out)
+        return out
+
+    def put(self, column: int, seen: Tensor) -> None:
+        self.rows[0].column[column].copy_(seen)

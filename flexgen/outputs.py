@@ -1,0 +1,265 @@
+"""What a pixel network's parameters mean; the contract, :class:`flexgen.contracts.PixelOutput`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+
+from flexgen.checks import check_integer
+from flexgen.contracts import PixelOutput
+
+Grid = tuple[float, float, int]
+"""Low and high end of the values that a channel can take, and how many they are, evenly spaced."""
+
+# Of float32 data, in units of their range.
+_ROUNDING = 1e-6
+# Data of more values than these are told no number of levels to set.
+_MOST_LEVELS = 1024
+_LEAST_LOG_SCALE = -7.0
+
+
+def level_grid(range: Sequence[float], levels: int) -> Grid:
+    """The grid of `levels` values in a range.
+
+    Raises:
+        ValueError: for a range that does not rise, or under two levels.
+    """
+    low, high = (float(end) for end in range)
+    if not low < high:
+        raise ValueError(f"`range` must rise, got {(low, high)}; set `data.range=[-1,1]`")
+    return low, high, check_integer("levels", levels, 2, "256 are usual")
+
+
+def check_levels(x: Tensor, grid: Grid, what: str, key: str) -> None:
+    """Refuse data that are not on a grid, or on one at most half as fine.
+
+    Args:
+        x: some data.
+        grid: that of the distribution.
+        what: the distribution, in words.
+        key: its part of the configuration.
+
+    Raises:
+        ValueError: if they are not; it names the levels that they have.
+    """
+    low, high, levels = grid
+    values = ((x.detach().unique().double() - low) / (high - low)).unique()
+    fits = _on_grid(values, levels)
+    if fits and len(values) < 2:
+        return  # of one value nothing can be told
+    # The coarsest grid that holds them, and that they fill by half.
+    num = max(2, len(values))
+    most = min(2 * num, (levels + 1) // 2 if fits else _MOST_LEVELS)
+    for coarser in range(num, most + 1):
+        if _on_grid(values, coarser):
+            binary = f", or {key}=bernoulli with data.range=[0,1]" if coarser == 2 else ""
+            raise ValueError(
+                f"{what} of {levels} levels is of data that take as many values, got data of "
+                f"{coarser}; set {key}.levels={coarser}{binary}"
+            )
+    if not fits:
+        remedy = "set likelihood=gaussian" if key == "likelihood" else "round the data to a grid"
+        raise ValueError(
+            f"{what} of {levels} levels is of data on their grid, got {len(values)} values that "
+            f"are not; {remedy}"
+        )
+
+
+def _on_grid(values: Tensor, levels: int) -> bool:
+    """Whether values in [0, 1] are multiples of 1 / (levels − 1), or such rounded to 8 bits."""
+    nearest = (values * (levels - 1)).round() / (levels - 1)
+    stored = (nearest * 255).round() / 255
+    near = torch.minimum((values - nearest).abs(), (values - stored).abs()) < _ROUNDING
+    return bool(near.all())
+
+
+class Bernoulli(PixelOutput):
+    r"""Binary channels, $\log p = x l − \log(1 + e^l)$ with the parameter l, a logit."""
+
+    data_range = (0.0, 1.0)
+
+    def num_parameters(self, channels: int) -> int:
+        return channels
+
+    def num_uniforms(self, channels: int) -> int:
+        return channels
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return -binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(1)
+
+    def noise(self, uniform: Tensor) -> Tensor:
+        # u < σ(l) where logit(u) < l: one comparison is all that is left to do for a pixel.
+        return uniform.logit()
+
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        torch.gt(parameters, noise, out=out)
+
+    def check_data(self, x: Tensor) -> None:
+        values = x.detach().unique()
+        if not ((values == 0) | (values == 1)).all():
+            other = float(values[(values != 0) & (values != 1)][0])
+            raise ValueError(
+                f"a Bernoulli output is of pixels that are 0 or 1, got {other:g}; use binary data "
+                "such as data=digits_static, or output=categorical with output.levels"
+            )
+
+
+class _Levels(PixelOutput):
+    """Channels that take the values of a grid.
+
+    Args:
+        range: (low, high), the data's range.
+        levels: how many values there are, evenly spaced.
+
+    Raises:
+        ValueError: for a range that does not rise, or under two levels.
+    """
+
+    def __init__(self, range: Sequence[float] = (-1.0, 1.0), levels: int = 256) -> None:
+        self.grid = level_grid(range, levels)
+        self.data_range, self.levels = self.grid[:2], levels
+
+    def index(self, x: Tensor) -> Tensor:
+        """Which value each is, 0 … levels − 1, of x's own type; data of 8 bits are rounded."""
+        low, high, levels = self.grid
+        return ((x - low) * ((levels - 1) / (high - low))).round()
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The grid's values, in [-1, 1]."""
+        return self.index(x) * (2 / (self.levels - 1)) - 1
+
+    def value(self, index: Tensor) -> Tensor:
+        """The data's value of each index."""
+        low, high, levels = self.grid
+        return index * ((high - low) / (levels - 1)) + low
+
+    def check_data(self, x: Tensor) -> None:
+        check_levels(x, self.grid, f"a {type(self).__name__} output", "output")
+
+
+class Categorical(_Levels):
+    r"""A channel of K values has K logits l of its own, $\log p = l_x − \log \sum_k e^{l_k}$.
+
+    The other arguments, and what is refused, are those of a grid: `range` and `levels` K.
+
+    Source: van den Oord et al., "Pixel recurrent neural networks", 2016, section 3.3 (K = 256).
+    """
+
+    def num_parameters(self, channels: int) -> int:
+        assert channels == 1
+        return self.levels
+
+    def num_uniforms(self, channels: int) -> int:
+        return channels
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return -cross_entropy(parameters, self.index(x.squeeze(1)).long(), reduction="none")
+
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        # The first value whose cumulated probability is above u.
+        below = parameters.softmax(0).cumsum_(0) <= noise
+        out.copy_(self.value(below.sum(0, keepdim=True).clamp_(max=self.levels - 1)))
+
+
+class LogisticMixture(_Levels):
+    r"""The channels of a pixel by a mixture of M components, each a logistic's mass in each cell.
+
+    .. math:: p(x) = \sum_m π_m \prod_c \left[ σ((x_c + δ − μ_{mc})/s_{mc})
+        − σ((x_c − δ − μ_{mc})/s_{mc}) \right],
+        \quad μ_{mc} = \bar μ_{mc} + \sum_{b<c} \tanh(α_{mcb})\, x_b
+
+    with x in [-1, 1] and δ half a level. The lowest value has all mass below its upper edge, the
+    highest all above its lower one, so the masses of all values add up to 1. The component is that
+    of the pixel, not of a channel.
+
+    Args:
+        range: (low, high), the data's range.
+        levels: how many values there are, evenly spaced.
+        num_components: M.
+
+    Raises:
+        ValueError: for a range that does not rise, under two levels, or no component.
+
+    Source: Salimans et al., "PixelCNN++", 2017, eq. 1 to 3. Departures: a mean's coefficients are
+    of the data as they are there, any number of channels; log s is no lower than −7, as in the
+    authors' code; the mass of a narrow cell is a difference in logarithms, exact however far from
+    the mean, where their code takes the density.
+    """
+
+    together = True
+
+    def __init__(
+        self, range: Sequence[float] = (-1.0, 1.0), levels: int = 256, num_components: int = 10
+    ) -> None:
+        super().__init__(range, levels)
+        self.num_components = check_integer("num_components", num_components)
+
+    def num_parameters(self, channels: int) -> int:
+        return self.num_components * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+    def num_uniforms(self, channels: int) -> int:
+        return channels + 1
+
+    def _split(self, parameters: Tensor, channels: int, dim: int) -> tuple[Tensor, ...]:
+        """log π `(…, M)`, and `(…, c, M)` each: μ̄, log s, and tanh α, a row a pair b < c."""
+        pairs = channels * (channels - 1) // 2
+        rows = parameters.movedim(dim, -1).unflatten(-1, (-1, self.num_components))
+        logits, loc, log_scale, weights = rows.split([1, channels, channels, pairs], -2)
+        log_weights = logits.squeeze(-2).log_softmax(-1)
+        return log_weights, loc, log_scale.clamp(min=_LEAST_LOG_SCALE), weights.tanh()
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        log_pi, loc, log_scale, weights = self._split(parameters, x.shape[1], 1)
+        index = self.index(x).movedim(1, -1)
+        seen = (index * (2 / (self.levels - 1)) - 1)[..., None]
+        total, row = log_pi, 0
+        for c in range(x.shape[1]):
+            mean = loc[..., c, :]
+            for b in range(c):
+                mean = mean + weights[..., row, :] * seen[..., b, :]
+                row += 1
+            total = total + self._log_mass(seen[..., c, :], mean, log_scale[..., c, :])
+        return total.logsumexp(-1)
+
+    def _log_mass(self, x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """Of the cells of x in [-1, 1] under logistics."""
+        half = 1 / (self.levels - 1)
+        inverse = (-log_scale).exp()
+        upper, lower = (x + half - mean) * inverse, (x - half - mean) * inverse
+        # log(σ(u) − σ(l)) = log σ(u) + log σ(−l) + log(1 − exp(l − u)): no difference of sigmoids,
+        # which is 0 far from the mean.
+        width = torch.log(-torch.expm1(-2 * half * inverse))
+        below, above = logsigmoid(upper), logsigmoid(-lower)
+        inside = below + above + width
+        edges = torch.where(x < half - 1, below, above)
+        return torch.where((x < half - 1) | (x > 1 - half), edges, inside)
+
+    def noise(self, uniform: Tensor) -> Tensor:
+        """The component's number as it is, the channels' as a draw of a standard logistic."""
+        tiny = torch.finfo(uniform.dtype).tiny
+        return torch.cat([uniform[:, :1], uniform[:, 1:].clamp(min=tiny).logit()], 1)
+
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        channels = len(noise) - 1
+        log_pi, loc, log_scale, weights = self._split(parameters, channels, 0)
+        chosen = (log_pi.exp().cumsum(-1) <= noise[0, :, None]).sum(-1, keepdim=True)
+        chosen = chosen.clamp_(max=self.num_components - 1)[:, None]
+        loc, log_scale, weights = (
+            rows.gather(-1, chosen.expand(-1, rows.shape[1], 1)).squeeze(-1).mT
+            for rows in (loc, log_scale, weights)
+        )
+        seen: list[Tensor] = []
+        row = 0
+        for c in range(channels):
+            mean = loc[c]
+            for before in seen:
+                mean = mean + weights[row] * before
+                row += 1
+            x = mean + log_scale[c].exp() * noise[c + 1]
+            index = ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+            seen.append(index * (2 / (self.levels - 1)) - 1)
+            out[c] = self.value(index)
