@@ -18,7 +18,7 @@ from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
 from flexgen.reversal.losses import ToUnit
-from flexgen.training import gather_from_all, isolated_rng
+from flexgen.training import Loop, gather_from_all, isolated_rng
 
 Found = TypeVar("Found", Reversal, PosteriorCodes)
 
@@ -66,7 +66,7 @@ class Codes(NamedTuple):
     draws: Draws | None = None
 
 
-def context_of(model: Latent, label: Tensor | None) -> Tensor | None:
+def context_of(model: Loop, label: Tensor | None) -> Tensor | None:
     """The labels of data as a model takes them: none, if it is not conditional."""
     return None if model.num_classes is None or label is None else label.to(model.device)
 

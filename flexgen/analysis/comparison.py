@@ -81,24 +81,24 @@ class Comparison:
         data = run.data
         self.n = min(n, data.size(split), data.size("train"))
         self.held_out, self.labels = data.split(split, self.n)
-        if self.n <= (dim := run.model.latent_dim):
+        if self.n <= (dim := run.latent.latent_dim):
             raise ValueError(
                 f"`n` must be above the {dim} dimensions of a code, got {self.n} (the {split} part "
                 f"holds {data.size(split)}); set n=1000"
             )
-        self.context = context_of(run.model, self.labels)
+        self.context = context_of(run.latent, self.labels)
         self.codes = codes_of(run, split, self.n).z.cpu()
         self.fit_codes = codes_of(run, "train", n_fit)
         images = data.num_classes and self.held_out.ndim == 4
         self.classifier = classifier_of(data, "validation", cache_dir) if images else None
         self.ais = {**(run.posterior_options or {})}
-        if nll and "likelihood" not in run.model.capabilities and not self.ais.get("sigma"):
-            self.ais["sigma"] = supported_sigma(run.model, data, split=split)
+        if nll and "likelihood" not in run.latent.capabilities and not self.ais.get("sigma"):
+            self.ais["sigma"] = supported_sigma(run.latent, data, split=split)
         self.rows = [self._floor()]
 
     def add(self, asked: NamedPrior) -> str:
         """Measure a prior; if it fails, its row says why. Returns what to tell of it."""
-        started, fitted, model = time.monotonic(), 0.0, self.run.model
+        started, fitted, model = time.monotonic(), 0.0, self.run.latent
         values: list[dict[str, float]] = []
         label, failed = asked.label, None
         try:
@@ -147,7 +147,7 @@ class Comparison:
             raise RuntimeError(f"{len(failed)} of the priors failed, the others stand; {failed[0]}")
 
     def _prior(self, asked: NamedPrior, seed: int) -> Prior:
-        model = self.run.model
+        model = self.run.latent
         if asked.config is None:
             return model.prior.current if asked.label == "own" else base_of(model)
         base = None if asked.names_base else base_of(model)
@@ -190,7 +190,7 @@ class Comparison:
 
         All priors meet the same data by the same random numbers: differences say more than levels.
         """
-        model: Any = self.run.model
+        model: Any = self.run.latent
         x = self.held_out.to(model.device)
         of_codes = "likelihood" in model.capabilities
         p = prior if of_codes else prior.base_space().prior

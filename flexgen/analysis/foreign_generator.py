@@ -118,7 +118,7 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     from flexgen.runs.run import open_run
 
     run = open_run(folder, asked["trust"])
-    model = run.model.to(device).eval()
+    model = run.latent.to(device).eval()
     model.requires_grad_(False)
     generator, prior = base_space(model)
     shape = (prior.latent_dim,)

@@ -26,8 +26,8 @@ class LatentSpace:
     """
 
     def __init__(self, run: Run, options: dict[str, Any], seed: int) -> None:
-        self.model, self.data = run.model, run.data
-        self.generator, self.prior = base_space(run.model)
+        self.model, self.data = run.latent, run.data
+        self.generator, self.prior = base_space(run.latent)
         self.options, self.seed = {**options, "seed": seed}, seed
 
     def interpolate(self, path: str, *, pairs: int, frames: int) -> dict[str, Tensor]:

@@ -21,9 +21,9 @@ def codes_of(
     """
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     drawn = run.posterior_options
-    if drawn is not None or "posterior" in run.model.capabilities:
-        return codes_of_data(run.model, run.data, split, n, **{**(drawn or {}), **options})
-    return reverse_split(run.model, run.data, split, n, **run.reversal_options | options)
+    if drawn is not None or "posterior" in run.latent.capabilities:
+        return codes_of_data(run.latent, run.data, split, n, **{**(drawn or {}), **options})
+    return reverse_split(run.latent, run.data, split, n, **run.reversal_options | options)
 
 
 def prior_for(
@@ -44,7 +44,7 @@ def prior_for(
     Raises:
         ValueError: if it is of another dimension than the run's codes, or cannot be fitted.
     """
-    model = run.model
+    model = run.latent
     with isolated_rng(seed):
         build = instantiate({**config, "_partial_": True})
         prior = as_prior(build())

@@ -1,6 +1,7 @@
 """Callbacks: schedules, logging and pictures; the work is in reversal, priors and metrics."""
 
 from flexgen.callbacks.checkpoint import Checkpoint
+from flexgen.callbacks.density import DensityScore
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
 from flexgen.callbacks.likelihood import LikelihoodScore
 from flexgen.callbacks.measurement import Measurement
@@ -13,7 +14,7 @@ from flexgen.callbacks.reversal import ReversalScore
 from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
-    "AggregatePosterior", "Checkpoint", "CodeMap", "Disagreement", "LikelihoodScore", "Measurement",
-    "PosteriorScore", "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid",
-    "SampleQuality", "Scheduled", "Spectrum",
+    "AggregatePosterior", "Checkpoint", "CodeMap", "DensityScore", "Disagreement",
+    "LikelihoodScore", "Measurement", "PosteriorScore", "PriorRefit", "Progress",
+    "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality", "Scheduled", "Spectrum",
 ]  # fmt: skip

@@ -125,7 +125,7 @@ class LikelihoodScore(Measurement):
                 path = run_dir / "nll" / f"step={model.counters.generator_steps:08d}.safetensors"
                 settings = {"settings": f"num_samples={self.num_samples}"}
                 write_tensors(path, {"nll": nll, "index": data.indices(*which)}, settings)
-                values = _level(nll, x[0].numel() if model.likelihood.has_mass else None)
+                values = level_of(nll, x[0].numel() if model.likelihood.has_mass else None)
             values |= self._surgery(model, x, context)
         if not believed:
             name = type(model.prior.current).__name__
@@ -201,8 +201,9 @@ class LikelihoodScore(Measurement):
             yield in_context(model.posterior, x, labels).sample()
 
 
-def _level(nll: Tensor, num_dimensions: int | None) -> dict[str, float]:
+def level_of(nll: Tensor, num_dimensions: int | None) -> dict[str, float]:
     """The mean NLL with its standard error, and in bits a dimension where pixels have mass."""
+    nll = nll.double()
     mean, error = float(nll.mean()), float(nll.std() / math.sqrt(len(nll)))
     values = {"nll/samples": mean, "nll/standard_error": error}
     if num_dimensions is not None:

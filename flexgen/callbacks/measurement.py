@@ -69,6 +69,8 @@ _LACKED = {
     "likelihood": "a likelihood p(x|z), which this model does not have; train model=vae",
     "log_likelihood": "a normalised density of codes and a likelihood, which this model does not "
     "have; train model=vae with prior=realnvp, say",
+    "density": "a density of data in closed form, which this model does not have; train "
+    "model=density",
     "score": "a critic, which this model does not have; train model=wgan_gp",
     "labels": "labels, which these data do not have",
 }

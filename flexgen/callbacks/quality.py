@@ -43,6 +43,7 @@ class SampleQuality(Measurement):
         ValueError: if `n` or `draws` is under 1.
     """
 
+    needs = ("prior",)
     split: str
 
     def __init__(

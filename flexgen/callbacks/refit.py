@@ -112,8 +112,17 @@ class PriorRefit(Scheduled):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._done = list(state_dict["done"])
 
-    def add_stages(self, model: Latent) -> None:
-        """Give the model's prior a stage for each round, once; before a checkpoint is loaded."""
+    def add_stages(self, model: Any) -> None:
+        """Give the model's prior a stage for each round, once; before a checkpoint is loaded.
+
+        Raises:
+            ValueError: if it has no prior, or could not train with this one.
+        """
+        if "prior" not in model.capabilities:
+            raise ValueError(
+                f"a {type(model).__name__} has no codes and no prior to refit; train model=vae or "
+                "an adversarial one, or leave `refit` out of `callbacks`"
+            )
         for step in self.at if not self._stage_at else ():
             model.check_prior(self.prior)
             fresh = copy.deepcopy(self.prior).requires_grad_(False)

@@ -39,7 +39,7 @@ def _compare(cfg: DictConfig) -> None:
         from flexgen.runs.run import Run
 
     run = Run(config, cfg.checkpoint)
-    asked = asked or _read(",".join(default_priors(run.model)), config)
+    asked = asked or _read(",".join(default_priors(run.latent)), config)
     comparison = Comparison(
         run, n=n, n_fit=n_fit, seeds=seeds, split=split, nll=cfg.nll,
         cache_dir=Path(config["paths"]["cache_dir"]) / "classifiers",

@@ -46,7 +46,7 @@ def _reverse(cfg: DictConfig) -> None:
     run = Run(config, cfg.checkpoint)
     typed = {name: value for name, value in asked["options"].items() if value is not None}
     score = ReversalScore(**asked | {"options": run.reversal_options | typed})
-    score.check(run.model, run.data)
+    score.check(run.latent, run.data)
     print_values(score.run(run.model, run.data, run.folder), f"{run.checkpoint}")
     print(f"codes: {codes_path(run.folder, run.model.counters.generator_steps)}")
 

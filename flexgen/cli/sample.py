@@ -54,7 +54,6 @@ def _draw(run: Any, asked: dict[str, Any], stem: str) -> None:
     from flexgen.training import isolated_rng
 
     stem += f"_n={asked['n']}"
-    prior = run.model.prior
     if asked.get("prior"):
         # The words themselves: a prior's options are part of which prior it is.
         typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
@@ -63,9 +62,11 @@ def _draw(run: Any, asked: dict[str, Any], stem: str) -> None:
             words = f"prior={sha256(words.encode()).hexdigest()[:16]}"
         stem = f"{stem}_{words}"
         prior = prior_for(run, asked["prior"], lambda: codes_of(run, n=asked["n_fit"]))
-    with isolated_rng(asked["sample_seed"]), run.model.evaluating():
-        context = run.model.in_turn(asked["n"])
-        x = run.model.decode(prior.draw(asked["n"], context), context)
+        with isolated_rng(asked["sample_seed"]), run.latent.evaluating():
+            context = run.latent.in_turn(asked["n"])
+            x = run.latent.decode(prior.draw(asked["n"], context), context)
+    else:
+        x = run.sample(asked["n"], asked["sample_seed"])
     _save({"x": x}, stem)
     _picture(stem, lambda path: draw_samples(x, run.data.range, path))
 

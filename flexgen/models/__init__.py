@@ -1,7 +1,8 @@
 """LightningModules: the adversarial families, the likelihood families, and what all share."""
 
 from flexgen.models.adversarial import Adversarial
+from flexgen.models.density import DensityModel
 from flexgen.models.latent import Latent
 from flexgen.models.vae import VAE
 
-__all__ = ["VAE", "Adversarial", "Latent"]
+__all__ = ["VAE", "Adversarial", "DensityModel", "Latent"]

@@ -1,6 +1,6 @@
 """What all models with codes share: the prior's stages, data of codes, codes of data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -74,6 +74,9 @@ class Latent(Loop):
         prior.bind(**offers)
         return prior
 
+    def bind_data(self, examples: Callable[[int], Tensor]) -> None:
+        self.prior.bind(data=examples)
+
     def check_prior(self, prior: Prior) -> None:
         """Refuse a prior that this model could not train with; a family that needs more says so.
 
@@ -115,7 +118,7 @@ class Latent(Loop):
         x: Tensor = in_context(decoder, z, context)
         return x.float()
 
-    def match_stages(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    def weights_in(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         """A checkpoint's weights, with the prior's stages that this model has, no more and no less.
 
         A stage that no refit has fitted yet is this model's own: a run that starts from another's
@@ -144,5 +147,5 @@ class Latent(Loop):
         return own | matched
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.match_stages(checkpoint)
+        checkpoint["state_dict"] = self.weights_in(checkpoint)
         super().on_load_checkpoint(checkpoint)

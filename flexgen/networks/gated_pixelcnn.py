@@ -1,9 +1,12 @@
 """Gated PixelCNN: a vertical and a horizontal stack."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from flexgen.checks import check_integer, check_sizes
@@ -79,6 +82,7 @@ class GatedPixelCNN(PixelNetwork):
         if self.context_size:
             maps = num_layers * 4 * p
             self.conditioner = nn.Conv2d(self.context_size, maps, 1, bias=False)
+        self.to(memory_format=torch.channels_last)  # four fifths of a training step's time on a CPU
 
     def features(self, seen: Tensor, context: Tensor | None) -> Tensor:
         v = h = seen
@@ -97,10 +101,33 @@ class GatedPixelCNN(PixelNetwork):
         return _Cache(self, n, context)
 
 
+class _Gate(Function):
+    """(2 σ(a₁) − 1) ⊙ σ(a₂) of the two halves of the maps, which keeps σ(a) alone."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        sigmoid = a.sigmoid()
+        ctx.save_for_backward(sigmoid)
+        first, second = sigmoid.chunk(2, 1)
+        return torch.addcmul(-second, first, second, value=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (sigmoid,) = ctx.saved_tensors
+        first, second = sigmoid.chunk(2, 1)
+        of_sigmoid = torch.empty_like(sigmoid)
+        of_first, of_second = of_sigmoid.chunk(2, 1)
+        torch.mul(grad, second, out=of_first).mul_(2)
+        torch.mul(grad, first, out=of_second).mul_(2).sub_(grad)
+        out: Tensor = torch.ops.aten.sigmoid_backward(of_sigmoid, sigmoid)
+        return out
+
+
 def gate(a: Tensor) -> Tensor:
     """(2 σ(a₁) − 1) ⊙ σ(a₂) of the two halves of the maps."""
-    first, second = a.sigmoid().chunk(2, 1)
-    return torch.addcmul(-second, first, second, value=2)
+    gated: Tensor = _Gate.apply(a)
+    return gated
 
 
 class _Layer(nn.Module):

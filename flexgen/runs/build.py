@@ -12,10 +12,9 @@ from torch import Tensor
 
 from flexgen.callbacks import PriorRefit
 from flexgen.files import keep_open
-from flexgen.models import Latent
-from flexgen.training import CheckpointFiles, isolated_rng
+from flexgen.training import CheckpointFiles, Loop, isolated_rng
 
-Objects = tuple[Latent, Any, dict[str, pl.Callback]]
+Objects = tuple[Loop, Any, dict[str, pl.Callback]]
 """A model, its data and its callbacks by their names."""
 
 
@@ -35,7 +34,7 @@ def build(config: dict[str, Any]) -> Objects:
         torch.set_num_threads(config["threads"])
     pl.seed_everything(config["seed"], verbose=False)
     data = instantiate(config["data"])
-    model: Latent = instantiate(config["model"])
+    model: Loop = instantiate(config["model"])
     for name, callback in config["callbacks"].items():
         if callback is not None and "_target_" not in callback:
             raise ValueError(
@@ -52,7 +51,7 @@ def build(config: dict[str, Any]) -> Objects:
     model.check_fit(tuple(data.shape), data.range and tuple(data.range))
     data.prepare_data()
     data.setup("fit")
-    model.prior.bind(data=examples(data, config["seed"]))
+    model.bind_data(examples(data, config["seed"]))
     return model, data, callbacks
 
 

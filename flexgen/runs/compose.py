@@ -23,8 +23,8 @@ from flexgen.runs.resolvers import register
 
 # Groups that only feed the model, and the keys of a command that are no part of a run.
 _NOT_SAVED = {
-    "network", "prior", "posterior", "likelihood", "run", "checkpoint", "more", "refit", "reverse",
-    "n", "n_fit", "seeds", "split", "priors", "out", "sample_seed",
+    "network", "prior", "posterior", "likelihood", "output", "run", "checkpoint", "more", "refit",
+    "reverse", "n", "n_fit", "seeds", "split", "priors", "out", "sample_seed",
 }  # fmt: skip
 
 

@@ -68,6 +68,9 @@ def error_reason(error: BaseException) -> str:
 
 
 _TOLD = {
+    r"Interpolation key 'network\.(pixels)' not found":
+        "this network is no density of pixels, which model=density asks for; use "
+        "network=gated_pixelcnn, pixelcnn or made",
     r"Interpolation key 'network\.(\w+)' not found":
         "this network has no {}, which the model asks for; `network=mlp` has all that any model "
         "asks for",

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,7 +20,7 @@ from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.folder import find_checkpoint, write_json
 from flexgen.runs.saved_config import load_config
 from flexgen.runs.trust import rebuilding
-from flexgen.training import isolated_rng, load_checkpoint
+from flexgen.training import Loop, isolated_rng, load_checkpoint
 
 
 def open_run(path: str | Path, trust: bool = False, *, checkpoint: str | None = None) -> "Run":
@@ -69,10 +69,21 @@ class Run:
         return self
 
     @property
-    def model(self) -> Latent:
+    def model(self) -> Loop:
         """The LightningModule, with the weights and counters of `checkpoint`; FileNotFoundError if
         there is none, ValueError if it is damaged, or does not fit the configuration."""
         return self._objects[0]
+
+    @property
+    def latent(self) -> Latent:
+        """The model, where it has codes and a prior over them; a ValueError where it has none."""
+        if "prior" not in self.model.capabilities:
+            raise ValueError(
+                f"{self.folder} is a run of a {type(self.model).__name__}, which has no codes and "
+                "no prior to reverse, refit or compare; `flexgen sample` and `flexgen evaluate` "
+                "work, or train model=vae or an adversarial one"
+            )
+        return cast(Latent, self.model)
 
     @property
     def data(self) -> Any:
@@ -119,7 +130,7 @@ class Run:
         return load_codes(found[max(found) if step is None else step])
 
     def sample(self, n: int, seed: int = 0, context: Tensor | None = None) -> Tensor:
-        """Draw n data points, `(n, *shape)`, codes from the prior in use.
+        """Draw n data points, `(n, *shape)`; codes, where there are any, from the prior in use.
 
         The context are labels `(n,)` of a conditional run; None: its classes in turn.
         """
@@ -128,7 +139,7 @@ class Run:
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Data `(n, *shape)` of codes `(n, latent_dim)`, and of labels as :meth:`sample` takes."""
-        return self.model.decode(z.to(self.model.device), self._labels(context))
+        return self.latent.decode(z.to(self.model.device), self._labels(context))
 
     def reverse(
         self, x: Tensor, *, context: Tensor | None = None, space: str = "code", **options: Any
@@ -146,7 +157,7 @@ class Run:
         """
         if space not in ("code", "base"):
             raise ValueError(f"`space` must be code or base, got {space!r}")
-        model = self.model
+        model = self.latent
         generator, prior = base_space(model)
         if space == "code":
             assert model.decoder is not None  # else there is no base space either
@@ -198,7 +209,7 @@ class Run:
         # Who opens a run in the middle of their own work goes on with their own random numbers.
         with rebuilding(self.folder), isolated_rng(self.config["seed"]):
             model, data, callbacks = build(self.config)
-            weights = model.match_stages(saved)
+            weights = model.weights_in(saved)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError) as error:

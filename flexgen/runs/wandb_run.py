@@ -75,9 +75,9 @@ def _shown(config: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = _by_class_name({k: v for k, v in config.items() if k != "logger"})
     callbacks = [callback for callback in shown["callbacks"].values() if callback]
     refits = [callback["prior"] for callback in callbacks if callback["class"] == "PriorRefit"]
-    priors = [shown["model"]["prior"], *refits]
+    priors = [prior for prior in (shown["model"].get("prior"), *refits) if prior]
     return shown | {
-        "prior": "+".join(prior["class"] for prior in priors),
+        "prior": "+".join(prior["class"] for prior in priors) or None,
         "values_in_mean_of_last": config["logger"]["wandb"]["last"],
     }
 

@@ -140,6 +140,14 @@ class Loop(pl.LightningModule):
             ValueError: if the parts are not of such data.
         """
 
+    def bind_data(self, examples: Callable[[int], Tensor]) -> None:
+        """Take training data for parts that are made of some: n to n of them at random."""
+
+    def weights_in(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """What of a checkpoint this model loads."""
+        weights: dict[str, Tensor] = checkpoint["state_dict"]
+        return weights
+
     def in_turn(self, n: int) -> Tensor | None:
         """The context of n data where none is given: the classes in turn, `(n,)`; or None."""
         if self.num_classes is None:

@@ -42,7 +42,12 @@ def for_prior(name: str) -> tuple[str, ...]:
     return f"prior={name}", f"conditional={str(name == 'per_class').lower()}"
 
 
-GAMES = [name for name in names("model") if name not in ("adversarial", "vae")]
+GAMES = [name for name in names("model") if name not in ("adversarial", "density", "vae")]
+PIXELS = [
+    name
+    for name in names("network")
+    if "pixels" in OmegaConf.load(CONF / "network" / f"{name}.yaml")
+]
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -115,7 +120,30 @@ def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: s
     assert without_gradient(learns) == []
 
 
-@pytest.mark.parametrize("name", names("network"))
+@pytest.mark.parametrize("output", names("output"))
+@pytest.mark.parametrize("network", PIXELS)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_pixel_network_trains_with_every_output(
+    network: str, output: str, conditional: bool
+) -> None:
+    torch.manual_seed(0)
+    data = "digits_static" if output == "bernoulli" or network == "made" else "digits"
+    words = (f"network={network}", f"output={output}", f"conditional={conditional}", f"data={data}")
+    cfg = config("model=density", *words)
+    assert cfg["network"]["pixels"]["shape"] == [1, 8, 8]
+    model = instantiate(cfg["model"])
+    learns = trainable(model.density)
+    low, high = cfg["data"]["range"]
+    levels = 2 if data == "digits_static" else 256
+    x = torch.randint(levels, (8, 1, 8, 8)) / (levels - 1) * (high - low) + low
+    train(model, labelled(lambda: x))
+    assert without_gradient(learns) == []
+    assert model.counters.generator_steps == 1
+    assert model.sample(3).shape == (3, 1, 8, 8)
+    assert model.log_likelihood(x, model.in_turn(8)).shape == (8,)
+
+
+@pytest.mark.parametrize("name", [name for name in names("network") if name not in PIXELS])
 def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
     both = OmegaConf.load(CONF / "network" / f"{name}.yaml")
@@ -216,7 +244,7 @@ def test_every_experiment_composes_and_is_pinned(name: str) -> None:
 def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:
     tested = {
         "callbacks", "data", "experiment", "hydra", "likelihood", "logger", "model", "network",
-        "objective", "optimizer", "posterior", "prior", "trainer",
+        "objective", "optimizer", "output", "posterior", "prior", "trainer",
     }  # fmt: skip
     assert {p.name for p in CONF.iterdir() if p.is_dir() and any(p.rglob("*.yaml"))} <= tested
 

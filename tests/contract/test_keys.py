@@ -87,11 +87,14 @@ def composed(name: str) -> dict[str, Any]:
         "callbacks": [f"callbacks=[reversal,{stem}]"],
         "objective": [f"model={stem}"],
         "optimizer": [f"optimizer@model.generator_optimizer={stem}"],
+        "output": ["model=density", f"output={stem}"],
         "posterior": ["model=vae", f"posterior={stem}"],
         "likelihood": ["model=vae", f"likelihood={stem}"],
     }.get(group, [f"{group}={stem}"])  # fmt: skip
     if group == "network" and "encoder" in OmegaConf.load(FILES[name]):
         words.append("model=vae")
+    if group == "network" and "pixels" in OmegaConf.load(FILES[name]):
+        words.append("model=density")
     if stem == "refit":
         words.append("callbacks.refit.at=[3]")
     with initialize_config_dir(str(CONF), version_base="1.3"):
