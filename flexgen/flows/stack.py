@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.contracts import Cost
+from flexgen.differentiation import differentiable_once
 from flexgen.flows.conditioner import Conditioner, Pass
 from flexgen.flows.transform import Mapped, Transform
 from flexgen.flows.updates import Saved, Update
@@ -243,10 +244,11 @@ class _Node(torch.autograd.Function):
             with torch.no_grad():
                 grads = stack.pull(grad, grad_ladj, ctx.passes, ctx.tape, to_code)
         if again:
-            kept = [i for i, gradient in enumerate(grads) if gradient is not None]
-            once = _Once.apply(len(kept), *(grads[i] for i in kept), *inputs)
-            for i, gradient in zip(kept, once, strict=True):
-                grads[i] = gradient
+            grads = differentiable_once(
+                "the sequential direction of an autoregressive flow has no second derivatives; "
+                "take the other direction (an IAF's draws, a MAF's density), or a coupling flow",
+                grads, inputs,
+            )  # fmt: skip
         return None, None, *grads
 
 
@@ -265,18 +267,3 @@ def _traced(
     for i, gradient in zip(wanted, found, strict=True):
         whole[i] = gradient
     return whole
-
-
-class _Once(torch.autograd.Function):
-    """Passes gradients on, the first tensors, and refuses to be differentiated in the others."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.clone() for gradient in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        raise RuntimeError(
-            "the sequential direction of an autoregressive flow has no second derivatives; take "
-            "the other direction (an IAF's draws, a MAF's density), or a coupling flow"
-        )
