@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
 from flexgen.checks import check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
+from flexgen.networks.pixels import PixelNetwork
 from flexgen.outputs import check_levels, level_grid
 
 
@@ -106,3 +108,64 @@ class DiscretisedLogistic(_Decoded):
     def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
         loc, event_dims = self.decode(z, context)
         return LogisticPixels(loc, self.log_scale.exp(), *self.grid, event_dims)
+
+
+class AutoregressiveLikelihood(_Decoded):
+    r"""Pixels that are drawn one after the other given z: a PixelVAE's likelihood.
+
+    .. math:: p(x|z) = \prod_i p(x_i | x_{<i}, h(z))
+
+    The decoder's maps h(z) are the context of a pixel network: in each gate, at each pixel. What
+    pixels tell of each other the network need not ask of z, which then holds little or nothing: the
+    smaller the network's receptive field, the more. `model.free_bits` and `model.kl_warmup` work
+    against it. A picture of a code is a draw, so nothing can be reversed.
+
+    Args:
+        decoder: codes `(n, latent_dim)` to maps `(n, features, height, width)`.
+        pixels: a pixel network of so many `context_features`.
+
+    Raises:
+        ValueError: when called, if the maps are no context of the network.
+
+    Source: Gulrajani et al., "PixelVAE: a latent variable model for natural images", 2017, section
+    3. Departure: h(z) goes into every gate, as a conditional PixelCNN's, and not into the last
+    layers alone.
+    """
+
+    has_mean = False
+
+    def __init__(self, decoder: nn.Module, pixels: PixelNetwork) -> None:
+        super().__init__(decoder)
+        self.pixels = pixels
+        self.data_range, self.has_mass = pixels.data_range, pixels.has_mass
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> "PixelsGivenCode":
+        return PixelsGivenCode(self.pixels, self.decode(z, context)[0])
+
+    def check_data(self, x: Tensor) -> None:
+        self.pixels.check_data(x)
+
+
+class PixelsGivenCode(Distribution):
+    """A pixel network's distribution for contexts `(*batch, features, height, width)`."""
+
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+    support = constraints.real
+
+    def __init__(self, pixels: PixelNetwork, context: Tensor) -> None:
+        self.of_rows = pixels(context.reshape(-1, *context.shape[-3:]))
+        super().__init__(context.shape[:-3], self.of_rows.event_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x|z), nats, `(*sample, *batch)`, of images that broadcast to that and `shape`."""
+        lead = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        draws = lead[: len(lead) - len(self.batch_shape)]
+        rows = value.expand(*lead, *self.event_shape).reshape(*draws, -1, *self.event_shape)
+        log_prob: Tensor = self.of_rows.log_prob(rows)
+        return log_prob.view(lead)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Images `(*sample_shape, *batch, *shape)`, exact draws."""
+        drawn: Tensor = self.of_rows.sample(sample_shape)
+        return drawn.view(self._extended_shape(torch.Size(sample_shape)))

@@ -12,9 +12,10 @@ from flexgen.networks.gated_pixelcnn import GatedPixelCNN
 from flexgen.networks.made import MADE
 from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.networks.pixelcnn import PixelCNN
+from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
 
 __all__ = [
     "MADE", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
-    "MLPGenerator", "PixelCNN", "ResConvEncoder", "ResConvGenerator",
+    "MLPGenerator", "PixelCNN", "Positioned", "ResConvEncoder", "ResConvGenerator",
 ]  # fmt: skip
