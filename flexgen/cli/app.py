@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command; on a mistake print one line that names the remedy and exit non-zero."""
     if argv is None:
         _speak_utf8()
+        signal.signal(signal.SIGTERM, _interrupt)  # what was found so far is saved, as by Ctrl-C
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("--help", "-h", "help"):
         print(usage(), end="")
@@ -98,6 +99,10 @@ def main(argv: list[str] | None = None) -> None:
             print(told, file=sys.stderr)
             sys.exit(3)
         sys.exit(told)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _speak_utf8() -> None:

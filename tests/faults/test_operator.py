@@ -103,6 +103,21 @@ def test_a_terminal_that_is_closed_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_comparison_that_is_terminated_keeps_what_it_measured(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert ended(start(tmp_path, "train", *BARE, "steps=2", f"paths.run_dir={run}"))[0] == 0
+    many = ",".join(["own"] * 2000)
+    process = start(tmp_path, "compare", f"run={run}", "n=50", "n_fit=50", f"priors={many}")
+    assert process.stderr is not None
+    assert any(line.startswith("[1/2000]") for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    status, lines = ended(process)
+    assert status == 1
+    assert "interrupted" in lines[-1]
+    assert "own (Normal)" in (run / "comparison" / "compare.csv").read_text()
+
+
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_does_not_stop(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
