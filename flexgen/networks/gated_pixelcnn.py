@@ -22,11 +22,11 @@ class GatedPixelCNN(PixelNetwork):
     which sees them through v and its own row to the left,
 
     .. math:: a = W * v, \quad v' = v + g(a), \quad b = U * h + L a + V c, \quad h' = h + R\, g(b),
-        \quad g(a_1, a_2) = \tanh(a_1 / 2) ⊙ σ(a_2) = (2 σ(a_1) - 1) ⊙ σ(a_2)
+        \quad g(a_1, a_2) = \tfrac12 \tanh(a_1 / 2) ⊙ σ(a_2) = (σ(a_1) - \tfrac12) ⊙ σ(a_2)
 
     (c acts on v in the same way.) The first layer takes rows and columns before the pixel, with no
     residual. Kernels are cropped to their causal half: there is no mask, and no weight that one
-    would hide. Both gates are one sigmoid.
+    would hide. Both gates are one sigmoid; the factors ½ are the weights' affair.
 
     Args:
         channels: p, maps of a stack.
@@ -101,33 +101,56 @@ class GatedPixelCNN(PixelNetwork):
         return _Cache(self, n, context)
 
 
+def _rows(maps: Tensor) -> Tensor:
+    """Maps as `(n · height · width, channels)`; a view of those whose channels lie together."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _maps(rows: Tensor, like: Tensor) -> Tensor:
+    """The other way round."""
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
 class _Gate(Function):
-    """(2 σ(a₁) − 1) ⊙ σ(a₂) of the two halves of the maps, which keeps σ(a) alone."""
+    """v + g(a) where there is a v to add to, and x + L a where there is an x.
+
+    One node: in small networks passes over memory take the time, so what is added to is added to by
+    the products themselves, and the gradients too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        sigmoid = a.sigmoid()
-        ctx.save_for_backward(sigmoid)
+    def forward(
+        ctx: Any, a: Tensor, v: Tensor | None, weight: Tensor | None, x: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        rows, linked = _rows(a), None
+        sigmoid = rows.sigmoid()
         first, second = sigmoid.chunk(2, 1)
-        return torch.addcmul(-second, first, second, value=2)
+        centred = first - 0.5
+        gated = centred * second if v is None else torch.addcmul(_rows(v), centred, second)
+        ctx.save_for_backward(sigmoid, centred)
+        if weight is not None and x is not None:
+            weight, ctx.dtype = weight.to(a.dtype), weight.dtype
+            linked = _maps(torch.addmm(_rows(x), rows, weight.mT), a)
+            ctx.save_for_backward(sigmoid, centred, rows, weight)
+        return _maps(gated, a), linked
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (sigmoid,) = ctx.saved_tensors
-        first, second = sigmoid.chunk(2, 1)
-        of_sigmoid = torch.empty_like(sigmoid)
+    def backward(ctx: Any, grad: Tensor, of_x: Tensor | None) -> tuple[Tensor | None, ...]:
+        sigmoid, centred, *more = ctx.saved_tensors
+        rows, of_sigmoid = _rows(grad), torch.empty_like(sigmoid)
         of_first, of_second = of_sigmoid.chunk(2, 1)
-        torch.mul(grad, second, out=of_first).mul_(2)
-        torch.mul(grad, first, out=of_second).mul_(2).sub_(grad)
-        out: Tensor = torch.ops.aten.sigmoid_backward(of_sigmoid, sigmoid)
-        return out
-
-
-def gate(a: Tensor) -> Tensor:
-    """(2 σ(a₁) − 1) ⊙ σ(a₂) of the two halves of the maps."""
-    gated: Tensor = _Gate.apply(a)
-    return gated
+        torch.mul(rows, sigmoid.chunk(2, 1)[1], out=of_first)
+        torch.mul(rows, centred, out=of_second)
+        of_a, of_weight = torch.ops.aten.sigmoid_backward(of_sigmoid, sigmoid), None
+        if more and of_x is not None:
+            a, weight = more
+            back = _rows(of_x)
+            of_weight = (back.mT @ a).to(ctx.dtype)
+            of_a.addmm_(back, weight)
+        of_v = grad if ctx.needs_input_grad[1] else None
+        return _maps(of_a, grad), of_v, of_weight, of_x if more else None
 
 
 class _Layer(nn.Module):
@@ -138,10 +161,11 @@ class _Layer(nn.Module):
         self.is_first, self.reach = is_first, reach * dilation
         own = 0 if is_first else 1
         self.vertical = nn.Conv2d(cin, 2 * p, (reach + own, 2 * reach + 1), dilation=dilation)
-        self.horizontal = nn.Conv2d(cin, 2 * p, (1, reach + own), dilation=dilation, bias=False)
-        self.link = nn.Conv2d(2 * p, 2 * p, 1)
+        self.horizontal = nn.Conv2d(cin, 2 * p, (1, reach + own), dilation=dilation)
+        self.link = nn.Conv2d(2 * p, 2 * p, 1, bias=False)
         self.out = nn.Conv2d(p, p, 1, bias=False)
         scale_weights(self.vertical, self.horizontal, self.link, self.out)
+        self.out.weight.data *= 2  # of a gate that lies in [-½, ½]
 
     def forward(
         self, v: Tensor, h: Tensor, of_v: Tensor | None, of_h: Tensor | None, last: bool
@@ -151,14 +175,15 @@ class _Layer(nn.Module):
         a = self.vertical(functional.pad(above, (r, r, r, 0)))
         if of_v is not None:
             a = a + of_v
-        b = self.horizontal(functional.pad(left, (r, 0))) + self.link(a)
+        b = self.horizontal(functional.pad(left, (r, 0)))
         if of_h is not None:
             b = b + of_h
-        g = self.out(gate(b))
-        h = g if self.is_first else h + g
-        if not last:
-            v = gate(a) if self.is_first else v + gate(a)
-        return v, h
+        if last:
+            b = b + self.link(a)
+        else:
+            v, b = _Gate.apply(a, None if self.is_first else v, self.link.weight.flatten(1), b)
+        g = self.out(_Gate.apply(b, None, None, None)[0])
+        return v, g if self.is_first else h + g
 
 
 class _Cache(PixelCache):
@@ -174,7 +199,9 @@ class _Cache(PixelCache):
         convs = [layer.horizontal for layer in layers]
         self.of_v, self.of_h = zip(*network.shares(context), strict=True)
         above = [RowAbove(layer.vertical, n, width, int(layer.is_first)) for layer in layers]
-        links = [of_columns(layer.link) for layer in layers]
+        links = [
+            (of_columns(layer.horizontal)[0], layer.link.weight.flatten(1)) for layer in layers
+        ]
         self.above, halves = above[0], [each.out.chunk(2) for each in above]
         self.vertical = list(zip(above, (each.out for each in above), halves, links, strict=True))
         self.rows = [
@@ -191,11 +218,11 @@ class _Cache(PixelCache):
         g, zero = weight.new_zeros(2, p, n)
         weights = [
             (conv.weight.squeeze(2).transpose(1, 2).flatten(1).contiguous(),
-             -layer.out.weight.flatten(1))
+             -layer.out.weight.flatten(1) / 2)
             for layer, conv in zip(layers, convs, strict=True)
         ]  # fmt: skip
         # Of each column and layer: the gates with their halves, what the convolution takes, the
-        # residual, g, the result, and both weights. g comes out as its own negative.
+        # residual, g, the result, and both weights. g comes out as −2 g.
         self.steps = [
             [
                 (all_gates[j], *all_gates[j].chunk(2), row.taken[j], row.column[j] if k else zero,
@@ -222,7 +249,7 @@ class _Cache(PixelCache):
             if k + 1 < len(self.vertical):
                 a.sigmoid_()
                 grown = self.vertical[k + 1][0].next()
-                v = torch.addcmul(v, first, second, value=2, out=grown).sub_(second)
+                v = torch.addcmul(v, first, second, out=grown).sub_(second, alpha=0.5)
 
     def features(self, column: int) -> Tensor:
         for gates, first, second, taken, residual, g, out, kernel, weight in self.steps[column]:

@@ -264,6 +264,31 @@ def test_every_parameter_gets_a_gradient(kind: str, output: str, context: str | 
         assert parameter.grad.any(), name
 
 
+class LogProb(nn.Module):
+    """log p of images of two classes."""
+
+    def __init__(self, network: PixelNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(torch.arange(2)).log_prob(x)
+
+
+@every_output
+@every_network
+def test_gradients_are_those_of_finite_differences(kind: str, output: str) -> None:
+    network = build(kind, (2, 3, 4), output, num_classes=2, dilations=[2, 1])
+    x = network(torch.arange(2)).sample()
+    names, weights = zip(*network.named_parameters(), strict=True)
+
+    def log_prob(*values: Tensor) -> Tensor:
+        given = dict(zip((f"network.{name}" for name in names), values, strict=True))
+        return torch.func.functional_call(LogProb(network), given, (x,))
+
+    torch.autograd.gradcheck(log_prob, weights, fast_mode=True)
+
+
 @every_network
 def test_a_class_changes_the_density(kind: str) -> None:
     network = build(kind, (1, 4, 4), "bernoulli", num_classes=3)
