@@ -400,6 +400,10 @@ class PixelOutput(ABC):
         """Data as the network sees them, of the same shape."""
 
     @abstractmethod
+    def data(self, seen: Tensor) -> Tensor:
+        """The data of what is :meth:`seen`."""
+
+    @abstractmethod
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """log p, nats, `(n, *rest)`, of channels x `(n, channels, *rest)` together.
 
@@ -410,7 +414,7 @@ class PixelOutput(ABC):
 
     @abstractmethod
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
-        """Draw channels as the data have them.
+        """Draw channels, as the network sees them.
 
         Args:
             parameters: `(num_parameters, n)`.

@@ -88,6 +88,9 @@ class Bernoulli(PixelOutput):
     def seen(self, x: Tensor) -> Tensor:
         return x
 
+    def data(self, seen: Tensor) -> Tensor:
+        return seen
+
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         return -binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(1)
 
@@ -132,9 +135,9 @@ class _Levels(PixelOutput):
         """The grid's values, in [-1, 1]."""
         return self.index(x) * (2 / (self.levels - 1)) - 1
 
-    def value(self, index: Tensor) -> Tensor:
-        """The data's value of each index."""
+    def data(self, seen: Tensor) -> Tensor:
         low, high, levels = self.grid
+        index = ((seen + 1) * ((levels - 1) / 2)).round()
         return index * ((high - low) / (levels - 1)) + low
 
     def check_data(self, x: Tensor) -> None:
@@ -161,8 +164,9 @@ class Categorical(_Levels):
 
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
         # The first value whose cumulated probability is above u.
-        below = parameters.softmax(0).cumsum_(0) <= noise
-        out.copy_(self.value(below.sum(0, keepdim=True).clamp_(max=self.levels - 1)))
+        below = parameters.softmax(0).cumsum_(0)[:-1] <= noise
+        torch.sum(below, 0, keepdim=True, dtype=out.dtype, out=out)
+        out.mul_(2 / (self.levels - 1)).sub_(1)
 
 
 class LogisticMixture(_Levels):
@@ -246,20 +250,18 @@ class LogisticMixture(_Levels):
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
         channels = len(noise) - 1
         log_pi, loc, log_scale, weights = self._split(parameters, channels, 0)
-        chosen = (log_pi.exp().cumsum(-1) <= noise[0, :, None]).sum(-1, keepdim=True)
-        chosen = chosen.clamp_(max=self.num_components - 1)[:, None]
+        below = log_pi.exp().cumsum(-1)[:, :-1] <= noise[0, :, None]
+        chosen = below.sum(-1, keepdim=True)[:, None]
         loc, log_scale, weights = (
             rows.gather(-1, chosen.expand(-1, rows.shape[1], 1)).squeeze(-1).mT
             for rows in (loc, log_scale, weights)
         )
-        seen: list[Tensor] = []
         row = 0
         for c in range(channels):
             mean = loc[c]
-            for before in seen:
+            for before in out[:c]:
                 mean = mean + weights[row] * before
                 row += 1
             x = mean + log_scale[c].exp() * noise[c + 1]
             index = ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-            seen.append(index * (2 / (self.levels - 1)) - 1)
-            out[c] = self.value(index)
+            torch.mul(index, 2 / (self.levels - 1), out=out[c]).sub_(1)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from flexgen.checks import check_integer, check_sizes
 from flexgen.contracts import PixelOutput
+from flexgen.differentiation import differentiable_once
 from flexgen.networks.pixel_cache import PixelCache, RowAbove, RowSoFar, of_columns, of_row
 from flexgen.networks.pixels import PixelNetwork, reach_of, scale_weights
 
@@ -128,29 +128,32 @@ class _Gate(Function):
         first, second = sigmoid.chunk(2, 1)
         centred = first - 0.5
         gated = centred * second if v is None else torch.addcmul(_rows(v), centred, second)
-        ctx.save_for_backward(sigmoid, centred)
         if weight is not None and x is not None:
-            weight, ctx.dtype = weight.to(a.dtype), weight.dtype
-            linked = _maps(torch.addmm(_rows(x), rows, weight.mT), a)
-            ctx.save_for_backward(sigmoid, centred, rows, weight)
+            linked = _maps(torch.addmm(_rows(x), rows, weight.to(a.dtype).mT), a)
+        ctx.save_for_backward(a, weight, sigmoid, centred)
         return _maps(gated, a), linked
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, of_x: Tensor | None) -> tuple[Tensor | None, ...]:
-        sigmoid, centred, *more = ctx.saved_tensors
-        rows, of_sigmoid = _rows(grad), torch.empty_like(sigmoid)
-        of_first, of_second = of_sigmoid.chunk(2, 1)
-        torch.mul(rows, sigmoid.chunk(2, 1)[1], out=of_first)
-        torch.mul(rows, centred, out=of_second)
-        of_a, of_weight = torch.ops.aten.sigmoid_backward(of_sigmoid, sigmoid), None
-        if more and of_x is not None:
-            a, weight = more
-            back = _rows(of_x)
-            of_weight = (back.mT @ a).to(ctx.dtype)
-            of_a.addmm_(back, weight)
+        a, weight, sigmoid, centred = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            rows, of_sigmoid = _rows(grad), torch.empty_like(sigmoid)
+            of_first, of_second = of_sigmoid.chunk(2, 1)
+            torch.mul(rows, sigmoid.chunk(2, 1)[1], out=of_first)
+            torch.mul(rows, centred, out=of_second)
+            of_a, of_weight = torch.ops.aten.sigmoid_backward(of_sigmoid, sigmoid), None
+            if weight is not None and of_x is not None:
+                back = _rows(of_x)
+                of_weight = (back.mT @ _rows(a)).to(weight.dtype)
+                of_a.addmm_(back, weight.to(a.dtype))
         of_v = grad if ctx.needs_input_grad[1] else None
-        return _maps(of_a, grad), of_v, of_weight, of_x if more else None
+        grads = [_maps(of_a, grad), of_v, of_weight, of_x if weight is not None else None]
+        if again:
+            why = "a gated network has no second derivatives; take network=pixelcnn, which has"
+            inputs = [tensor for tensor in (a, weight) if tensor is not None]
+            grads = differentiable_once(why, grads, inputs)
+        return tuple(grads)
 
 
 class _Layer(nn.Module):

@@ -178,10 +178,10 @@ class AutoregressivePixels(Distribution):
         x = weight.new_zeros(height * width, channels, n)
         if given is not None:
             rows = given.to(x).expand(shape).reshape(n, channels, -1)
-            x[:known] = rows.permute(2, 1, 0)[:known]
+            x[:known] = network.output.seen(rows.permute(2, 1, 0)[:known])
         context = self._of_rows(shape[:-3])
         (self._draw if cached else self._draw_naively)(x, noise, known, context)
-        return x.permute(2, 1, 0).reshape(shape)
+        return network.output.data(x).permute(2, 1, 0).reshape(shape)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -193,30 +193,30 @@ class AutoregressivePixels(Distribution):
         return head.sets, self.network.output.num_uniforms(self.shape[0] // head.sets)
 
     def _draw(self, x: Tensor, noise: Tensor, known: int, context: Tensor | None) -> None:
-        """Fill in `x (pixels, channels, n)` from pixel `known` on."""
+        """Fill in `x (pixels, channels, n)`, as the network sees it, from pixel `known` on."""
         network, width = self.network, self.shape[2]
         if known == len(x):
             return
         cache = network.cache(x.shape[2], network.context_maps(context))
         draw = network.head.stepper(network.output)
-        seen, pixels = network.output.seen, zip(x.unbind(), noise.unbind(), strict=True)
-        for pixel, (channels, own) in enumerate(pixels):
+        for pixel, (channels, own) in enumerate(zip(x.unbind(), noise.unbind(), strict=True)):
             row, column = divmod(pixel, width)
             if column == 0:
                 cache.start_row(row)
             features = cache.features(column)
             if pixel >= known:
                 draw(features, own, channels)
-            cache.put(column, seen(channels))
+            cache.put(column, channels)
 
     def _draw_naively(self, x: Tensor, noise: Tensor, known: int, context: Tensor | None) -> None:
         network, (channels, height, width) = self.network, self.shape
-        sets = network.head.sets
+        sets, context = network.head.sets, network.context_maps(context)
         images = x.permute(2, 1, 0).view(-1, channels, height, width)
         for pixel in range(known, len(x)):
             row, column = divmod(pixel, width)
             for k, own in enumerate(x[pixel].split(channels // sets)):
-                parameters = network.parameters_of(images.contiguous(), context)
+                seen = images.contiguous()
+                parameters = network.head(network.features(seen, context), seen)
                 network.output.draw(parameters[:, k, :, row, column].mT, noise[pixel, k], own)
 
     def _of_rows(self, lead: Sequence[int]) -> Tensor | None:
@@ -282,7 +282,7 @@ class HeadStep:
     """A pixel's channels from its features, by the weights as they are now."""
 
     def __init__(self, head: PixelHead, output: PixelOutput) -> None:
-        self.draw, self.seen, self.sets = output.draw, output.seen, head.sets
+        self.draw, self.sets = output.draw, head.sets
         self.bias, self.first = of_columns(head.first)
         bias, weight = of_columns(head.last)
         self.last = list(zip(bias.chunk(self.sets), weight.chunk(self.sets), strict=True))
@@ -304,7 +304,7 @@ class HeadStep:
             return
         for c, (own, (bias, weight)) in enumerate(zip(h.chunk(self.sets), self.last, strict=True)):
             if c:
-                own = torch.addmm(own, self.earlier[c][:, :c], self.seen(out[:c]))
+                own = torch.addmm(own, self.earlier[c][:, :c], out[:c])
             self.draw(torch.addmm(bias, weight, own.relu_()), noise[c], out[c : c + 1])
 
 

@@ -289,6 +289,22 @@ def test_gradients_are_those_of_finite_differences(kind: str, output: str) -> No
     torch.autograd.gradcheck(log_prob, weights, fast_mode=True)
 
 
+def test_second_derivatives_are_right_or_refused() -> None:
+    for kind in NETWORKS:
+        network = build(kind, (1, 4, 4), "bernoulli")
+        weight = network.head.first.weight
+        log_prob = network().log_prob(torch.ones(1, 1, 4, 4).double()).sum()
+        (grad,) = torch.autograd.grad(log_prob, weight, create_graph=True)
+        other = next(p for name, p in network.named_parameters() if name.endswith("above.weight")
+                     or name.endswith("vertical.weight"))  # fmt: skip
+        if kind == "pixelcnn":
+            assert torch.autograd.grad(grad.sum(), other)[0].any()
+            continue
+        (grad,) = torch.autograd.grad(log_prob, other, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivatives; take network=pixelcnn"):
+            torch.autograd.grad(grad.sum(), other)
+
+
 @every_network
 def test_a_class_changes_the_density(kind: str) -> None:
     network = build(kind, (1, 4, 4), "bernoulli", num_classes=3)

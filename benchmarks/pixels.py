@@ -1,0 +1,179 @@
+"""Pixel networks: drawing by a cache against whole passes, and a training step against masks.
+
+    python benchmarks/pixels.py [--rounds 3] [--batches 1 16 64 256]
+
+**Drawing.** Gated PixelCNN of 7 layers of 32 on 28 × 28 binary pixels, and of 5 layers of 48 on
+32 × 32 × 3 pixels of 256 values. The other side is what one writes without a cache: a whole pass
+through the same network for each pixel, or each colour of one; a few of its passes are timed and
+multiplied by their number. Each round times one side after the other. Beside the ratio stands what
+it could be at most: all products, each once, at the rate of one large product.
+
+**A training step.** Batch 50, 7 layers of 16 and of 32: FlexGen's step under bfloat16 autocast and
+in float32 against the network as it is usually written, in float32: full kernels times a mask, tanh
+and sigmoid apart. Both with Adam.
+
+CPU seconds of the process, with one thread; medians over the rounds, and of the rounds' ratios.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flexgen.networks import GatedPixelCNN
+from flexgen.outputs import Bernoulli, Categorical
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def flops_a_second() -> float:
+    a, b = torch.randn(512, 512), torch.randn(512, 2048)
+    a @ b
+    return 2 * 512 * 512 * 2048 / min(seconds(lambda: a @ b) for _ in range(5))
+
+
+def products(network: GatedPixelCNN) -> int:
+    """Floating-point operations of one image's draw, each product once."""
+    pixels = network.shape[1] * network.shape[2]
+    weights = [p.numel() for p in network.parameters() if p.ndim == 4]
+    return 2 * pixels * sum(weights)
+
+
+@torch.no_grad()
+def drawing(network: GatedPixelCNN, n: int, rounds: int) -> None:
+    channels, height, width = network.shape
+    passes = height * width * network.head.sets
+    x = network().sample((n,))
+    timed = max(2, 64 // n)
+    network.parameters_of(x)
+    cached, naive = [], []
+    for _ in range(rounds):
+        cached.append(seconds(lambda: network().sample((n,))))
+        whole = seconds(lambda: [network.parameters_of(x) for _ in range(timed)])
+        naive.append(passes * whole / timed)
+    ratio = statistics.median(a / b for a, b in zip(naive, cached, strict=True))
+    bound = statistics.median(naive) * flops_a_second() / (n * products(network))
+    print(
+        f"| {height} × {width} × {channels}, batch {n} | {statistics.median(naive):.1f} s "
+        f"| {statistics.median(cached):.3f} s | {ratio:,.0f}× | {bound:,.0f}× |",
+        flush=True,
+    )
+
+
+class MaskedConv(nn.Conv2d):
+    """A convolution by mask × weight."""
+
+    mask: Tensor
+
+    def __init__(self, cin: int, cout: int, kernel: tuple[int, int], centre: bool) -> None:
+        rows, columns = kernel
+        super().__init__(cin, cout, kernel, padding=(rows // 2, columns // 2))
+        mask = torch.zeros(kernel)
+        if rows > 1:
+            mask[: rows // 2 + centre] = 1
+        else:
+            mask[:, : columns // 2 + centre] = 1
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+
+class MaskedGated(nn.Module):
+    """Gated PixelCNN by masks, with the same residual connections."""
+
+    def __init__(self, p: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for k in range(num_layers):
+            cin, side = (p, 3) if k else (1, 7)
+            self.layers.append(
+                nn.ModuleList([
+                    MaskedConv(cin, 2 * p, (side, side), bool(k)),
+                    MaskedConv(cin, 2 * p, (1, side), bool(k)),
+                    nn.Conv2d(2 * p, 2 * p, 1), nn.Conv2d(p, p, 1),
+                ])
+            )  # fmt: skip
+        self.head = nn.Sequential(nn.Conv2d(p, p, 1), nn.ReLU(), nn.Conv2d(p, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = h = x
+        for k, (vertical, horizontal, link, out) in enumerate(self.layers):  # type: ignore[misc]
+            a = vertical(v)
+            first, second = (horizontal(h) + link(a)).chunk(2, 1)
+            of_h = out(first.tanh() * second.sigmoid())
+            first, second = a.chunk(2, 1)
+            of_v = first.tanh() * second.sigmoid()
+            v, h = (v + of_v, h + of_h) if k else (of_v, of_h)
+        logits: Tensor = self.head(h)
+        return logits
+
+
+def training(p: int, x: Tensor, rounds: int) -> None:
+    torch.manual_seed(0)
+    masked, ours = MaskedGated(p, 7), GatedPixelCNN(x.shape[1:], Bernoulli(), channels=p)
+
+    def by_masks() -> Tensor:
+        logits = masked(x)
+        return functional.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+
+    def in_half() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return -ours().log_prob(x).mean()
+
+    def step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(module.parameters(), fused=True)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        return run
+
+    sides = {
+        "mask × weight, float32": step(masked, by_masks),
+        "FlexGen, float32": step(ours, lambda: -ours().log_prob(x).mean()),
+        "FlexGen, bfloat16": step(ours, in_half),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run()
+    for _ in range(3 * rounds):
+        for name, run in sides.items():
+            times[name].append(seconds(run))
+    for name, own in times.items():
+        base = times["mask × weight, float32"]
+        ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
+        print(f"| {p} | {name} | {1e3 * statistics.median(own):.0f} ms | {ratio:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print("| drawing | a pass a pixel | cached | ratio | bound |\n|---|---|---|---|---|")
+    for n in args.batches:
+        drawing(GatedPixelCNN((1, 28, 28), Bernoulli()), n, args.rounds)
+    colour = GatedPixelCNN((3, 32, 32), Categorical(), channels=48, num_layers=5)
+    for n in (n for n in args.batches if n <= 64):
+        drawing(colour, n, args.rounds)
+    print("\n| channels | training step, batch 50 | CPU time | ratio |\n|---|---|---|---|")
+    x = (torch.rand(50, 1, 28, 28) < 0.2).float()
+    for p in (16, 32):
+        training(p, x, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
