@@ -2,7 +2,7 @@
 
     F='python experiments/demo/frozen.py multirun/demo/…'
     $F --rounds 4 --csv experiments/demo/rounds.csv
-    $F --sigma 0.1 0.15 0.2 0.3 0.4 --csv experiments/demo/sigma.csv
+    $F --sigma 0.1 0.15 0.2 0.3 0.4 --csv sigma.csv
 
 Each run of the demo is opened at the checkpoint before its refit. A flow is fitted to draws of
 p(z|x) ∝ p(z) N(x; G(z), σ²I) under the prior in use and takes its place; the next round draws under

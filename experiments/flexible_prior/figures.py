@@ -2,10 +2,16 @@
 
 python experiments/flexible_prior/figures.py loss multirun/… --out experiments/flexible_prior
 python experiments/flexible_prior/figures.py scatter multirun/… --out experiments/flexible_prior
+python experiments/flexible_prior/figures.py ranks multirun/… --out experiments/flexible_prior
+
+ranks: of models with several seeds each, Spearman's coefficient of each score with quality within a
+    seed, a mean over seeds; of all models, and without those that draw one grey blot (classifier
+    score below 1.5).
 """
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +21,12 @@ from scipy.stats import spearmanr
 from flexgen.drawing import draw_figure
 from flexgen.report import Table, table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from paired import tested
+
 GROUPS = ("network", "model")  # named by their value alone
 QUALITY = {"inception": "classifier score", "fid": "FID"}
+BLOT = 1.5  # classifier score below which a model draws one image
 SCORES = {
     "pag/unit": "PAG (unit)",
     "pag/literal": "PAG (literal)",
@@ -28,11 +38,11 @@ SCORES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("figure", choices=["loss", "scatter"])
+    parser.add_argument("figure", choices=["loss", "scatter", "ranks"])
     parser.add_argument("paths", nargs="+", help="runs, or folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG and the CSV")
     asked = parser.parse_args()
-    draw = {"loss": draw_loss, "scatter": draw_scatter}[asked.figure]
+    draw = {"loss": draw_loss, "scatter": draw_scatter, "ranks": rank_models}[asked.figure]
     draw(asked.paths, asked.out)
 
 
@@ -99,6 +109,36 @@ def draw_scatter(paths: list[str], out: Path) -> None:
         for quality, about in QUALITY.items():
             test = spearmanr(column[score], column[quality])
             print(f"{of} against {about}: Spearman {test.statistic:+.2f}, p = {test.pvalue:.2g}")
+
+
+def rank_models(paths: list[str], out: Path) -> None:
+    """Spearman's coefficient of each score with quality, seed by seed."""
+    scores = [*(s for s in SCORES if not s.startswith("codes/")), "pag/posterior", "nll/ais"]
+    found = table(paths, metrics=[*scores, "own/pag_posterior", "nll/ais_gap", *QUALITY])
+    shared = set.intersection(*(set(row.settings.items()) for row in found.rows))
+    models: dict[int, list[dict[str, Any]]] = {}
+    for row in found.rows:
+        own = {k.rpartition(".")[2]: v for k, v in row.settings.items() if (k, v) not in shared}
+        for i, seed in enumerate(row.seeds):
+            values = {m: row.cells[m].values[i] for m in found.metrics}
+            models.setdefault(seed, []).append({**own, "seed": seed, **values})
+    for kind, least in (("all", 0.0), ("without blots", BLOT)):
+        kept = {s: [m for m in of if m["inception"] >= least] for s, of in models.items()}
+        print(kind, {seed: len(of) for seed, of in kept.items()})
+        for score in scores:
+            for quality, about in QUALITY.items():
+                rho = [
+                    spearmanr([m[score] for m in of], [m[quality] for m in of]).statistic
+                    for of in kept.values()
+                ]
+                each = ", ".join(f"{r:+.2f}" for r in rho)
+                print(f"{score} against {about}: {each}: {tested(rho)}")
+    with (out / "sixteen_ranks.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        rows = [row for of in models.values() for row in of]
+        writer.writerow(list(rows[0]))
+        for row in rows:
+            writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in row.values()])
 
 
 def labels(found: Table) -> list[str]:
