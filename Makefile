@@ -23,10 +23,10 @@ demo: install  ## the whole idea on real digits, a GAN's and a VAE's: before, af
 	$(BIN)/flexgen train experiment=demo_vae
 
 test: install  ## the test suite without its slow tests
-	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: install  ## the whole test suite, with more fuzz cases
-	FLEXGEN_FUZZ=300 $(BIN)/pytest -n auto --dist loadfile
+	FLEXGEN_FUZZ=300 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-ray: .venv-ray/.installed  ## a sweep on a local Ray cluster, in an environment of its own
 	.venv-ray/bin/pytest tests/integration/test_ray.py
