@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from flexgen.checks import check_positive
 from flexgen.contracts import Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
-from flexgen.networks.pixels import PixelNetwork
+from flexgen.networks.pixels import PixelNetwork, PixelsGivenMaps
 from flexgen.outputs import check_levels, level_grid
 
 
@@ -139,33 +138,8 @@ class AutoregressiveLikelihood(_Decoded):
         self.pixels = pixels
         self.data_range, self.has_mass = pixels.data_range, pixels.has_mass
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> "PixelsGivenCode":
-        return PixelsGivenCode(self.pixels, self.decode(z, context)[0])
+    def forward(self, z: Tensor, context: Tensor | None = None) -> PixelsGivenMaps:
+        return PixelsGivenMaps(self.pixels, self.decode(z, context)[0])
 
     def check_data(self, x: Tensor) -> None:
         self.pixels.check_data(x)
-
-
-class PixelsGivenCode(Distribution):
-    """A pixel network's distribution for contexts `(*batch, features, height, width)`."""
-
-    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
-    support = constraints.real
-
-    def __init__(self, pixels: PixelNetwork, context: Tensor) -> None:
-        self.of_rows = pixels(context.reshape(-1, *context.shape[-3:]))
-        super().__init__(context.shape[:-3], self.of_rows.event_shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x|z), nats, `(*sample, *batch)`, of images that broadcast to that and `shape`."""
-        lead = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
-        draws = lead[: len(lead) - len(self.batch_shape)]
-        rows = value.expand(*lead, *self.event_shape).reshape(*draws, -1, *self.event_shape)
-        log_prob: Tensor = self.of_rows.log_prob(rows)
-        return log_prob.view(lead)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Images `(*sample_shape, *batch, *shape)`, exact draws."""
-        drawn: Tensor = self.of_rows.sample(sample_shape)
-        return drawn.view(self._extended_shape(torch.Size(sample_shape)))

@@ -186,11 +186,13 @@ class LikelihoodScore(Measurement):
         if model.prior.in_use:
             # The prior before a refit may have had them: its values must not stay the last ones.
             values |= dict.fromkeys(_OF_NORMAL_PRIORS, math.nan)
-        own = torch.cat([*self._own_codes(model, len(x), context)])
-        for name, drawn in (("posterior/pag", z), ("own/posterior_pag", own)):
-            base = base_codes(model.prior, drawn)
-            if base is not None and len(z) > z.shape[1]:
-                values |= agreement(name, base, seed=self.seed)
+        base = base_codes(model.prior, z)
+        if base is not None and len(z) > z.shape[1]:
+            values |= agreement("posterior/pag", base, seed=self.seed)
+            own = torch.cat([*self._own_codes(model, len(x), context)])
+            base = base_codes(model.prior, own)
+            assert base is not None
+            values |= agreement("own/posterior_pag", base, seed=self.seed)
         return values | parts
 
     @staticmethod

@@ -227,6 +227,31 @@ class AutoregressivePixels(Distribution):
         return self.context.expand(*lead, *own).reshape(-1, *own)
 
 
+class PixelsGivenMaps(Distribution):
+    """A pixel network's distribution for contexts `(*batch, features, height, width)`."""
+
+    arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
+    support = constraints.real
+
+    def __init__(self, pixels: PixelNetwork, context: Tensor) -> None:
+        self.of_rows = pixels(context.reshape(-1, *context.shape[-3:]))
+        super().__init__(context.shape[:-3], self.of_rows.event_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p, nats, `(*sample, *batch)`, of images that broadcast to that and `shape`."""
+        lead = torch.broadcast_shapes(value.shape[:-3], self.batch_shape)
+        draws = lead[: len(lead) - len(self.batch_shape)]
+        rows = value.expand(*lead, *self.event_shape).reshape(*draws, -1, *self.event_shape)
+        log_prob: Tensor = self.of_rows.log_prob(rows)
+        return log_prob.view(lead)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Images `(*sample_shape, *batch, *shape)`, exact draws."""
+        drawn: Tensor = self.of_rows.sample(sample_shape)
+        return drawn.view(self._extended_shape(torch.Size(sample_shape)))
+
+
 class PixelHead(nn.Module):
     r"""$W_2\, a(W_1 h + V x_{<c})$: from a pixel's features to its output's parameters.
 
