@@ -112,10 +112,11 @@ def posterior_codes(
     their gap says how far to trust log p(x) elsewhere ("BDMC"): levels at 300 temperatures may lie
     nats apart from those at 1,500, differences between two models on the same images far less.
 
-    With a p(ε) that is N(0, s²I), the leapfrog integrator turns exactly in the field of p(ε) and is
-    kicked by the likelihood. Each chain has its own step size, moved after each transition towards
-    an acceptance of 0.65, log h ← log h + 0.2 (α − 0.65), up to half a turn a transition. A move
-    that depends on the chain's past makes E w = p(x) approximate.
+    With a p(ε) that is N(0, s²I), the leapfrog integrator turns exactly in the field of p(ε), by
+    three shears, and is kicked by the likelihood. Each chain has its own step size, moved after
+    each transition towards an acceptance of 0.65, log h ← log h + 0.2 (α − 0.65), up to half a turn
+    a transition and a quarter a step. A move that depends on the chain's past makes E w = p(x)
+    approximate.
 
     Random numbers are functions of (seed, index) and all state is a sample's own, so draws do not
     depend on the samples beside it, as in :func:`~flexgen.reversal.reverse`, with the same words on
@@ -335,23 +336,21 @@ class _Target:
         misfit = residual.flatten(1).square().sum(1) * (0.5 * self.precision)
         return _State(z, -misfit, gradient, self.log_prior(z))
 
-    def drift(self, step: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Codes and momenta to those after a step in the field of p(ε) alone."""
-        if (scale := self.scale) is not None:
-            cosine, sine = (step / scale).cos(), (step / scale).sin()
-            further, back = sine * scale, sine / scale
-            return lambda z, momentum: (
-                torch.addcmul(z * cosine, further, momentum),
-                torch.addcmul(momentum * cosine, back, z, value=-1),
-            )
+    def flow(self, step: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """A step in the field of p(ε) alone, as three shears: p += a b, z += s p, p += a b.
+
+        Args:
+            step: of each row, `(rows, 1)`.
+
+        Returns:
+            s, and codes z to (a, b).
+        """
+        if (scale := self.scale) is not None:  # a rotation
+            angle = step / scale
+            pull = (0.5 * angle).tan() / -scale
+            return angle.sin() * scale, lambda z: (pull, z)
         half = 0.5 * step
-
-        def leap(z: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
-            momentum = torch.addcmul(momentum, half, self._slope(z))
-            z = torch.addcmul(z, step, momentum)
-            return z, torch.addcmul(momentum, half, self._slope(z))
-
-        return leap
+        return step, lambda z: (half, self._slope(z))
 
     def _slope(self, z: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -372,7 +371,7 @@ class _Chain:
         self.x, self.known = target.x, known
         start = noise.starts(target.base, target.context).to(self.x) if known is None else known
         self.state = target.state(start, *target.residual(start))
-        self.longest = math.log(math.pi * (target.scale or 1) / leapfrog_steps)
+        self.longest = math.log(math.pi * (target.scale or 1) / max(leapfrog_steps, 2))
         self.log_step = torch.full_like(self.state.log_prior, self.longest - math.log(2))
         self.acceptance = torch.zeros_like(self.log_step)
         self.transitions = 0
@@ -405,15 +404,18 @@ class _Chain:
         """One transition that leaves p(ε) N(x; G(ε), σ²I)^β invariant."""
         target, state = self.target, self.state
         noise = self.noise().to(self.x)
-        z, momentum = state.z, noise[:, :-1]
+        z, momentum = state.z.clone(), noise[:, :-1]
         before = self._energy(state, momentum, beta)
         step = self.log_step.exp()[:, None]
-        drift, kick = target.drift(step), beta * target.precision * step
-        momentum = torch.addcmul(momentum, 0.5 * kick, state.gradient)
+        kick = 0.5 * beta * target.precision * step
+        drift, pull = target.flow(step)
+        momentum = torch.addcmul(momentum, kick, state.gradient).addcmul_(*pull(z))
         for left in range(self.leapfrog_steps - 1, -1, -1):
-            z, momentum = drift(z, momentum)
+            z.addcmul_(drift, momentum)
             residual, gradient = target.residual(z)
-            momentum.addcmul_(kick if left else 0.5 * kick, gradient)
+            # The end of this step and the start of the next are one shear.
+            both = 2 if left else 1
+            momentum.addcmul_(kick, gradient, value=both).addcmul_(*pull(z), value=both)
         proposed = target.state(z, residual, gradient)
         # Not a number: a proposal from outside of what the generator can take.
         change = before - self._energy(proposed, momentum, beta)

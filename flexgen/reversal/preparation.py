@@ -18,16 +18,18 @@ def checked(generator: Generator, x: Tensor, latent_shape: tuple[int, ...]) -> G
     """The generator's own pass, in float32 at least, which refuses what is not of x's shape."""
     weights = home(generator, x)[1]
     dtype = torch.promote_types(weights, torch.float32)
+    shape = x.shape[1:]
 
     def generate(z: Tensor, *context: Tensor) -> Tensor:
-        x_hat = generator(z.to(weights), *context)
+        x_hat = generator(z if z.dtype is weights else z.to(weights), *context)
         if not isinstance(x_hat, Tensor):
             raise ValueError(
                 f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
                 "function that returns its data"
             )
-        x_hat = x_hat.to(dtype)
-        if x_hat.shape != (len(z), *x.shape[1:]):
+        if x_hat.dtype is not dtype:
+            x_hat = x_hat.to(dtype)
+        if x_hat.shape[1:] != shape or len(x_hat) != len(z):
             raise ValueError(
                 f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "
                 f"`latent_shape` {latent_shape}, got {tuple(x.shape[1:])}; reverse data of the "
