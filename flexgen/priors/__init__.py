@@ -6,6 +6,7 @@ zuko flow say, is one too: :func:`as_prior` adapts it.
 
 from flexgen.contracts import BaseSpace, Prior
 from flexgen.priors.critic_sampling import Langevin, Rejection
+from flexgen.priors.dequantised import Dequantised
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal, Uniform
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
@@ -19,8 +20,8 @@ from flexgen.priors.staged import Staged, as_prior, base_codes
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "MAF", "BaseSpace", "FlowPrior", "Gaussian", "KernelDensity", "Langevin", "LearnableMixture",
-    "Masked", "Mixture", "MixtureOfPosteriors", "Normal", "PerClass", "Prior", "Pushforward",
-    "RealNVP", "Rejection", "Staged", "Uniform", "Vamp", "Weighted", "as_prior", "base_codes",
-    "maximise_likelihood",
+    "MAF", "BaseSpace", "Dequantised", "FlowPrior", "Gaussian", "KernelDensity", "Langevin",
+    "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors", "Normal", "PerClass", "Prior",
+    "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform", "Vamp", "Weighted", "as_prior",
+    "base_codes", "maximise_likelihood",
 ]  # fmt: skip

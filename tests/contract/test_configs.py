@@ -128,11 +128,13 @@ def test_every_pixel_network_trains_with_every_output(
     network: str, output: str, conditional: bool
 ) -> None:
     torch.manual_seed(0)
-    if conditional and network == "gated_pixelcnn_positioned":
+    if conditional and network in ("gated_pixelcnn_positioned", "dequantised"):
         pytest.skip("it knows no classes")
+    if network == "dequantised" and output != "categorical":
+        pytest.skip("it has no output")
     data = "digits_static" if output == "bernoulli" or network == "made" else "digits"
     words = (f"network={network}", f"output={output}", f"conditional={conditional}", f"data={data}")
-    cfg = config("model=density", *words)
+    cfg = config("model=density", "latent_dim=64", *words)
     pixels = cfg["network"]["pixels"]
     assert pixels.get("network", pixels)["shape"] == [1, 8, 8]
     model = instantiate(cfg["model"])

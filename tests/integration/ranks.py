@@ -14,10 +14,10 @@ import torch
 
 from flexgen import codes
 from flexgen.cli import main
-from flexgen.models import Latent
 from flexgen.networks import MLPGenerator
 from flexgen.objectives import GAN, WGANGP
 from flexgen.priors import Pushforward
+from flexgen.training.loop import Loop
 from tests.conftest import REFIT, SMALL
 from tests.training import at_call, interrupt, not_a_number
 
@@ -45,6 +45,11 @@ NORMED = (
     "prior=masked",
     "network.generator.norm=batch",
 )
+DENSITY = (
+    "model=density", "data=digits_static", "data.batch_size=32", "network.pixels.channels=4",
+    "network.pixels.num_layers=2", "trainer=ddp_cpu", "report=false", "steps=30",
+    "callbacks.samples.every=null", "callbacks.checkpoint.every=10",
+)  # fmt: skip
 
 RUNS: dict[str, tuple[str, ...]] = {
     "gan": (*SHARED, *REFIT, "callbacks.refit.source=reversal", "prior=masked", "model=gan"),
@@ -53,6 +58,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "normed": NORMED,
     "measured": (*NORMED, "callbacks.quality.every=4"),
     "stopped": NORMED,
+    "density": DENSITY,
 }
 
 
@@ -74,11 +80,11 @@ def watch(patched: pytest.MonkeyPatch, notes: dict[str, Any]) -> None:
         notes["fits"] = notes.get("fits", 0) + 1
         return fit(*args, **options)
 
-    def ending(self: Latent) -> None:
+    def ending(self: Loop) -> None:
         notes["state"] = {name: t.clone() for name, t in self.state_dict().items()}
 
     patched.setattr(MLPGenerator, "forward", drawing)
-    patched.setattr(Latent, "on_train_end", ending)
+    patched.setattr(Loop, "on_train_end", ending)
     patched.setattr(codes, "reverse", finding)
     patched.setattr(Pushforward, "fit", fitting)
 
