@@ -133,11 +133,13 @@ class BaseSpace(NamedTuple):
         prior: p(ε).
         to_code: f, ε `(n, base_dim)` to codes `(n, latent_dim)`, with gradient.
         from_code: its inverse; None where there is none.
+        to_code_cost: of f.
     """
 
     prior: "Prior"
     to_code: Callable[[Tensor], Tensor]
     from_code: Callable[[Tensor], Tensor] | None
+    to_code_cost: Cost = Cost.PARALLEL
 
 
 class Draws(NamedTuple):

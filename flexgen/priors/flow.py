@@ -64,7 +64,8 @@ class FlowPrior(Prior):
     def base_space(self) -> BaseSpace:
         """The space of ε, to which a flow's inverse leads back."""
         back = (lambda z: self.transform.inverse(z)[0]) if self.has_log_prob else None
-        return BaseSpace(self.base, lambda eps: self.transform(eps)[0], back)
+        cost = self.transform.forward_cost
+        return BaseSpace(self.base, lambda eps: self.transform(eps)[0], back, cost)
 
     def _fit(
         self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_one_of, check_positive
-from flexgen.contracts import Prior, in_context
+from flexgen.contracts import Cost, Prior, in_context
 from flexgen.priors import as_prior
 from flexgen.reversal.checks import check_data
 from flexgen.reversal.freezing import Generator, frozen, home
@@ -116,7 +116,8 @@ def posterior_codes(
     three shears, and is kicked by the likelihood. Each chain has its own step size, moved after
     each transition towards an acceptance of 0.65, log h ← log h + 0.2 (α − 0.65), up to half a turn
     a transition and a quarter a step. A move that depends on the chain's past makes E w = p(x)
-    approximate.
+    approximate. Where f goes coordinate by coordinate and p(z) takes one pass, as of MAF, chains
+    move codes z, and their ends are mapped to ε: the same posterior and p(x), at the price of p(z).
 
     Random numbers are functions of (seed, index) and all state is a sample's own, so draws do not
     depend on the samples beside it, as in :func:`~flexgen.reversal.reverse`, with the same words on
@@ -179,8 +180,11 @@ def posterior_codes(
     check_data(x, unit=False)
     check_context(context, len(x))
     whole = as_prior(prior)
-    base = whole.base_space().prior
-    if base is not whole:
+    space = whole.base_space()
+    base = space.prior
+    # A map that goes coordinate by coordinate would be gone through in each pass.
+    in_codes = space.to_code_cost is Cost.SEQUENTIAL and whole.log_prob_cost is Cost.PARALLEL
+    if base is not whole and not in_codes:
         generator = Mapped(whole, generator)
     if not base.has_log_prob or not base.normalised:
         raise ValueError(
@@ -205,10 +209,14 @@ def posterior_codes(
     betas = _schedule(num_temperatures)
     transitions = num_temperatures + 1 + (_WARM_UP if known is not None else (draws - 1) * thin)
     parts: list[dict[str, Tensor]] = []
-    with frozen(generator, "eval"), torch.autocast(device.type, enabled=False):
+    with (
+        frozen(generator, "eval"), frozen(whole, "eval"),
+        torch.autocast(device.type, enabled=False),
+    ):  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             probe = base.draw(16, contexts.first(16)).to(device, dtype)
+        probe = space.to_code(probe) if in_codes else probe
         given = contexts.of(torch.zeros(16, dtype=torch.long))
         made = tried(generate, probe, *given)
         passes = Passes(generate, generate, "plain passes")
@@ -219,16 +227,23 @@ def posterior_codes(
                 tell = told(len(place))
                 rows = fill(place.repeat_interleave(chains))
                 target = _Target(
-                    passes, x[rows.to(x.device)].to(device, dtype), sigma, base,
-                    contexts.of(rows),
+                    passes, x[rows.to(x.device)].to(device, dtype), sigma,
+                    whole if in_codes else base, contexts.of(rows),
                 )  # fmt: skip
                 noise = _Noise(
                     index[place].tolist(), chains, len(rows), base.latent_dim, seed, transitions
                 )
-                start = None if known is None else known[rows.to(known.device)].to(device, dtype)
-                chain = _Chain(target, noise, start, leapfrog_steps)
-                log_weights = chain.anneal(betas if start is None else betas[::-1], tell)
-                states = chain.states(draws, thin if start is None else 0)
+                if known is None:
+                    start = noise.starts(base, target.context).to(target.x)
+                else:
+                    start = known[rows.to(known.device)].to(device, dtype)
+                start = space.to_code(start) if in_codes else start
+                chain = _Chain(target, noise, start, known is not None, leapfrog_steps)
+                log_weights = chain.anneal(betas if known is None else betas[::-1], tell)
+                states = chain.states(draws, thin if known is None else 0)
+                if in_codes:
+                    assert space.from_code is not None
+                    states = space.from_code(states)
                 shape = (len(place), chains)
                 real = slice(len(place) * chains)
                 found = {
@@ -365,11 +380,10 @@ class _Chain:
     """Chains of Hamiltonian Monte Carlo, one a row."""
 
     def __init__(
-        self, target: _Target, noise: _Noise, known: Tensor | None, leapfrog_steps: int
+        self, target: _Target, noise: _Noise, start: Tensor, known: bool, leapfrog_steps: int
     ) -> None:
         self.target, self.noise, self.leapfrog_steps = target, noise, leapfrog_steps
         self.x, self.known = target.x, known
-        start = noise.starts(target.base, target.context).to(self.x) if known is None else known
         self.state = target.state(start, *target.residual(start))
         self.longest = math.log(math.pi * (target.scale or 1) / max(leapfrog_steps, 2))
         self.log_step = torch.full_like(self.state.log_prior, self.longest - math.log(2))
@@ -379,13 +393,13 @@ class _Chain:
     def anneal(self, betas: list[float], tell: Callable[[float, Tensor, Tensor], None]) -> Tensor:
         """log w of each row, `(rows,)` float64."""
         log_weights = torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
-        for _ in range(0 if self.known is None else _WARM_UP):
+        for _ in range(_WARM_UP if self.known else 0):
             self.step(1.0)
         for t, (before, after) in enumerate(pairwise(betas), 1):
-            if self.known is not None:
+            if self.known:
                 self.step(before)
             log_weights += abs(after - before) * self.state.log_likelihood
-            if self.known is None:
+            if not self.known:
                 self.step(after)
             loss = self.state.log_likelihood / -self.target.precision
             tell(t / (len(betas) - 1), self.state.z, loss)
