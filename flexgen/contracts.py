@@ -205,6 +205,8 @@ class Prior(_OverCodes):
             the prior is trained by :meth:`cross_entropy`, and no likelihood is ever taken from it.
         support: the (low, high) box outside of which the density is 0; None: none.
         normal_scale: σ, where the prior is N(0, σ²I); else None.
+        num_values: K, where codes are whole numbers 0 … K − 1 that are names and not amounts, and
+            `log_prob` is of their probability; None: codes are real numbers.
         takes_context: whether it is another distribution for another context.
         learns: whether :meth:`fit` has anything to learn from codes.
         needs: what it must be bound to before a draw, of "score", "posterior" and "data".
@@ -215,6 +217,7 @@ class Prior(_OverCodes):
     normalised: bool = True
     support: tuple[float, float] | None = None
     normal_scale: float | None = None
+    num_values: int | None = None
     takes_context: bool = False
     learns: bool = False
     statistics: Mapping[str, Tensor] = MappingProxyType({})
@@ -383,11 +386,19 @@ class PixelOutput(ABC):
         together: whether one set of parameters is of all channels of a pixel, whose order is the
             output's own affair; else each channel has its own set, by a network that sees the
             channels before it.
-        data_range: the range of the data.
+        data_range: the range of the data; None: any.
+        has_mass: whether values have probabilities; else a density.
+        num_values: K, where data are whole numbers 0 … K − 1 that are names; None: amounts.
     """
 
     together: bool = False
-    data_range: tuple[float, float]
+    data_range: tuple[float, float] | None
+    has_mass: bool = True
+    num_values: int | None = None
+
+    def num_seen(self, channels: int) -> int:
+        """How many channels the network sees of so many of the data."""
+        return channels
 
     @abstractmethod
     def num_parameters(self, channels: int) -> int:
@@ -399,7 +410,7 @@ class PixelOutput(ABC):
 
     @abstractmethod
     def seen(self, x: Tensor) -> Tensor:
-        """Data as the network sees them, of the same shape."""
+        """Data `(n, channels, *rest)` as the network sees them, `(n, num_seen, *rest)`."""
 
     @abstractmethod
     def data(self, seen: Tensor) -> Tensor:
@@ -421,7 +432,7 @@ class PixelOutput(ABC):
         Args:
             parameters: `(num_parameters, n)`.
             noise: `(num_uniforms, n)`, what :meth:`noise` made of numbers from U[0, 1).
-            out: where they go, `(channels, n)`.
+            out: where they go, `(num_seen, n)`.
         """
 
     def noise(self, uniform: Tensor) -> Tensor:

@@ -19,6 +19,12 @@ def covariance(z: Tensor, correction: int = 1) -> Tensor:
     return torch.cov(z.detach().double().mT, correction=correction).view(d, d)
 
 
+def drawn(distribution: Distribution, sample_shape: Shape = ()) -> Tensor:
+    """Draws, with a gradient where the distribution has one."""
+    draw = distribution.rsample if distribution.has_rsample else distribution.sample
+    return draw(torch.Size(sample_shape))
+
+
 class Vectors(Distribution):
     """A distribution over vectors `(d,)`.
 

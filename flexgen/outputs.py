@@ -1,10 +1,11 @@
 """What a pixel network's parameters mean; the contract, :class:`flexgen.contracts.PixelOutput`."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, one_hot
 
 from flexgen.checks import check_integer
 from flexgen.contracts import PixelOutput
@@ -167,6 +168,122 @@ class Categorical(_Levels):
         below = parameters.softmax(0).cumsum_(0)[:-1] <= noise
         torch.sum(below, 0, keepdim=True, dtype=out.dtype, out=out)
         out.mul_(2 / (self.levels - 1)).sub_(1)
+
+
+class Indices(PixelOutput):
+    r"""Whole numbers 0 … K − 1 that are names: K logits, as :class:`Categorical`, seen one-hot.
+
+    The network sees √K e_x, of the same second moment whatever K is, so that it need not learn that
+    neighbouring numbers have nothing to do with each other. Maps have one channel.
+
+    Args:
+        num_values: K.
+
+    Raises:
+        ValueError: for fewer than two values; as a check of data, for other numbers.
+    """
+
+    num_values: int
+
+    def __init__(self, num_values: int) -> None:
+        self.num_values = check_integer("num_values", num_values, 2)
+        self.data_range = (0.0, float(self.num_values - 1))
+
+    def num_seen(self, channels: int) -> int:
+        return channels * self.num_values
+
+    def num_parameters(self, channels: int) -> int:
+        assert channels == 1
+        return self.num_values
+
+    def num_uniforms(self, channels: int) -> int:
+        return channels
+
+    def seen(self, x: Tensor) -> Tensor:
+        names = one_hot(x.squeeze(1).long(), self.num_values).movedim(-1, 1)
+        return names.to(x.dtype) * math.sqrt(self.num_values)
+
+    def data(self, seen: Tensor) -> Tensor:
+        return seen.argmax(1, keepdim=True).to(seen.dtype)
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        return -cross_entropy(parameters, x.squeeze(1).long(), reduction="none")
+
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        index = _first_above(parameters, noise)
+        out.zero_().scatter_(0, index, math.sqrt(self.num_values))
+
+    def check_data(self, x: Tensor) -> None:
+        values = x.detach().unique()
+        names = (values == values.round()) & (values >= 0) & (values < self.num_values)
+        if not names.all():
+            raise ValueError(
+                f"an Indices output is of whole numbers from 0 to {self.num_values - 1}, got "
+                f"{float(values[~names][0]):g}; set `num_values`, or output=normal_mixture"
+            )
+
+
+class NormalMixture(PixelOutput):
+    r"""A channel of real values by a mixture of M normals, $p(x) = \sum_m π_m N(x; μ_m, s_m^2)$.
+
+    A density: nats against the Lebesgue measure of the data's unit. log s is kept in
+    [−7, 7], as what is drawn from a wide component drives the rest of the image.
+
+    Args:
+        num_components: M.
+
+    Raises:
+        ValueError: for no component.
+
+    Source: Bishop, "Mixture density networks", 1994, eq. 22 and 23; as what a pixel network gives,
+    Theis & Bethge, "Generative image modeling using spatial LSTMs", 2015.
+    """
+
+    has_mass = False
+    data_range = None
+
+    def __init__(self, num_components: int = 10) -> None:
+        self.num_components = check_integer("num_components", num_components)
+
+    def num_parameters(self, channels: int) -> int:
+        assert channels == 1
+        return 3 * self.num_components
+
+    def num_uniforms(self, channels: int) -> int:
+        return 2 * channels
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x
+
+    def data(self, seen: Tensor) -> Tensor:
+        return seen
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        logits, loc, log_scale = parameters.chunk(3, 1)
+        log_scale = log_scale.clamp(_LEAST_LOG_SCALE, -_LEAST_LOG_SCALE)
+        squares = ((x - loc) * (-log_scale).exp()).square()
+        each = logits.log_softmax(1) - log_scale - 0.5 * (squares + math.log(2 * math.pi))
+        return each.logsumexp(1)
+
+    def noise(self, uniform: Tensor) -> Tensor:
+        """The component's number as it is, the value's as a draw from N(0, 1)."""
+        tiny = torch.finfo(uniform.dtype).tiny
+        return torch.cat([uniform[:, :1], torch.special.ndtri(uniform[:, 1:].clamp(min=tiny))], 1)
+
+    def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
+        logits, loc, log_scale = parameters.chunk(3)
+        chosen = _first_above(logits, noise[:1])
+        log_scale = log_scale.gather(0, chosen).clamp(_LEAST_LOG_SCALE, -_LEAST_LOG_SCALE)
+        torch.addcmul(loc.gather(0, chosen), log_scale.exp(), noise[1:], out=out)
+
+    def check_data(self, x: Tensor) -> None:
+        pass
+
+
+def _first_above(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Of values with logits `(K, n)` the first whose cumulated probability exceeds u `(1, n)`."""
+    below = logits.softmax(0).cumsum_(0)[:-1] <= uniform
+    return below.sum(0, keepdim=True)
 
 
 class LogisticMixture(_Levels):

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from flexgen.checks import check_integer, first_line
 from flexgen.contracts import Batch, Objective, Prior, in_context
+from flexgen.distributions import drawn
 from flexgen.models.critic_score import critic_score, warn_if_flat, warn_of_clipping
 from flexgen.models.latent import Latent
 from flexgen.objectives import Played, clip_weights, critic_loss
@@ -42,8 +43,9 @@ class Adversarial(Latent):
         **loop: see :class:`~flexgen.training.Loop`.
 
     Raises:
-        ValueError: if a size is out of range, or `compile` meets a gradient penalty, whose double
-            backward it does not support.
+        ValueError: if a size is out of range, a prior with trainable parameters has draws without
+            a gradient, or `compile` meets a gradient penalty, whose double backward it does not
+            support.
 
     Source: Goodfellow et al., 2014, Algorithm 1; Arjovsky et al., 2017, Algorithm 1; Gulrajani et
     al., 2017, Algorithm 1. With a learned prior, Kilcher et al., section 3.
@@ -82,6 +84,13 @@ class Adversarial(Latent):
         self.critic_steps = critic_steps
         self._score, self._flat = partial(critic_score, generator, critic), False
         self.bind(self.prior)
+        learned = any(p.requires_grad for p in self.prior.parameters())
+        if learned and not self.prior().has_rsample:
+            raise ValueError(
+                f"a prior learns with a generator by the gradient of its draws, and those of a "
+                f"{type(self.prior.current).__name__} prior have none; start with prior=normal and "
+                "learn this one by `flexgen refit`"
+            )
         if compile:
             generator.compile()
         if compile == "both":
@@ -178,7 +187,7 @@ class Adversarial(Latent):
         """Codes `(n, latent_dim)` for a step of `player`, by the networks that are trained."""
         prior = self.prior.current
         drawn_from = prior.at(player, self.counters.generator_steps, self._score, context)
-        z: Tensor = drawn_from.rsample(() if drawn_from.batch_shape else (n,))
+        z = drawn(drawn_from, () if drawn_from.batch_shape else (n,))
         for name, value in prior.statistics.items():
             self.record(f"prior/{name}", value)
         return z

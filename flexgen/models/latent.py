@@ -27,6 +27,14 @@ def in_parts(x: Tensor, context: Tensor | None, size: int) -> Iterator[Part]:
         yield x[rows], None if context is None else context[rows]
 
 
+def _name(prior: Prior) -> str:
+    return type(prior.current if isinstance(prior, Staged) else prior).__name__
+
+
+def _kind(num_values: int | None) -> str:
+    return "real numbers" if num_values is None else f"names, whole numbers below {num_values}"
+
+
 class Latent(Loop):
     """A prior over codes z, and data made of them.
 
@@ -36,7 +44,13 @@ class Latent(Loop):
 
     Raises:
         ValueError: if a size is out of range.
+
+    Attributes:
+        num_values: K, where codes are whole numbers 0 … K − 1 that are names; None: they are real
+            numbers. Its prior is over the same.
     """
+
+    num_values: int | None = None
 
     def __init__(self, prior: nn.Module, **loop: Any) -> None:
         super().__init__(**loop)
@@ -69,10 +83,22 @@ class Latent(Loop):
         """
         prior, offers = as_prior(prior), self.offers()
         for need in sorted(prior.needs - {"data"} - offers.keys()):
-            named = prior.current if isinstance(prior, Staged) else prior
-            raise ValueError(f"a {type(named).__name__} prior {_WITHOUT[need]}")
+            raise ValueError(f"a {_name(prior)} prior {_WITHOUT[need]}")
+        if prior.num_values != self.num_values:
+            remedy = "prior=normal" if self.num_values is None else "prior=categorical or pixelcnn"
+            raise ValueError(
+                f"the codes of a {type(self).__name__} are {_kind(self.num_values)}, and a "
+                f"{_name(prior)} prior is over {_kind(prior.num_values)}; use {remedy}"
+            )
         prior.bind(**offers)
         return prior
+
+    def points(self, z: Tensor) -> Tensor:
+        """Codes `(n, latent_dim)` as points whose distances mean something, `(n, features)`.
+
+        Codes of real numbers are that themselves.
+        """
+        return z
 
     def bind_data(self, examples: Callable[[int], Tensor]) -> None:
         self.prior.bind(data=examples)

@@ -76,7 +76,7 @@ class GatedPixelCNN(PixelNetwork):
             _Layer(p, p, reach, steps[k % len(steps)], is_first=False)
             for k in range(num_layers - 1)
         ]
-        layers = [_Layer(self.shape[0], p, first, 1, is_first=True), *later]
+        layers = [_Layer(self.num_seen, p, first, 1, is_first=True), *later]
         self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
         self.conditioner = None
         if self.context_size:

@@ -60,7 +60,7 @@ class PixelCNN(PixelNetwork):
             raise ValueError(
                 f"`dilations` must be below the image's sides {self.shape[1:]}, got {list(steps)}"
             )
-        self.first = _Causal(self.shape[0], 2 * p, first, 1, centre=False)
+        self.first = _Causal(self.num_seen, 2 * p, first, 1, centre=False)
         blocks = [_Block(p, reach, steps[k % len(steps)]) for k in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.conditioner = None

@@ -37,12 +37,11 @@ class PixelNetwork(Density):
             0: none.
 
     Raises:
-        ValueError: for a shape that is no image, a size out of range, or classes and features both.
+        ValueError: for a shape that is no image, a size out of range, classes and features both, or
+            several channels under an output that shows the network more than it is of.
 
     Source: van den Oord et al., "Pixel recurrent neural networks", 2016, eq. 1 and 2.
     """
-
-    has_mass = True
 
     def __init__(
         self, shape: Sequence[int], output: PixelOutput, features: int, head_features: int,
@@ -50,7 +49,13 @@ class PixelNetwork(Density):
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape, self.output = image_shape(shape), output
-        self.data_range = output.data_range
+        self.data_range, self.has_mass = output.data_range, output.has_mass
+        self.num_seen = output.num_seen(self.shape[0])
+        if self.num_seen != self.shape[0] > 1:
+            raise ValueError(
+                f"a {type(output).__name__} output is of maps of one channel, got shape "
+                f"{self.shape}; set output=categorical or logistic_mixture"
+            )
         self.num_classes = num_classes
         check_integer("context_features", context_features, 0)
         if num_classes is not None and context_features:
@@ -67,7 +72,7 @@ class PixelNetwork(Density):
         """Features `(n, features, height, width)` of data as the output has them seen.
 
         Args:
-            seen: `(n, *shape)`.
+            seen: `(n, num_seen, height, width)`.
             context: maps `(n, context_size, height or 1, width or 1)`; None: not conditional.
         """
 
@@ -175,7 +180,7 @@ class AutoregressivePixels(Distribution):
         sets = network.head.sets
         uniform = weight.new_empty(height * width, *self._uniforms(), n).uniform_()
         noise = network.output.noise(uniform.flatten(0, 1)).view(height * width, sets, -1, n)
-        x = weight.new_zeros(height * width, channels, n)
+        x = weight.new_zeros(height * width, network.num_seen, n)
         if given is not None:
             rows = given.to(x).expand(shape).reshape(n, channels, -1)
             x[:known] = network.output.seen(rows.permute(2, 1, 0)[:known])
@@ -209,12 +214,12 @@ class AutoregressivePixels(Distribution):
             cache.put(column, channels)
 
     def _draw_naively(self, x: Tensor, noise: Tensor, known: int, context: Tensor | None) -> None:
-        network, (channels, height, width) = self.network, self.shape
+        network, (height, width) = self.network, self.shape[1:]
         sets, context = network.head.sets, network.context_maps(context)
-        images = x.permute(2, 1, 0).view(-1, channels, height, width)
+        images = x.permute(2, 1, 0).view(-1, network.num_seen, height, width)
         for pixel in range(known, len(x)):
             row, column = divmod(pixel, width)
-            for k, own in enumerate(x[pixel].split(channels // sets)):
+            for k, own in enumerate(x[pixel].split(network.num_seen // sets)):
                 seen = images.contiguous()
                 parameters = network.head(network.features(seen, context), seen)
                 network.output.draw(parameters[:, k, :, row, column].mT, noise[pixel, k], own)

@@ -5,6 +5,7 @@ zuko flow say, is one too: :func:`as_prior` adapts it.
 """
 
 from flexgen.contracts import BaseSpace, Prior
+from flexgen.priors.categorical import Categorical
 from flexgen.priors.critic_sampling import Langevin, Rejection
 from flexgen.priors.dequantised import Dequantised
 from flexgen.priors.fitting import maximise_likelihood
@@ -14,14 +15,15 @@ from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.per_class import PerClass
+from flexgen.priors.pixel import PixelPrior
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
 from flexgen.priors.staged import Staged, as_prior, base_codes
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "MAF", "BaseSpace", "Dequantised", "FlowPrior", "Gaussian", "KernelDensity", "Langevin",
-    "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors", "Normal", "PerClass", "Prior",
-    "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform", "Vamp", "Weighted", "as_prior",
-    "base_codes", "maximise_likelihood",
+    "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowPrior", "Gaussian", "KernelDensity",
+    "Langevin", "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors", "Normal",
+    "PerClass", "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform",
+    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

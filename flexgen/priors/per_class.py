@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flexgen.checks import check_integer
 from flexgen.contracts import Draws, Prior, Report
-from flexgen.distributions import Shape, Vectors
+from flexgen.distributions import Shape, Vectors, drawn
 from flexgen.priors.staged import as_prior
 
 
@@ -34,7 +34,7 @@ class PerClassDistribution(Vectors):
         z = weights.new_empty(len(labels), self.prior.latent_dim)
         for label in labels.unique().tolist():
             rows = (labels == label).nonzero().squeeze(1)
-            z = z.index_copy(0, rows, self.prior.of(label)().rsample(torch.Size((len(rows),))))
+            z = z.index_copy(0, rows, drawn(self.prior.of(label)(), (len(rows),)))
         return z.view(*shape, *self._event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class PerClass(Prior):
         base = as_prior(base)
         self.latent_dim, self.learns = base.latent_dim, base.learns
         self.log_prob_cost, self.normalised = base.log_prob_cost, base.normalised
-        self.support = base.support
+        self.support, self.num_values = base.support, base.num_values
         self.classes = nn.ModuleList(copy.deepcopy(base) for _ in range(num_classes))
         self.register_buffer("weights", torch.full((num_classes,), 1 / num_classes))
 

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from flexgen.checks import check_integer, check_one_of
 from flexgen.contracts import Cost, Prior, Score, in_context
-from flexgen.distributions import Shape, Vectors
+from flexgen.distributions import Shape, Vectors, drawn
 from flexgen.priors.staged import as_prior
 
 # The share of few codes that score high says little of the share of the prior's.
@@ -71,8 +71,7 @@ class ReweightedDistribution(Vectors):
     def _base(self, n: int, label: Tensor | None) -> Tensor:
         """n draws of the base with gradient, in a class if there is one."""
         distribution = self.prior.base(None if label is None else label.expand(n))
-        z: Tensor = distribution.rsample(torch.Size() if distribution.batch_shape else (n,))
-        return z
+        return drawn(distribution, () if distribution.batch_shape else (n,))
 
     def _scores(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.score is None:

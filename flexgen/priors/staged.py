@@ -53,7 +53,9 @@ class _Foreign(Prior):
             except NotImplementedError:
                 self.log_prob_cost = Cost.ABSENT
         self.latent_dim = len(z)
-        for name in ("log_prob_cost", "normalised", "support", "normal_scale", "takes_context"):
+        for name in (
+            "log_prob_cost", "normalised", "support", "normal_scale", "num_values", "takes_context"
+        ):  # fmt: skip
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
         has_weights = next(module.parameters(), None) is not None
@@ -116,6 +118,7 @@ class Staged(Prior):
     normalised = _of_current("normalised")
     support = _of_current("support")
     normal_scale = _of_current("normal_scale")
+    num_values = _of_current("num_values")
     takes_context = _of_current("takes_context")
     statistics = _of_current("statistics")
 

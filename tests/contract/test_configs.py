@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from flexgen.contracts import Batch
+from flexgen.distributions import drawn
 from flexgen.networks import MLPEncoder
 from flexgen.posteriors import DiagonalGaussian
 from flexgen.priors import as_prior
@@ -42,7 +43,14 @@ def for_prior(name: str) -> tuple[str, ...]:
     return f"prior={name}", f"conditional={str(name == 'per_class').lower()}"
 
 
-GAMES = [name for name in names("model") if name not in ("adversarial", "density", "vae")]
+def size_for(prior: str, usual: int) -> tuple[str, ...]:
+    """The size of a code: as it is usual in a test, or a small map for a prior over maps."""
+    if prior.startswith("pixelcnn"):
+        return "latent_dim=4", "code_shape=[1,2,2]"
+    return (f"latent_dim={usual}",)
+
+
+GAMES = [name for name in names("model") if name not in ("adversarial", "density", "vae", "vq_vae")]
 PIXELS = [
     name
     for name in names("network")
@@ -72,10 +80,18 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
 @pytest.mark.parametrize("prior", names("prior"))
 def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
     torch.manual_seed(0)
-    ring = ("data=ring8", "latent_dim=2", "network.generator.hidden_features=[8]")
+    ring = ("data=ring8", *size_for(prior, 2), "network.generator.hidden_features=[8]")
     cfg = config(f"model={name}", *for_prior(prior), *ring)
-    if "posterior" in as_prior(instantiate(cfg["prior"])).needs:
-        with pytest.raises(Exception, match=r"VAE's posteriors.*use prior=mixture"):
+    alone = as_prior(instantiate(cfg["prior"]))
+    refused = None
+    if "posterior" in alone.needs:
+        refused = r"VAE's posteriors.*use prior=mixture"
+    elif alone.num_values is not None:
+        refused = "are real numbers, and a .* prior is over names.*use prior=normal"
+    elif trainable(alone) and not alone().has_rsample:
+        refused = "gradient of its draws, .* have none; start with prior=normal"
+    if refused:
+        with pytest.raises(Exception, match=refused):
             instantiate(cfg["model"])
         return
     model = instantiate(cfg["model"])
@@ -109,8 +125,12 @@ def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood
 
 @pytest.mark.parametrize("prior", names("prior"))
 def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: str) -> None:
-    words = for_prior(prior)
-    alone = as_prior(instantiate(config(*words, "latent_dim=3")["prior"]))
+    words = (*for_prior(prior), *size_for(prior, 3))
+    alone = as_prior(instantiate(config(*words)["prior"]))
+    if alone.num_values is not None:
+        with pytest.raises(Exception, match=r"codes of a VAE are real numbers.*use prior=normal"):
+            vae(*words)
+        return
     if not alone.has_log_prob or alone.support is not None:
         with pytest.raises(Exception, match=r"a VAE.*use prior=normal"):
             vae(*words)
@@ -157,9 +177,9 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     cfg = config(f"network={name}", f"data={data}", f"model={model}")
     parts = {key: instantiate(part) for key, part in cfg["network"].items()}
     assert {"generator", "critic"} <= parts.keys() or {"encoder", "decoder"} <= parts.keys()
-    z, x = torch.randn(2, cfg["latent_dim"]), torch.randn(2, *cfg["data"]["shape"])
+    x = torch.randn(2, *cfg["data"]["shape"])
     for key in parts.keys() & {"generator", "decoder"}:
-        assert parts[key](z).shape == x.shape
+        assert parts[key](torch.randn(2, cfg["latent_dim"])).shape == x.shape
     if "critic" in parts:
         assert parts["critic"](x).shape == (2,)
     if "encoder" in parts:
@@ -169,18 +189,21 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
 @pytest.mark.parametrize("name", names("prior"))
 def test_every_prior_keeps_the_contract(name: str) -> None:
     torch.manual_seed(0)
-    cfg = config(*for_prior(name), "latent_dim=3")
+    cfg = config(*for_prior(name), *size_for(name, 3))
     prior = as_prior(instantiate(cfg["prior"]))
-    assert prior.latent_dim == 3
+    d = cfg["latent_dim"]
+    assert prior.latent_dim == d
     encoder = MLPEncoder(cfg["data"]["shape"], hidden_features=[8])
-    score, posterior = functools.partial(torch.sum, dim=-1), DiagonalGaussian(encoder, 3)
+    score, posterior = functools.partial(torch.sum, dim=-1), DiagonalGaussian(encoder, d)
 
     prior.bind(
         score=score, posterior=posterior, data=lambda n: torch.rand(n, *cfg["data"]["shape"])
     )
     p = prior()
-    assert p.event_shape == (3,)
-    assert p.sample((5,)).shape == p.rsample((5,)).shape == (5, 3)
+    assert p.event_shape == (d,)
+    assert p.sample((5,)).shape == drawn(p, (5,)).shape == (5, d)
+    if prior.num_values is not None:
+        assert set(p.sample((5,)).unique().tolist()) <= set(map(float, range(prior.num_values)))
     assert not p.sample((5,)).requires_grad
     torch.manual_seed(1)
     first = p.sample((4,))
@@ -215,6 +238,7 @@ def test_every_objective_has_both_sides(name: str) -> None:
 @pytest.mark.parametrize("name", names("callbacks"))
 def test_every_callback_builds(name: str) -> None:
     extra = ["callbacks.refit.at=[3]"] if name.startswith("refit") else []
+    extra += ["code_shape=[1,2,2]"] if name.endswith("pixelcnn") else []
     wanted = f"[reversal,{name}]" if name.startswith("refit") else f"[{name}]"
     for callback in config(f"callbacks={wanted}", *extra)["callbacks"].values():
         instantiate(callback)
