@@ -87,9 +87,9 @@ def base_space(model: Latent) -> tuple[nn.Module, Prior]:
 def _decoder(model: Latent) -> nn.Module:
     if (decoder := model.decoder) is None:
         raise ValueError(
-            f"a {type(model).__name__} whose likelihood has no mean cannot be reversed; its "
-            "codes are its posterior's: set `callbacks.refit.source=posterior`, and leave "
-            "`reversal` out of `callbacks`"
+            f"a {type(model).__name__} without a differentiable picture of its codes cannot be "
+            "reversed; its codes are its encoder's: set `callbacks.refit.source=posterior`, and "
+            "leave `reversal` out of `callbacks`"
         )
     return decoder
 

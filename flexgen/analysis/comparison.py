@@ -1,6 +1,5 @@
 """Several priors of one trained generator against the same held-out data and codes."""
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -10,13 +9,11 @@ import torch
 from torch import Tensor
 
 from flexgen.analysis.priors import codes_of, prior_for
-from flexgen.callbacks.measurement import ALONE
+from flexgen.callbacks.measurement import ALONE, divergence
 from flexgen.callbacks.quality import class_scores, classifier_of
 from flexgen.codes import context_of, supported_sigma
-from flexgen.distributions import covariance
 from flexgen.metrics import (
     EnergyDistance,
-    GaussianKL,
     ModeCoverage,
     PrecisionRecall,
     PriorAgreement,
@@ -32,6 +29,7 @@ from flexgen.runs.run import Run
 from flexgen.training import isolated_rng
 
 _FITTED = ("gaussian", "mixture", "kernel_density", "pushforward")
+_OF_NAMES = ("categorical", "pixelcnn")
 # What a normal is fitted to of a prior: of fewer, its own noise shows in the divergence.
 _DRAWS = 10_000
 _DRAWS_OF_EACH = 128  # of importance sampling, as a run takes
@@ -51,7 +49,8 @@ class NamedPrior(NamedTuple):
 def default_priors(model: Latent) -> list[str]:
     """The priors that are compared where none are named."""
     fixed = ["own"] if base_of(model) is model.prior.current else ["own", "base"]
-    return [*fixed, *_FITTED, *(_BY_SCORE if "score" in model.capabilities else ())]
+    fitted = _FITTED if model.num_values is None else _OF_NAMES
+    return [*fixed, *fitted, *(_BY_SCORE if "score" in model.capabilities else ())]
 
 
 def base_of(model: Latent) -> Prior:
@@ -81,13 +80,14 @@ class Comparison:
         data = run.data
         self.n = min(n, data.size(split), data.size("train"))
         self.held_out, self.labels = data.split(split, self.n)
-        if self.n <= (dim := run.latent.latent_dim):
+        model = run.latent
+        self.codes = model.points(codes_of(run, split, self.n).z).cpu()
+        if self.n <= (dim := self.codes.shape[1]):
             raise ValueError(
                 f"`n` must be above the {dim} dimensions of a code, got {self.n} (the {split} part "
                 f"holds {data.size(split)}); set n=1000"
             )
-        self.context = context_of(run.latent, self.labels)
-        self.codes = codes_of(run, split, self.n).z.cpu()
+        self.context = context_of(model, self.labels)
         self.fit_codes = codes_of(run, "train", n_fit)
         images = data.num_classes and self.held_out.ndim == 4
         self.classifier = classifier_of(data, "validation", cache_dir) if images else None
@@ -109,7 +109,7 @@ class Comparison:
                 with isolated_rng(seed), model.evaluating():
                     z = prior.draw(self.n, self.context)
                     x = model.decode(z, self.context).cpu()
-                values.append(self._scores(x, z.cpu()))
+                values.append(self._scores(x, model.points(z).cpu()))
                 if self.nll:
                     values[-1] |= self._nll(prior, seed)
                 values[-1] |= {
@@ -120,8 +120,8 @@ class Comparison:
             if asked.config is None:
                 label = f"{label} ({type(prior).__name__})"
             with isolated_rng(0), model.evaluating():
-                draws = prior.draw(_DRAWS, model.in_turn(_DRAWS)).cpu()
-            values[0] |= self._agreement(prior) | {"pag/fit": self._divergence(draws)}
+                draws = model.points(prior.draw(_DRAWS, model.in_turn(_DRAWS))).cpu()
+            values[0] |= self._agreement(prior) | {"pag/fit": divergence(self.codes, draws)}
         except Exception as error:
             values, failed = [], error_line(error)
         self.rows.append(PriorRow(label, values, failed))
@@ -158,17 +158,17 @@ class Comparison:
 
     def _floor(self) -> PriorRow:
         """Training data and their codes in the place of samples and draws."""
-        values, codes = [], self.fit_codes.z.cpu()
+        values, codes = [], self.run.latent.points(self.fit_codes.z).cpu()
         for seed in range(self.seeds):
             x, _ = self.run.data.split("train", self.n, seed)
             with isolated_rng(seed):
                 z = codes[torch.randperm(len(codes))[: self.n]]
             values.append(self._scores(x, z))
-        values[0]["pag/fit"] = self._divergence(codes)
+        values[0]["pag/fit"] = divergence(self.codes, codes)
         return PriorRow("data (floor)", values, is_data=True)
 
     def _scores(self, x: Tensor, z: Tensor) -> dict[str, float]:
-        """Scores of samples `(n, *shape)` and of the codes `(n, latent_dim)` they were made of."""
+        """Scores of samples `(n, *shape)`, and of the codes they were made of, as points."""
         energy, spread = EnergyDistance(**ALONE), PrecisionRecall(self.classifier, **ALONE)
         for metric, real, made in ((energy, self.codes, z), (spread, self.held_out, x)):
             metric.update(real, real=True)
@@ -214,13 +214,3 @@ class Comparison:
         agreement = PriorAgreement(sigma=prior.normal_scale, **ALONE)
         agreement.update(self.codes)
         return {"pag/unit": float(agreement.compute())}
-
-    def _divergence(self, draws: Tensor) -> float:
-        """KL of held-out codes to draws `(m, latent_dim)`, both taken as normal, in nats."""
-        try:
-            moments = draws.double().mean(0), covariance(draws)
-            kl = GaussianKL(reference=moments, bias_correct=True, **ALONE)
-            kl.update(self.codes)
-            return float(kl.compute())
-        except ValueError:  # a covariance that is singular
-            return math.inf

@@ -1,6 +1,7 @@
 """Callbacks: schedules, logging and pictures; the work is in reversal, priors and metrics."""
 
 from flexgen.callbacks.checkpoint import Checkpoint
+from flexgen.callbacks.code_length import CodeLength
 from flexgen.callbacks.density import DensityScore
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
 from flexgen.callbacks.likelihood import LikelihoodScore
@@ -14,7 +15,7 @@ from flexgen.callbacks.reversal import ReversalScore
 from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
-    "AggregatePosterior", "Checkpoint", "CodeMap", "DensityScore", "Disagreement",
+    "AggregatePosterior", "Checkpoint", "CodeLength", "CodeMap", "DensityScore", "Disagreement",
     "LikelihoodScore", "Measurement", "PosteriorScore", "PriorRefit", "Progress",
     "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality", "Scheduled", "Spectrum",
 ]  # fmt: skip

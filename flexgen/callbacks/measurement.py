@@ -1,6 +1,7 @@
 """What measures a model at chosen steps: saved first, and never the loss of a training."""
 
 import logging
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torchmetrics import Metric
 from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
-from flexgen.metrics import EnergyDistance, PriorAgreement, pag_interval
+from flexgen.distributions import covariance
+from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.run_notes import RunNote, add_note
 from flexgen.training import isolated_rng, rank
 
@@ -33,6 +35,19 @@ def energy_distance(drawn: Tensor, codes: Tensor) -> float:
     distance = EnergyDistance(**ALONE).to(codes.device)
     distance.update(codes, real=True)
     return value_of(distance, drawn, False)
+
+
+def divergence(codes: Tensor, draws: Tensor) -> float:
+    """KL of codes `(n, d)` to draws from a prior, both taken as normal, in nats.
+
+    Infinite, if the draws do not fill their space; n must be above d.
+    """
+    try:
+        moments = draws.double().mean(0), covariance(draws)
+        kl = GaussianKL(reference=moments, bias_correct=True, **ALONE)
+        return value_of(kl.to(codes.device), codes)
+    except ValueError:  # a covariance that is singular
+        return math.inf
 
 
 def agreement(name: str, z: Tensor, sigma: float = 1.0, **resampling: Any) -> dict[str, float]:
@@ -63,8 +78,10 @@ def check_codes(name: str, n: int, split: str, size: int, dim: int) -> None:
 _LACKED = {
     "samples": "samples of the model",
     "prior": "a prior over codes, which this model does not have",
-    "decoder": "a picture of each code to reverse, which this model does not have: its likelihood "
-    "has no mean",
+    "decoder": "a differentiable picture of each code to reverse, which this model does not have: "
+    "its codes are names, or its likelihood has no mean",
+    "encoder": "an encoder to codes, which this model does not have; train model=vae or vq_vae",
+    "codebook": "codes that name vectors, which this model does not have; train model=vq_vae",
     "posterior": "a posterior, which this model does not have; train model=vae",
     "likelihood": "a likelihood p(x|z), which this model does not have; train model=vae",
     "log_likelihood": "a normalised density of codes and a likelihood, which this model does not "

@@ -1,4 +1,4 @@
-"""Pictures of what a VAE's posterior makes of held-out data."""
+"""Pictures of what a VAE's posterior, or a VQ-VAE's encoder, makes of held-out data."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _Seen = tuple[Tensor, Tensor, Tensor | None]  # data, their codes, their labels
 
 
 class _OfPosterior(Measurement):
-    """Pictures codes of held-out data, for each a draw from q(z|x).
+    """Pictures codes of held-out data, for each a draw from q(z|x), or the encoder's one code.
 
     Args:
         n: data, at least 2 and at most what the split holds.
@@ -26,7 +26,7 @@ class _OfPosterior(Measurement):
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
     """
 
-    needs = ("posterior",)
+    needs = ("encoder",)
 
     def __init__(self, *, n: int, split: str = "validation", **schedule: Any) -> None:
         super().__init__(**schedule)
@@ -65,7 +65,7 @@ class AggregatePosterior(_OfPosterior):
 
     A scatter plot in Z and, where the prior is a flow, one in its base space, where N(0, I) stands.
     Both show the plane of the codes' two largest principal components; codes of one dimension have
-    none, and no picture.
+    none, and no picture. Of codes that are names it is of the vectors that they name, flattened.
 
     Args:
         n: data.
@@ -84,7 +84,8 @@ class AggregatePosterior(_OfPosterior):
             return
         with model.evaluating():
             draws = model.prior.draw(_DRAWS, model.in_turn(_DRAWS))
-            spaces = {"codes and draws from the prior, Z": (z, draws)}
+            pair = model.points(z), model.points(draws)
+            spaces = {"codes and draws from the prior, Z": pair}
             base = base_codes(model.prior, z)
         if base is not None and not torch.equal(base, z):
             normal = torch.randn(_DRAWS, z.shape[1], device=z.device)

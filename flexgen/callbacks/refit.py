@@ -192,8 +192,10 @@ class PriorRefit(Scheduled):
             n, context = len(codes.z), codes.context
             drawn = {"before": model.prior.draw(n, context), "after": prior.draw(n, context)}
             drawn["floor"] = codes.z
+            there = model.points(held_out.z)
             values = {
-                f"refit/energy_{when}": energy_distance(z, held_out.z) for when, z in drawn.items()
+                f"refit/energy_{when}": energy_distance(model.points(z), there)
+                for when, z in drawn.items()
             }
             draws = held_out.draws
             by_density = (

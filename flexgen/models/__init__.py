@@ -4,5 +4,6 @@ from flexgen.models.adversarial import Adversarial
 from flexgen.models.density import DensityModel
 from flexgen.models.latent import Latent
 from flexgen.models.vae import VAE
+from flexgen.models.vq_vae import VQVAE
 
-__all__ = ["VAE", "Adversarial", "DensityModel", "Latent"]
+__all__ = ["VAE", "VQVAE", "Adversarial", "DensityModel", "Latent"]

@@ -110,7 +110,7 @@ class VAE(Latent):
     @property
     def capabilities(self) -> frozenset[str]:
         believed = {"log_likelihood"} if self.prior.normalised else set()
-        return super().capabilities | {"posterior", "likelihood"} | believed
+        return super().capabilities | {"encoder", "posterior", "likelihood"} | believed
 
     def learners(self) -> tuple[nn.Module, ...]:
         return (nn.ModuleList([self.posterior, self.likelihood, self.prior]),)

@@ -7,6 +7,7 @@ the objective they are trained with. A pixel network is a density of images; cal
 distribution.
 """
 
+from flexgen.networks.codebook import Codebook
 from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
 from flexgen.networks.gated_pixelcnn import GatedPixelCNN
 from flexgen.networks.made import MADE
@@ -14,8 +15,10 @@ from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
+from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
-    "MADE", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
+    "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
     "MLPGenerator", "PixelCNN", "Positioned", "ResConvEncoder", "ResConvGenerator",
+    "SpatialEncoder", "SpatialGenerator",
 ]  # fmt: skip

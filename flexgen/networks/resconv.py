@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
         return y
 
 
-def _blocks(
+def residual_blocks(
     maps: Sequence[int], sizes: Sequence[Size], plain_blocks: int, act: str, slope: float, up: bool
 ) -> list[nn.Module]:
     """Blocks from each map to the next, plain ones between them, an activation after each."""
@@ -112,7 +112,7 @@ class ResConvEncoder(Conditional):
         self.shape = layers.image_shape(shape)
         maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
-        net = _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=False)
+        net = residual_blocks(maps, sizes, plain_blocks, activation, negative_slope, up=False)
         units = maps[-1] * math.prod(sizes[-1])
         widths = (units, *check_sizes("linear_features", linear_features))
         dense = layers.dense(widths, None, activation, negative_slope)
@@ -165,7 +165,7 @@ class ResConvGenerator(Conditional):
         widths = (self.latent_dim + self.labels_beside, *hidden, math.prod(first))
         net = layers.dense(widths, None, activation, negative_slope)
         net += [nn.Unflatten(1, first)]
-        net += _blocks(maps, sizes, plain_blocks, activation, negative_slope, up=True)
+        net += residual_blocks(maps, sizes, plain_blocks, activation, negative_slope, up=True)
         net[-1] = layers.output_map(output_range)
         self.net = nn.Sequential(*net)
         if weight_norm:

@@ -141,6 +141,25 @@ def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: s
     assert without_gradient(learns) == []
 
 
+@pytest.mark.parametrize("prior", names("prior"))
+def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str) -> None:
+    words = (*for_prior(prior), "latent_dim=16", "code_shape=[1,4,4]", "conditional=false")
+    if prior == "per_class":
+        words = (*words, "conditional=true", "prior@prior.base=categorical")
+    cfg = config("model=vq_vae", "data=digits_static", *words)
+    torch.manual_seed(0)
+    alone = as_prior(instantiate(cfg["prior"]))
+    if alone.num_values is None:
+        with pytest.raises(Exception, match=r"VQVAE|a critic|a VAE's posteriors"):
+            instantiate(cfg["model"])
+        return
+    model = instantiate(cfg["model"])
+    learns = trainable(model)
+    train(model, binary())
+    assert without_gradient(learns) == []
+    assert model.sample(3).shape == (3, 1, 8, 8)
+
+
 @pytest.mark.parametrize("output", names("output"))
 @pytest.mark.parametrize("network", PIXELS)
 @pytest.mark.parametrize("conditional", [False, True])
@@ -174,12 +193,14 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
     both = OmegaConf.load(CONF / "network" / f"{name}.yaml")
     model = "vae" if "encoder" in both else "gan"
+    model = "vq_vae" if name == "spatial" else model
     cfg = config(f"network={name}", f"data={data}", f"model={model}")
     parts = {key: instantiate(part) for key, part in cfg["network"].items()}
     assert {"generator", "critic"} <= parts.keys() or {"encoder", "decoder"} <= parts.keys()
     x = torch.randn(2, *cfg["data"]["shape"])
     for key in parts.keys() & {"generator", "decoder"}:
-        assert parts[key](torch.randn(2, cfg["latent_dim"])).shape == x.shape
+        own = parts[key].latent_dim if name == "spatial" else cfg["latent_dim"]
+        assert parts[key](torch.randn(2, own)).shape == x.shape
     if "critic" in parts:
         assert parts["critic"](x).shape == (2,)
     if "encoder" in parts:
