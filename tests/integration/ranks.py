@@ -50,6 +50,12 @@ DENSITY = (
     "network.pixels.num_layers=2", "trainer=ddp_cpu", "report=false", "steps=30",
     "callbacks.samples.every=null", "callbacks.checkpoint.every=10",
 )  # fmt: skip
+VQ_VAE = (
+    "model=vq_vae", "data=digits_static", "data.batch_size=32", "latent_dim=16",
+    "network.encoder.channels=[4]", "network.decoder.channels=[4]", "model.codebook.num_vectors=8",
+    "model.codebook.restart=10", "trainer=ddp_cpu", "report=false", "steps=30",
+    "callbacks=[progress,code_length,checkpoint]", "callbacks.checkpoint.every=10",
+)  # fmt: skip
 
 RUNS: dict[str, tuple[str, ...]] = {
     "gan": (*SHARED, *REFIT, "callbacks.refit.source=reversal", "prior=masked", "model=gan"),
@@ -59,6 +65,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "measured": (*NORMED, "callbacks.quality.every=4"),
     "stopped": NORMED,
     "density": DENSITY,
+    "vq_vae": VQ_VAE,
 }
 
 
