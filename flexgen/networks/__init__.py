@@ -12,6 +12,7 @@ from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
 from flexgen.networks.gated_pixelcnn import GatedPixelCNN
 from flexgen.networks.made import MADE
 from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
+from flexgen.networks.multiscale import MultiscalePixelCNN
 from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
@@ -19,6 +20,6 @@ from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
     "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
-    "MLPGenerator", "PixelCNN", "Positioned", "ResConvEncoder", "ResConvGenerator",
-    "SpatialEncoder", "SpatialGenerator",
+    "MLPGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned", "ResConvEncoder",
+    "ResConvGenerator", "SpatialEncoder", "SpatialGenerator",
 ]  # fmt: skip

@@ -16,7 +16,40 @@ from flexgen.networks.layers import image_shape
 from flexgen.networks.pixel_cache import PixelCache, of_columns
 
 
-class PixelNetwork(Density):
+class PixelDensity(Density):
+    """A density of images that knows the parameters of every pixel in one pass.
+
+    Called, it returns a :class:`PixelProduct`.
+
+    Args:
+        shape: `(channels, height, width)` of one image.
+        output: what the parameters mean.
+
+    Raises:
+        ValueError: for a shape that is no image, or several channels under an output that shows the
+            network more than it is of.
+    """
+
+    def __init__(self, shape: Sequence[int], output: PixelOutput) -> None:
+        super().__init__()
+        self.shape, self.output = image_shape(shape), output
+        self.data_range, self.has_mass = output.data_range, output.has_mass
+        self.num_seen = output.num_seen(self.shape[0])
+        if self.num_seen != self.shape[0] > 1:
+            raise ValueError(
+                f"a {type(output).__name__} output is of maps of one channel, got shape "
+                f"{self.shape}; set output=categorical or logistic_mixture"
+            )
+
+    @abstractmethod
+    def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The output's parameters of images `(n, *shape)`: `(n, sets, a set, height, width)`."""
+
+    def check_data(self, x: Tensor) -> None:
+        self.output.check_data(x)
+
+
+class PixelNetwork(PixelDensity):
     r"""An autoregressive density of images: called, it returns :class:`AutoregressivePixels`.
 
     .. math:: p(x) = \prod_i p(x_i | x_{<i}, c)
@@ -37,8 +70,8 @@ class PixelNetwork(Density):
             0: none.
 
     Raises:
-        ValueError: for a shape that is no image, a size out of range, classes and features both, or
-            several channels under an output that shows the network more than it is of.
+        ValueError: as :class:`PixelDensity` does, for a size out of range, or for classes and
+            features both.
 
     Source: van den Oord et al., "Pixel recurrent neural networks", 2016, eq. 1 and 2.
     """
@@ -47,15 +80,7 @@ class PixelNetwork(Density):
         self, shape: Sequence[int], output: PixelOutput, features: int, head_features: int,
         *, num_classes: int | None = None, context_features: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.shape, self.output = image_shape(shape), output
-        self.data_range, self.has_mass = output.data_range, output.has_mass
-        self.num_seen = output.num_seen(self.shape[0])
-        if self.num_seen != self.shape[0] > 1:
-            raise ValueError(
-                f"a {type(output).__name__} output is of maps of one channel, got shape "
-                f"{self.shape}; set output=categorical or logistic_mixture"
-            )
+        super().__init__(shape, output)
         self.num_classes = num_classes
         check_integer("context_features", context_features, 0)
         if num_classes is not None and context_features:
@@ -81,7 +106,6 @@ class PixelNetwork(Density):
         """What n draws at once go through, pixel by pixel; context as :meth:`features` has it."""
 
     def parameters_of(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The output's parameters of images `(n, *shape)`: `(n, sets, a set, height, width)`."""
         seen = self.output.seen(x)
         parameters: Tensor = self.head(self.features(seen, self.context_maps(context)), seen)
         return parameters
@@ -113,22 +137,19 @@ class PixelNetwork(Density):
     def forward(self, context: Tensor | None = None) -> "AutoregressivePixels":
         return AutoregressivePixels(self, context)
 
-    def check_data(self, x: Tensor) -> None:
-        self.output.check_data(x)
 
-
-class AutoregressivePixels(Distribution):
-    """A pixel network's distribution over images: its density in one pass, its draws by a cache.
+class PixelProduct(Distribution):
+    """A distribution over images that is a product over pixels, each given others.
 
     Args:
-        network: the pixel network.
+        network: knows the parameters of each.
         context: labels or features, one for each image of a batch; None: none, no batch shape.
     """
 
     arg_constraints = {}  # noqa: RUF012  (the torch interface wants a class attribute)
     support = constraints.real
 
-    def __init__(self, network: PixelNetwork, context: Tensor | None = None) -> None:
+    def __init__(self, network: PixelDensity, context: Tensor | None = None) -> None:
         self.network, self.context = network, context
         batch = torch.Size() if context is None else context.shape[:1]
         super().__init__(batch, torch.Size(network.shape), validate_args=False)
@@ -144,6 +165,27 @@ class AutoregressivePixels(Distribution):
         # In half precision the sum over pixels would be known to a nat.
         log_prob = output.log_prob(parameters.reshape(len(x), a_set, *x.shape[2:]).to(x.dtype), x)
         return log_prob.view(-1, sets * math.prod(x.shape[2:])).sum(1).view(lead)
+
+    def _of_rows(self, lead: Sequence[int]) -> Tensor | None:
+        """The context of each of so many images, in rows."""
+        if self.context is None:
+            return None
+        own = self.context.shape[1:]
+        return self.context.expand(*lead, *own).reshape(-1, *own)
+
+
+class AutoregressivePixels(PixelProduct):
+    """A pixel network's distribution over images: its density in one pass, its draws by a cache.
+
+    Args:
+        network: the pixel network.
+        context: labels or features, one for each image of a batch; None: none, no batch shape.
+    """
+
+    network: PixelNetwork
+
+    def __init__(self, network: PixelNetwork, context: Tensor | None = None) -> None:
+        super().__init__(network, context)
 
     @torch.no_grad()
     def sample(
@@ -223,13 +265,6 @@ class AutoregressivePixels(Distribution):
                 seen = images.contiguous()
                 parameters = network.head(network.features(seen, context), seen)
                 network.output.draw(parameters[:, k, :, row, column].mT, noise[pixel, k], own)
-
-    def _of_rows(self, lead: Sequence[int]) -> Tensor | None:
-        """The context of each of so many images, in rows."""
-        if self.context is None:
-            return None
-        own = self.context.shape[1:]
-        return self.context.expand(*lead, *own).reshape(-1, *own)
 
 
 class PixelsGivenMaps(Distribution):

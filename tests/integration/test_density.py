@@ -65,6 +65,20 @@ def test_a_density_is_trained_measured_drawn_from_and_resumed(flexgen: Command) 
     assert rows(run, "nll/samples") == rows(whole, "nll/samples")
 
 
+@pytest.mark.parametrize("network", ["multiscale_pixelcnn"])
+def test_every_pixel_network_is_resumed_with_the_same_bits(flexgen: Command, network: str) -> None:
+    words = [word for word in TINY if not word.startswith(("network", "steps"))]
+    few = (*words, f"network={network}", "conditional=true", "callbacks=[checkpoint]")
+    few = tuple(word for word in few if not word.startswith(("callbacks.nll", "callbacks.samples")))
+    run = flexgen("train", *few, "steps=5", "report=false")
+    flexgen("resume", f"run={run}", "steps=10", "report=false")
+    whole = flexgen("train", *few, "steps=10", "report=false", run_dir="whole")
+    there, here = (load_checkpoint(r / "checkpoints" / "step=00000010.ckpt") for r in (run, whole))
+    for name, weight in here["state_dict"].items():
+        assert torch.equal(there["state_dict"][name], weight), name
+    assert torch.equal(open_run(run).sample(12), open_run(whole).sample(12))
+
+
 @pytest.fixture
 def run(flexgen: Command) -> Path:
     kept = [word for word in TINY if not word.startswith("callbacks")]
