@@ -14,12 +14,13 @@ from flexgen.networks.made import MADE
 from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.networks.multiscale import MultiscalePixelCNN
 from flexgen.networks.pixelcnn import PixelCNN
+from flexgen.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
 from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
-    "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "GatedPixelCNN", "MLPCritic", "MLPEncoder",
-    "MLPGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned", "ResConvEncoder",
-    "ResConvGenerator", "SpatialEncoder", "SpatialGenerator",
+    "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "DiagonalBiLSTM", "GatedPixelCNN",
+    "MLPCritic", "MLPEncoder", "MLPGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned",
+    "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder", "SpatialGenerator",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ class PixelCNN(PixelNetwork):
             raise ValueError(
                 f"`dilations` must be below the image's sides {self.shape[1:]}, got {list(steps)}"
             )
-        self.first = _Causal(self.num_seen, 2 * p, first, 1, centre=False)
+        self.first = CausalConv(self.num_seen, 2 * p, first, 1, centre=False)
         blocks = [_Block(p, reach, steps[k % len(steps)]) for k in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.conditioner = None
@@ -84,7 +84,7 @@ class PixelCNN(PixelNetwork):
         return _Cache(self, n, context)
 
 
-class _Causal(nn.Module):
+class CausalConv(nn.Module):
     """A convolution of the rows above a pixel and of its own up to it, with or without it."""
 
     def __init__(self, cin: int, cout: int, reach: int, dilation: int, centre: bool) -> None:
@@ -107,7 +107,7 @@ class _Block(nn.Module):
     def __init__(self, p: int, reach: int, dilation: int) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(2 * p, p, 1)
-        self.causal = _Causal(p, p, reach, dilation, centre=True)
+        self.causal = CausalConv(p, p, reach, dilation, centre=True)
         self.wide = nn.Conv2d(p, 2 * p, 1)
         scale_weights(self.narrow, self.wide)
 
