@@ -208,6 +208,7 @@ class Prior(_OverCodes):
         num_values: K, where codes are whole numbers 0 … K − 1 that are names and not amounts, and
             `log_prob` is of their probability; None: codes are real numbers.
         takes_context: whether it is another distribution for another context.
+        levels: the sizes of a code's levels, the lowest first; (): it has none.
         learns: whether :meth:`fit` has anything to learn from codes.
         needs: what it must be bound to before a draw, of "score", "posterior" and "data".
         statistics: what it says of its last draw, by name; scalars.
@@ -219,6 +220,7 @@ class Prior(_OverCodes):
     normal_scale: float | None = None
     num_values: int | None = None
     takes_context: bool = False
+    levels: tuple[int, ...] = ()
     learns: bool = False
     statistics: Mapping[str, Tensor] = MappingProxyType({})
     unmasked: "Prior | None" = None

@@ -1,7 +1,7 @@
 """Distributions over codes and over pixels, as torch Distributions without its argument checks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,11 @@ class DiagonalNormal(_Located):
         z, kl = _DrawAndKL.apply(self.loc, self.scale, eps, other.loc, other.scale)
         return z, kl
 
+    def kl(self, other: "DiagonalNormal") -> Tensor:
+        """KL(self ‖ other) of each dimension, `(*batch, d)`, nats; the batches broadcast."""
+        ratio, shift = self.scale / other.scale, (self.loc - other.loc) / other.scale
+        return 0.5 * (ratio.square() + shift.square() - 1) - ratio.log()
+
     def _log_prob(self, eps: Tensor) -> Tensor:
         return -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
 
@@ -125,6 +130,58 @@ class _DrawAndKL(Function):
             further = 1 - ratio.square() - shift.square()
             grad_others[1] = (further * per_unit).sum_to_size(other_scale.shape)
         return grad_loc, grad_scale, None, *grad_others
+
+
+class HierarchicalNormal(Vectors):
+    r"""Levels of a vector, each a diagonal normal given the level above it.
+
+    .. math:: p(z) = N(z_L; m_L, s_L^2) \prod_{l<L} N(z_l; m_l(z_{l+1}), s_l^2(z_{l+1}))
+
+    with z the levels side by side, the lowest first.
+
+    Args:
+        below: of each level but the highest, from the lowest: what is above it, `(*batch, d')`, to
+            its normal, `(*batch, d)`.
+        top: of the highest level.
+        levels: the size of each.
+    """
+
+    def __init__(
+        self, below: Sequence[Callable[[Tensor], DiagonalNormal]], top: DiagonalNormal,
+        levels: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.below, self.top, self.levels = below, top, list(levels)
+        super().__init__((), sum(levels))
+
+    def given(self, z: Tensor) -> DiagonalNormal:
+        """Of each level its normal given what z has above it, `(*batch, d)`; at z it is p(z)."""
+        _, *above = z.split(self.levels, -1)
+        each = [of(level) for of, level in zip(self.below, above, strict=True)] + [self.top]
+        loc = [p.loc.expand(*z.shape[:-1], -1) for p in each]
+        scale = [p.scale.expand(*z.shape[:-1], -1) for p in each]
+        return DiagonalNormal(torch.cat(loc, -1), torch.cat(scale, -1))
+
+    def of_noise(self, eps: Tensor) -> Tensor:
+        """z of ε from N(0, I), `(*batch, d)`, from the highest level down."""
+        *noise, own = eps.split(self.levels, -1)
+        z = [torch.addcmul(self.top.loc, self.top.scale, own)]
+        for of, own in zip(reversed(self.below), reversed(noise), strict=True):
+            p = of(z[0])
+            z.insert(0, torch.addcmul(p.loc, p.scale, own))
+        return torch.cat(z, -1)
+
+    def noise_of(self, z: Tensor) -> Tensor:
+        """The other way round."""
+        p = self.given(z)
+        return (z - p.loc) / p.scale
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        loc = self.top.loc
+        shape = *sample_shape, *self._event_shape
+        return self.of_noise(torch.randn(*shape, device=loc.device, dtype=loc.dtype))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.given(value).log_prob(value)
 
 
 class BoxUniform(Vectors):

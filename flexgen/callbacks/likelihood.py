@@ -14,7 +14,7 @@ from flexgen.callbacks.measurement import Measurement, agreement, energy_distanc
 from flexgen.checks import check_integer
 from flexgen.codes import context_of
 from flexgen.contracts import in_context
-from flexgen.distributions import DiagonalNormal, LowerNormal
+from flexgen.distributions import DiagonalNormal, HierarchicalNormal, LowerNormal
 from flexgen.files import write_tensors
 from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE
@@ -56,7 +56,13 @@ class LikelihoodScore(Measurement):
 
     `elbo/total_correlation` and `elbo/dimensionwise_kl`. These two take densities of single
     dimensions, which a Gaussian posterior has, diagonal or full, and a flow has not. Without them
-    go posteriors of flows, and priors of dependent dimensions. Then `posterior/active_units`; and
+    go posteriors of flows, and priors of dependent dimensions. Under a hierarchical prior and a
+    diagonal posterior the KL has a part of each level, the lowest first,
+
+        KL(q(z|x) ‖ p(z)) = Σ_l E KL(q(z_l|x) ‖ p(z_l|z_{l+1}))
+
+    `elbo/kl_level1` and so on, each in closed form given the 16 draws of the level above, and
+    `posterior/active_units_level1`. Then `posterior/active_units`; and
     how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
     distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
     prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
@@ -168,6 +174,7 @@ class LikelihoodScore(Measurement):
             }
             if divided:
                 found |= _marginal_parts(q, model.prior(), z[0], surprise[0])
+            found |= _kl_of_levels(q, model.prior(labels), z)
             for name, of_data in found.items():
                 terms.setdefault(name, []).append(of_data)
             codes.append(z[0])
@@ -178,14 +185,19 @@ class LikelihoodScore(Measurement):
         parts = {name: float(torch.cat(of_data).mean()) for name, of_data in terms.items()}
         if divided:
             parts["elbo/mutual_information"] = parts["elbo/kl"] - parts["elbo/marginal_kl"]
+        levels = model.prior[0].levels
         values = {
             "elbo/bound": -parts["elbo/reconstruction"] - parts["elbo/kl"],
             "posterior/active_units": float(active_units(torch.cat(means), torch.cat(again))),
             "posterior/energy": energy_distance(model.prior.draw(len(z), context), z),
         }
+        halves = (torch.cat(part).split(levels, 1) for part in (means, again) if levels)
+        for level, (first, second) in enumerate(zip(*halves, strict=True), 1):
+            values[f"posterior/active_units_level{level}"] = float(active_units(first, second))
         if model.prior.in_use:
             # The prior before a refit may have had them: its values must not stay the last ones.
             values |= dict.fromkeys(_OF_NORMAL_PRIORS, math.nan)
+            values |= {f"elbo/kl_level{level + 1}": math.nan for level in range(len(levels))}
         base = base_codes(model.prior, z)
         if base is not None and len(z) > z.shape[1]:
             values |= agreement("posterior/pag", base, seed=self.seed)
@@ -225,6 +237,14 @@ def _marginal_parts(
         found["elbo/total_correlation"] = log_marginal - log_product
         found["elbo/dimensionwise_kl"] = log_product + surprise
     return found
+
+
+def _kl_of_levels(q: Distribution, p: Distribution, z: Tensor) -> dict[str, Tensor]:
+    """KL(q(z_l|x) ‖ p(z_l|z_{l+1})) of each level, a mean over draws `(16, n, d)`."""
+    if not (isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal)):
+        return {}
+    parts = q.kl(p.given(z)).double().mean(0).split(p.levels, -1)
+    return {f"elbo/kl_level{level}": part.sum(-1) for level, part in enumerate(parts, 1)}
 
 
 def _means(q: Distribution) -> tuple[Tensor, Tensor]:

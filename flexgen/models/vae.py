@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from flexgen.checks import check_integer, check_not_negative, first_line
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
-from flexgen.distributions import DiagonalNormal
+from flexgen.distributions import DiagonalNormal, HierarchicalNormal
 from flexgen.models.latent import Latent, in_parts
 from flexgen.objectives import importance_weighted_bound, kl_floor
 from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
@@ -38,7 +38,9 @@ class VAE(Latent):
         \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)}\right], \quad z_k ∼ q(z|x)
 
     K = 1 is the ELBO. Where posterior and prior are diagonal normals its term
-    E[log q(z|x) − log p(z)] is their KL in closed form, else it is estimated from the same draws.
+    E[log q(z|x) − log p(z)] is their KL in closed form; under a hierarchical prior that of each
+    level, Σ_l E KL(q(z_l|x) ‖ p(z_l|z_{l+1})), given the draw of the level above. Else it is
+    estimated from the same draws.
     The training loss is −L_K, in nats per datum, with two changes to its KL term for K = 1: the
     weight rises from 0 to 1 in the first `kl_warmup` generator steps, and is no lower than
     `free_bits` for each dimension.
@@ -136,7 +138,8 @@ class VAE(Latent):
         if not prior.has_log_prob and prior.normalised:
             raise ValueError(
                 f"a VAE needs the density of its prior, and a {name} prior has none; use "
-                "prior=normal, gaussian, mixture, learnable_mixture, vamp, realnvp, maf or zuko_nsf"
+                "prior=normal, gaussian, mixture, learnable_mixture, vamp, hierarchical, "
+                "realnvp, maf or zuko_nsf"
             )
         if prior.support is not None:
             raise ValueError(
@@ -214,6 +217,9 @@ class VAE(Latent):
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
             z, kl = q.rsample_and_kl(p, draws)
             kl = kl.mean(0)
+        elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal):
+            z = q.rsample(draws)
+            kl = q.kl(p.given(z)).flatten(0, -2).mean(0)
         else:
             z, log_q = q.rsample_and_log_prob(draws)
             kl = (log_q + self.prior.cross_entropy(z, context)).mean().view(1)

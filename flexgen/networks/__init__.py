@@ -11,7 +11,7 @@ from flexgen.networks.codebook import Codebook
 from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
 from flexgen.networks.gated_pixelcnn import GatedPixelCNN
 from flexgen.networks.made import MADE
-from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPGenerator
+from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPFirstLevel, MLPGenerator
 from flexgen.networks.multiscale import MultiscalePixelCNN
 from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
@@ -21,6 +21,7 @@ from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
     "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "DiagonalBiLSTM", "GatedPixelCNN",
-    "MLPCritic", "MLPEncoder", "MLPGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned",
-    "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder", "SpatialGenerator",
+    "MLPCritic", "MLPEncoder", "MLPFirstLevel", "MLPGenerator", "MultiscalePixelCNN", "PixelCNN",
+    "Positioned", "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder",
+    "SpatialGenerator",
 ]  # fmt: skip

@@ -66,6 +66,16 @@ class MLPGenerator(conditioning.ConditionalGenerator):
         return self.to_range(x).unflatten(1, self.shape)
 
 
+class MLPFirstLevel(MLPGenerator):
+    """A fully connected decoder of a code's lowest level, its first `latent_dim` numbers.
+
+    p(x|z) = p(x|z₁): what the levels above know of x must go through the lowest.
+    """
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(z[:, : self.latent_dim], context)
+
+
 class MLPCritic(conditioning.ConditionalCritic):
     """A fully connected critic of data of any shape.
 

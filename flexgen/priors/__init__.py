@@ -12,6 +12,7 @@ from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal, Uniform
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
 from flexgen.priors.gaussian import Gaussian
+from flexgen.priors.hierarchical import Hierarchical
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.per_class import PerClass
@@ -22,8 +23,8 @@ from flexgen.priors.staged import Staged, as_prior, base_codes
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowPrior", "Gaussian", "KernelDensity",
-    "Langevin", "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors", "Normal",
-    "PerClass", "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform",
-    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
+    "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowPrior", "Gaussian", "Hierarchical",
+    "KernelDensity", "Langevin", "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors",
+    "Normal", "PerClass", "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged",
+    "Uniform", "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

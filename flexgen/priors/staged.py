@@ -120,6 +120,7 @@ class Staged(Prior):
     normal_scale = _of_current("normal_scale")
     num_values = _of_current("num_values")
     takes_context = _of_current("takes_context")
+    levels = _of_current("levels")
     statistics = _of_current("statistics")
 
     def __init__(self, stages: Iterable[nn.Module]) -> None:

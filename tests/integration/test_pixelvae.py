@@ -1,0 +1,106 @@
+"""A PixelVAE of two levels through every command."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flexgen.runs.run import open_run
+from flexgen.training import latest_checkpoint, load_checkpoint
+from tests.integration.test_resume import same
+
+Command = Callable[..., Path]
+
+TINY = (
+    "experiment=pixelvae/digits_two_levels", "latent_dim=5", "prior.levels=[3,2]",
+    "prior.hidden_features=[8]", "network.encoder.hidden_features=[16]",
+    "network.decoder.hidden_features=[16]", "network.decoder.shape=[2,8,8]",
+    "likelihood.pixels.channels=4", "data.num_validation=60", "data.num_test=60",
+    "callbacks.likelihood.n=60", "callbacks.likelihood.num_samples=2",
+    "callbacks.likelihood.every=null", "callbacks.samples.n=4", "callbacks.reconstructions.n=4",
+    "callbacks.samples.every=null", "trainer=cpu", "report=false",
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(flexgen: Command) -> Path:
+    return flexgen("train", *TINY, "steps=6")
+
+
+def values_of(run: Path) -> dict[str, float]:
+    values: dict[str, float] = json.loads((run / "metrics.json").read_text())["values"]
+    return values
+
+
+def test_it_is_trained_measured_by_level_and_resumed_to_the_same_bits(
+    flexgen: Command, run: Path
+) -> None:
+    values = values_of(run)
+    by_level = values["elbo/kl_level1"] + values["elbo/kl_level2"]
+    assert by_level == pytest.approx(values["elbo/kl"], rel=0.2, abs=0.05)
+    assert {"nll/bits_per_dimension", "posterior/active_units_level2"} <= values.keys()
+    opened = open_run(run)
+    assert opened.latent.prior.levels == (3, 2)
+    flexgen("report", str(run))
+    assert "KL, lowest level" in (run / "report.html").read_text()
+
+    flexgen("resume", f"run={run}", "steps=12")
+    whole = flexgen("train", *TINY, "steps=12", run_dir="whole")
+    there, here = (load_checkpoint(latest_checkpoint(r)) for r in (run, whole))
+    for part in ("state_dict", "optimizer_states", "flexgen"):
+        assert same(there[part], here[part]) == []
+    with (whole / "metrics.csv").open() as file:
+        assert "elbo/kl_level2" in next(csv.reader(file))
+
+
+def test_the_code_is_one_vector_for_refits_samples_and_comparisons(
+    flexgen: Command, run: Path
+) -> None:
+    flexgen("sample", f"run={run}", "n=4")
+    drawn = load_file(next((run / "samples").glob("*_n=4.safetensors")))["x"]
+    grid = torch.arange(17) / 8 - 1
+    assert torch.cdist(drawn.view(-1, 1), grid[:, None]).amin(1).max() < 1e-6
+    flexgen("sample", f"run={run}", "prior=realnvp", "prior.steps=4", "n=4", "n_fit=100")
+    flexgen("evaluate", f"run={run}")
+    child = flexgen(
+        "refit", f"run={run}", "prior=realnvp", "prior.steps=10", "prior.hidden_features=[8]",
+        "more=2", "refit.n=200", "refit.keep=always", "report=false", run_dir="child",
+    )  # fmt: skip
+    values = values_of(child)
+    assert values["prior/stage"] == 1
+    assert math.isnan(values["elbo/kl_level1"])
+    assert math.isfinite(values["nll/samples"])
+    flexgen(
+        "compare", f"run={run}", "priors=own,gaussian,hierarchical", "n=40", "seeds=2",
+        "n_fit=200",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("reverse", "a picture of each code to reverse, which this model does not have"),
+        ("sample interpolate=linear", "no mean cannot be reversed; its codes are its posterior's"),
+        ("refit prior=realnvp refit.source=reversal", "no mean cannot be reversed"),
+        ("refit prior=pushforward", "a Pushforward prior has none"),
+    ],
+)
+def test_what_needs_a_mean_is_refused_in_a_line(
+    flexgen: Command, run: Path, command: str, told: str
+) -> None:
+    name, *words = command.split()
+    with pytest.raises(SystemExit) as stopped:
+        flexgen(name, f"run={run}", *words, run_dir="child")
+    assert told in str(stopped.value.code)
+    assert "\n" not in str(stopped.value.code)
+
+
+def test_levels_that_do_not_add_up_are_refused_in_a_line(flexgen: Command) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        flexgen("train", *TINY, "latent_dim=6")
+    assert "add up to `latent_dim` 6" in str(stopped.value.code)
