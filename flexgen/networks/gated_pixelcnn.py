@@ -30,7 +30,7 @@ class GatedPixelCNN(PixelNetwork):
 
     Args:
         channels: p, maps of a stack.
-        num_layers: how many layers.
+        num_layers: how many layers; 0: no pixel sees another, all are given the context alone.
         first_kernel_size: side of the first layer's kernel, odd.
         kernel_size: side of the others, odd.
         dilations: of each layer but the first, in turn; [1]: none.
@@ -38,7 +38,7 @@ class GatedPixelCNN(PixelNetwork):
         **pixels: see :class:`~flexgen.networks.pixels.PixelNetwork`.
 
     Raises:
-        ValueError: for sizes out of range, or a kernel of an even side.
+        ValueError: for sizes out of range, a kernel of an even side, or neither layers nor context.
 
     Source: van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016,
     eq. 2 and 4, figure 2. Departures: the vertical stack has a residual connection too, and weights
@@ -66,7 +66,11 @@ class GatedPixelCNN(PixelNetwork):
             context_features=context_features,
         )  # fmt: skip
         self.channels = p
-        check_integer("num_layers", num_layers)
+        if check_integer("num_layers", num_layers, 0) == 0 and not self.context_size:
+            raise ValueError(
+                "without layers a pixel sees the context alone, and there is none; set "
+                "`num_layers=1`, or `context_features`"
+            )
         first, reach = (
             reach_of("first_kernel_size", first_kernel_size),
             reach_of("kernel_size", kernel_size),
@@ -77,14 +81,16 @@ class GatedPixelCNN(PixelNetwork):
             for k in range(num_layers - 1)
         ]
         layers = [_Layer(self.num_seen, p, first, 1, is_first=True), *later]
-        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
+        self.layers = nn.ModuleList(layers[:num_layers])  # type: ignore[assignment]
         self.conditioner = None
         if self.context_size:
-            maps = num_layers * 4 * p
+            maps = num_layers * 4 * p or p
             self.conditioner = nn.Conv2d(self.context_size, maps, 1, bias=False)
         self.to(memory_format=torch.channels_last)  # four fifths of a training step's time on a CPU
 
     def features(self, seen: Tensor, context: Tensor | None) -> Tensor:
+        if not self.layers:
+            return self._of_context(context)
         v = h = seen
         for layer, (of_v, of_h) in zip(self.layers, self.shares(context), strict=True):
             v, h = layer(v, h, of_v, of_h, last=layer is self.layers[-1])
@@ -98,7 +104,13 @@ class GatedPixelCNN(PixelNetwork):
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def cache(self, n: int, context: Tensor | None) -> PixelCache:
-        return _Cache(self, n, context)
+        return _Cache(self, n, context) if self.layers else _Known(self._of_context(context))
+
+    def _of_context(self, context: Tensor | None) -> Tensor:
+        """What a pixel is given that sees no other."""
+        assert self.conditioner is not None
+        maps: Tensor = self.conditioner(context)
+        return maps.expand(-1, -1, *self.shape[1:])
 
 
 def _rows(maps: Tensor) -> Tensor:
@@ -187,6 +199,21 @@ class _Layer(nn.Module):
             v, b = _Gate.apply(a, None if self.is_first else v, self.link.weight.flatten(1), b)
         g = self.out(_Gate.apply(b, None, None, None)[0])
         return v, g if self.is_first else h + g
+
+
+class _Known(PixelCache):
+    """Features that no pixel changes, `(n, features, height, width)`."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.rows = features.permute(2, 3, 1, 0)
+
+    def start_row(self, row: int) -> None:
+        self.row = self.rows[row]
+
+    def features(self, column: int) -> Tensor:
+        return self.row[column]
+
+    def put(self, column: int, seen: Tensor) -> None: ...
 
 
 class _Cache(PixelCache):

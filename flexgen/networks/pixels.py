@@ -65,7 +65,9 @@ class PixelNetwork(PixelDensity):
         output: what the parameters mean.
         features: maps that the head is given.
         head_features: hidden units of the head, for each channel that has parameters of its own.
-        num_classes: of the labels `(n,)` that the context is; null: none.
+        num_classes: of the labels `(n,)` that the context is, or of shares of classes
+            `(n, num_classes)`, between which the distribution is what the network makes of them;
+            null: none.
         context_features: size c of a context of vectors `(n, c)` or maps `(n, c, height, width)`;
             0: none.
 
@@ -123,7 +125,7 @@ class PixelNetwork(PixelDensity):
                     "`context_features`"
                 )
             return None
-        if self.num_classes is not None:
+        if self.num_classes is not None and (context is None or context.ndim == 1):
             context = one_hot(context, self.num_classes)
         if context is None or context.ndim not in (2, 4) or context.shape[1] != self.context_size:
             got = "none" if context is None else tuple(context.shape)

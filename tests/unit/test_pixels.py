@@ -364,6 +364,50 @@ def test_a_class_changes_the_density(kind: str) -> None:
     torch.testing.assert_close(network(torch.tensor([1])).log_prob(x[:1]), log_prob[1:2])
 
 
+@every_network
+def test_shares_of_classes_are_labels_where_one_has_all(kind: str) -> None:
+    network = build(kind, (1, 4, 4), "bernoulli", num_classes=3)
+    x = torch.rand(3, 1, 4, 4, dtype=torch.float64).round()
+    labels = torch.tensor([2, 0, 1])
+    shares = functional.one_hot(labels, 3).double()
+    assert torch.equal(network(shares).log_prob(x), network(labels).log_prob(x))
+    mixed = network(shares.roll(1, 0) / 2 + shares / 2).log_prob(x)
+    assert not torch.isclose(mixed, network(labels).log_prob(x)).any()
+    with pytest.raises(ValueError, match=r"takes a context \(n, 3\).*got \(3, 2\)"):
+        network(shares[:, :2]).log_prob(x)
+
+
+@pytest.mark.parametrize("size", [(), (3, 4)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_without_layers_pixels_are_given_the_context_alone(
+    size: tuple[int, ...], channels: int
+) -> None:
+    torch.manual_seed(0)
+    shape = (channels, 3, 4)
+    network = GatedPixelCNN(
+        shape, Categorical((-1, 1), 4), channels=5, num_layers=0, context_features=2
+    ).double()
+    context = torch.randn(2, 2, *size).double()
+    x = (torch.randint(4, (2, *shape)) / 1.5 - 1).double()
+    other = x.clone()
+    other[..., 1, 2] = other[..., 1, 2].flip(0)
+    of_x, of_other = (network.parameters_of(each, context) for each in (x, other))
+    apart = (of_x != of_other).flatten(0, 2).any(0)
+    expected = torch.zeros(3, 4).bool()
+    expected[1, 2] = channels > 1 and not torch.equal(x, other)  # the channels before, in the head
+    assert torch.equal(apart, expected)
+    assert (network.parameters_of(x, context + 1) != of_x).any(2).all()
+    torch.manual_seed(1)
+    cached = network(context).sample((3,))
+    torch.manual_seed(1)
+    assert torch.equal(cached, network(context).sample((3,), cached=False))
+
+
+def test_neither_layers_nor_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="`num_layers=1`, or `context_features`"):
+        GatedPixelCNN((1, 4, 4), Bernoulli(), num_layers=0)
+
+
 def test_a_context_that_does_not_fit_is_one_line() -> None:
     x = torch.zeros(2, 1, 4, 4).double()
     with pytest.raises(ValueError, match="takes no context"):
