@@ -1,10 +1,13 @@
 """A PixelVAE of two levels through every command."""
 
 import csv
+import importlib.util
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,23 @@ TINY = (
     "callbacks.likelihood.every=null", "callbacks.samples.n=4", "callbacks.reconstructions.n=4",
     "callbacks.samples.every=null", "trainer=cpu", "report=false",
 )  # fmt: skip
+
+
+CLASSES = (
+    "experiment=pixels/digits_classes", "network.pixels.channels=4", "network.pixels.num_layers=2",
+    "callbacks=[progress,nll,checkpoint]", "callbacks.nll.every=null", "trainer=cpu", "steps=4",
+    "report=false",
+)  # fmt: skip
+
+
+def study() -> ModuleType:
+    path = Path(__file__).parents[2] / "experiments" / "pixelvae" / "figures.py"
+    spec = importlib.util.spec_from_file_location("pixelvae_figures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -104,3 +124,47 @@ def test_levels_that_do_not_add_up_are_refused_in_a_line(flexgen: Command) -> No
     with pytest.raises(SystemExit) as stopped:
         flexgen("train", *TINY, "latent_dim=6")
     assert "add up to `latent_dim` 6" in str(stopped.value.code)
+
+
+def test_the_study_varies_one_noise_at_a_time(run: Path) -> None:
+    vary = study().Vary(open_run(run).latent)
+    assert vary.names == ("level 2", "level 1", "pixels")
+    codes: list[torch.Tensor] = []
+    decode = vary.model.decode
+
+    def seen(z: torch.Tensor) -> Any:
+        codes.append(vary.model.prior.base_space().from_code(z))
+        return decode(z)
+
+    vary.model.decode = seen
+    base = vary.draw(6, "level 1", 0)
+    assert all(torch.equal(vary.draw(6, name, 0), base) for name in vary.names)
+    noise = codes[0]
+    codes.clear()
+    images = {name: vary.draw(6, name, 1) for name in (*vary.names, "everything")}
+    moved = [(eps - noise).abs() > 1e-4 for eps in codes]
+    expected = [[False] * 3 + [True] * 2, [True] * 3 + [False] * 2, [False] * 5, [True] * 5]
+    for found, wanted in zip(moved, expected, strict=True):
+        assert torch.equal(found, torch.tensor(wanted).expand(6, 5))
+    # After six steps a code moves few pixels, if any; another noise moves many.
+    assert torch.equal(images["pixels"], vary.draw(6, "pixels", 1))
+    assert (images["pixels"] != base).float().mean() > 0.3
+    assert (images["level 2"] != base).float().mean() < 0.1
+
+
+def test_the_study_makes_its_pictures_and_tables(flexgen: Command, run: Path) -> None:
+    out = Path("figures")
+    out.mkdir()
+    figures = study()
+    for kind in ("levels", "shares", "codes"):
+        getattr(figures, kind)([run], out)
+    figures.classes([flexgen("train", *CLASSES, run_dir="classes")], out)
+    for name in ("levels", "shares", "codes", "classes"):
+        assert (out / f"{name}.png").stat().st_size > 1000
+    varied = list(csv.DictReader((out / "levels.csv").open()))
+    assert [row["varied"] for row in varied] == ["level 2", "level 1", "pixels", "everything"]
+    assert float(varied[-1]["distance"]) == 1
+    (nats,) = csv.DictReader((out / "shares.csv").open())
+    assert float(nats["nll"]) == pytest.approx(values_of(run)["nll/samples"], abs=1e-3)
+    (named,) = csv.DictReader((out / "classes.csv").open())
+    assert float(named["by the classifier"]) > 0.9
