@@ -1,6 +1,6 @@
 """Pixel networks: drawing by a cache against whole passes, and a training step against masks.
 
-    python benchmarks/pixels.py [--rounds 3] [--batches 1 16 64 256]
+    python benchmarks/pixels.py [--rounds 3] [--batches 1 16 64 256] [--only …]
 
 **Drawing.** Gated PixelCNN of 7 layers of 32 on 28 × 28 binary pixels, and of 5 layers of 48 on
 32 × 32 × 3 pixels of 256 values. The other side is what one writes without a cache: a whole pass
@@ -12,6 +12,10 @@ products, each once, at the rate of one large product.
 **A training step.** Batch 50, 7 layers of 16 and of 32: FlexGen's step under bfloat16 autocast and
 in float32 against the network as it is usually written, in float32: full kernels times a mask, tanh
 and sigmoid apart. Both with Adam.
+
+**Multiscale.** 28 × 28 binary pixels by doublings, 7 → 14 → 28, against the gated PixelCNN by its
+cache: draws, and a training step under bfloat16, with the networks of
+`experiment=pixels/mnist_static` and `…_multiscale`. `--only multiscale` is that alone.
 
 CPU seconds of the process, with one thread; medians over the rounds, and of the rounds' ratios.
 """
@@ -25,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexgen.networks import GatedPixelCNN
+from flexgen.networks import GatedPixelCNN, MultiscalePixelCNN
+from flexgen.networks.pixels import PixelDensity
 from flexgen.outputs import Bernoulli, Categorical
 
 
@@ -169,13 +174,66 @@ def training(p: int, x: Tensor, rounds: int) -> None:
         print(f"| {p} | {name} | {1e3 * statistics.median(own):.0f} ms | {ratio:.2f} |", flush=True)
 
 
+def multiscale(batches: list[int], rounds: int) -> None:
+    torch.manual_seed(0)
+    ours = MultiscalePixelCNN((1, 28, 28), Bernoulli())
+    print("| drawing, 28 × 28 | cached, a pixel at once | multiscale | ratio |\n|---|---|---|---|")
+    for p, dilations in ((16, [1, 2]), (32, [1])):
+        pixelwise = GatedPixelCNN((1, 28, 28), Bernoulli(), channels=p, dilations=dilations)
+        for n in batches:
+            times = in_turn(
+                [lambda: pixelwise().sample((n,)), lambda: ours().sample((n,))],  # noqa: B023
+                5 * rounds,
+            )
+            print(row_of(f"7 layers of {p}, batch {n}", times))
+    x = (torch.rand(50, 1, 28, 28) < 0.2).float()
+    pixelwise = GatedPixelCNN((1, 28, 28), Bernoulli(), channels=16, dilations=[1, 2])
+
+    def step(network: PixelDensity) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(network.parameters(), fused=True)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = -network().log_prob(x).mean()
+            loss.backward()
+            optimizer.step()
+
+        return run
+
+    print(
+        row_of(
+            "training step, 7 layers of 16, batch 50",
+            in_turn([step(pixelwise), step(ours)], 5 * rounds),
+        )
+    )
+
+
+def in_turn(sides: list[Callable[[], object]], rounds: int) -> list[tuple[float, ...]]:
+    """CPU seconds of both sides in each round."""
+    for run in sides:
+        run()
+    return [tuple(seconds(run) for run in sides) for _ in range(rounds)]
+
+
+def row_of(name: str, times: list[tuple[float, ...]]) -> str:
+    first, second = (statistics.median(side) for side in zip(*times, strict=True))
+    ratio = statistics.median(a / b for a, b in times)
+    return f"| {name} | {1e3 * first:.1f} ms | {1e3 * second:.1f} ms | {ratio:.1f}× |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--only", choices=["multiscale"])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    multiscale([n for n in args.batches if n <= 64], args.rounds)
+    if args.only:
+        return
     torch.manual_seed(0)
+    print()
     print(
         "| drawing | a pass a pixel, by masks | by our network | cached | ratio to the first "
         "| to the second | bound of it |\n|---|---|---|---|---|---|---|"
