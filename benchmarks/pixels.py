@@ -1,6 +1,6 @@
 """Pixel networks: drawing by a cache against whole passes, and a training step against masks.
 
-    python benchmarks/pixels.py [--rounds 3] [--batches 1 16 64 256] [--only …]
+    python benchmarks/pixels.py [--rounds 3] [--batches 1 16 64 256] [--only image]
 
 **Drawing.** Gated PixelCNN of 7 layers of 32 on 28 × 28 binary pixels, and of 5 layers of 48 on
 32 × 32 × 3 pixels of 256 values. The other side is what one writes without a cache: a whole pass
@@ -15,7 +15,11 @@ and sigmoid apart. Both with Adam.
 
 **Multiscale.** 28 × 28 binary pixels by doublings, 7 → 14 → 28, against the gated PixelCNN by its
 cache: draws, and a training step under bfloat16, with the networks of
-`experiment=pixels/mnist_static` and `…_multiscale`. `--only multiscale` is that alone.
+`experiment=pixels/mnist_static` and `…_multiscale`.
+
+**An image.** What one costs by each: a VAE's decoder, whole passes, the cache and doublings, beside
+the 0.05 s and 52 s of Kingma et al., "Improved variational inference with inverse autoregressive
+flow", 2016, section 6.2.
 
 CPU seconds of the process, with one thread; medians over the rounds, and of the rounds' ratios.
 """
@@ -29,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexgen.networks import GatedPixelCNN, MultiscalePixelCNN
+from flexgen.networks import GatedPixelCNN, MLPGenerator, MultiscalePixelCNN
 from flexgen.networks.pixels import PixelDensity
 from flexgen.outputs import Bernoulli, Categorical
 
@@ -209,6 +213,32 @@ def multiscale(batches: list[int], rounds: int) -> None:
     )
 
 
+@torch.no_grad()
+def an_image(rounds: int) -> None:
+    torch.manual_seed(0)
+    decoder = MLPGenerator(20, (1, 28, 28), None, [500, 500])
+    cached = GatedPixelCNN((1, 28, 28), Bernoulli(), channels=16, dilations=[1, 2])
+    doubled = MultiscalePixelCNN((1, 28, 28), Bernoulli())
+    print("| 28 × 28, CPU milliseconds an image | batch 1 | batch 64 |\n|---|---|---|")
+    found = []
+    for n in (1, 64):
+        x = (torch.rand(n, 1, 28, 28) < 0.2).float()
+        times = in_turn(
+            [
+                lambda: decoder(torch.randn(n, 20)).sigmoid().bernoulli(),  # noqa: B023
+                lambda: cached.parameters_of(x),  # noqa: B023
+                lambda: cached().sample((n,)),  # noqa: B023
+                lambda: doubled().sample((n,)),  # noqa: B023
+            ],
+            5 * rounds,
+        )
+        found.append([1e3 * statistics.median(side) / n for side in zip(*times, strict=True)])
+        found[-1][1] *= 28 * 28
+    names = ("VAE, a decoder's pass", "a pass a pixel", "a pixel at once, cached", "multiscale")
+    for name, one, many in zip(names, *found, strict=True):
+        print(f"| {name} | {one:,.2f} | {many:,.3f} |", flush=True)
+
+
 def in_turn(sides: list[Callable[[], object]], rounds: int) -> list[tuple[float, ...]]:
     """CPU seconds of both sides in each round."""
     for run in sides:
@@ -226,27 +256,40 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
-    parser.add_argument("--only", choices=["multiscale"])
+    parser.add_argument("--only", choices=["drawing", "training", "multiscale", "image"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    multiscale([n for n in args.batches if n <= 64], args.rounds)
-    if args.only:
-        return
+    small = [n for n in args.batches if n <= 64]
+    parts: dict[str, Callable[[], None]] = {
+        "drawing": lambda: all_drawing(args.batches, small, args.rounds),
+        "training": lambda: all_training(args.rounds),
+        "multiscale": lambda: multiscale(small, args.rounds),
+        "image": lambda: an_image(args.rounds),
+    }
+    for name, part in parts.items():
+        if args.only in (None, name):
+            part()
+            print()
+
+
+def all_drawing(batches: list[int], small: list[int], rounds: int) -> None:
     torch.manual_seed(0)
-    print()
     print(
         "| drawing | a pass a pixel, by masks | by our network | cached | ratio to the first "
         "| to the second | bound of it |\n|---|---|---|---|---|---|---|"
     )
-    for n in args.batches:
-        drawing(GatedPixelCNN((1, 28, 28), Bernoulli()), n, args.rounds)
+    for n in batches:
+        drawing(GatedPixelCNN((1, 28, 28), Bernoulli()), n, rounds)
     colour = GatedPixelCNN((3, 32, 32), Categorical(), channels=48, num_layers=5)
-    for n in (n for n in args.batches if n <= 64):
-        drawing(colour, n, args.rounds)
-    print("\n| channels | training step, batch 50 | CPU time | ratio |\n|---|---|---|---|")
+    for n in small:
+        drawing(colour, n, rounds)
+
+
+def all_training(rounds: int) -> None:
+    print("| channels | training step, batch 50 | CPU time | ratio |\n|---|---|---|---|")
     x = (torch.rand(50, 1, 28, 28) < 0.2).float()
     for p in (16, 32):
-        training(p, x, args.rounds)
+        training(p, x, rounds)
 
 
 if __name__ == "__main__":
