@@ -76,7 +76,7 @@ def test_the_density_integrates_to_1() -> None:
 
 def test_noise_is_the_base_space() -> None:
     prior = curved()
-    base, to_code, from_code = prior.base_space()
+    base, to_code, from_code, _ = prior.base_space()
     eps = torch.randn(7, D).double()
     z = to_code(eps)
     assert base.normal_scale == 1
