@@ -15,6 +15,8 @@ from flexgen.priors.gaussian import check_codes
 
 # A fit looks at all held-out codes at once; a network's activations of them would fill the memory.
 _AT_ONCE = 1000
+# Of the head's last weights: less of them would leave the components of a mixture alike.
+_NEAR_NORMAL = 0.1
 
 
 class FlatPixels(Vectors):
@@ -51,14 +53,16 @@ class PixelPrior(Prior):
     A code stays a vector `(d,)` wherever it goes, and is a map `network.shape` in here: channels,
     rows, columns. Of real numbers, a fit first sets a location and a scale for each number by the
     codes' mean and standard deviation; of whole numbers that are names (`output.num_values`) there
-    are none. A fit takes more than one code, and reports what
+    are none. Numbers start near N(0, 1) of these, from which a fit learns what the
+    moments miss. It takes more than one code, and reports what
     :func:`~flexgen.priors.fitting.maximise_likelihood` does.
 
     A density takes one pass, a draw one step a position, by the network's cache. Draws have no
     gradient, so the prior learns with a VAE or by a refit, and not in an adversarial game.
 
     Args:
-        network: a density of maps, without a context; a code has d = channels · height · width.
+        network: a density of maps, without a context; a code has d = channels · height · width. Of
+            an output of real numbers its head's last weights are made small.
         steps: optimizer steps of a fit, at most.
         batch_size: codes a step.
         lr: step size of its Adam.
@@ -90,6 +94,11 @@ class PixelPrior(Prior):
         self.network, self.latent_dim = network, math.prod(network.shape)
         self.num_values = network.output.num_values
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
+        if self.num_values is None:
+            last = network.head.last
+            with torch.no_grad():
+                for parameter in last.parameters():
+                    parameter.mul_(_NEAR_NORMAL)
         self.register_buffer("loc", torch.zeros(self.latent_dim))
         self.register_buffer("scale", torch.ones(self.latent_dim))
 

@@ -177,6 +177,16 @@ def test_a_fit_to_maps_of_real_numbers_is_closer_than_their_normal() -> None:
     assert not any(p.requires_grad for p in prior.parameters())
 
 
+def test_a_prior_of_real_maps_starts_near_the_normal_of_the_moments() -> None:
+    torch.manual_seed(1)
+    codes = 3 + 2 * torch.randn(500, 12)
+    prior = real(steps=1, lr=1e-9)
+    prior.fit(codes)
+    normal = Normal(codes.mean(0), codes.std(0)).log_prob(codes).sum(1)
+    assert (prior().log_prob(codes) - normal).abs().mean() < 1
+    assert prior.draw(4000).mean(0).sub(codes.mean(0)).abs().max() < 0.3
+
+
 def test_a_fit_of_names_learns_what_position_cannot_say() -> None:
     torch.manual_seed(0)
     first = torch.randint(4, (2000, 1))
