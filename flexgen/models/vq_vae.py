@@ -153,7 +153,7 @@ class VQVAE(Latent):
                 ) from error
             if h.shape[1] != (wanted_size := self.codebook.dim * self.latent_dim):
                 positions, rest = divmod(h.shape[1], self.codebook.dim)
-                remedy = f"set `latent_dim={positions}`" if not rest else "set `codebook.dim`"
+                remedy = "set `model.codebook.dim`" if rest else f"set `latent_dim={positions}`"
                 raise ValueError(
                     f"the encoder must give {self.codebook.dim} numbers at each of `latent_dim` "
                     f"{self.latent_dim} positions, {wanted_size}, got {h.shape[1]}; {remedy}"
@@ -203,10 +203,9 @@ class VQVAE(Latent):
         self.record("loss/reconstruction", reconstruction)
         self.record("loss/kl", length)
         self.record("loss/commitment", apart)
-        for name, value in zip(
-            ("perplexity", "used"), perplexity(z, self.num_values), strict=True
-        ):  # fmt: skip
-            self.record(f"codebook/{name}", value)
+        spread, used = perplexity(z, self.num_values)
+        self.record("codebook/batch_perplexity", spread)
+        self.record("codebook/batch_used", used)
         return loss
 
     @torch.no_grad()

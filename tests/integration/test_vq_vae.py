@@ -54,7 +54,8 @@ def test_a_vq_vae_is_trained_refitted_compared_and_drawn_from(
     assert length == pytest.approx([16 * math.log(8)] * 2)
     assert nll[1] < nll[0]
     assert nll[1] == pytest.approx(length[1] + rows(run, "elbo/reconstruction")[1])
-    assert rows(run, "codebook/perplexity")
+    assert 1 <= rows(run, "codebook/perplexity")[-1] <= 8
+    assert len(rows(run, "codebook/batch_perplexity")) == 2
     saved = load_file(run / "nll" / "step=00000010.safetensors")
     assert saved["nll"].shape == saved["length"].shape == (150,)
 
