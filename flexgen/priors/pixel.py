@@ -9,7 +9,7 @@ from torch import Tensor
 from flexgen.checks import check_integer
 from flexgen.contracts import Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors
-from flexgen.networks.pixels import PixelNetwork
+from flexgen.networks.pixels import PixelHead, PixelNetwork
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 
@@ -62,7 +62,7 @@ class PixelPrior(Prior):
 
     Args:
         network: a density of maps, without a context; a code has d = channels · height · width. Of
-            an output of real numbers its head's last weights are made small.
+            an output of real numbers the last weights of its heads are made small.
         steps: optimizer steps of a fit, at most.
         batch_size: codes a step.
         lr: step size of its Adam.
@@ -95,9 +95,9 @@ class PixelPrior(Prior):
         self.num_values = network.output.num_values
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
         if self.num_values is None:
-            last = network.head.last
+            heads = [part for part in network.modules() if isinstance(part, PixelHead)]
             with torch.no_grad():
-                for parameter in last.parameters():
+                for parameter in (p for head in heads for p in head.last.parameters()):
                     parameter.mul_(_NEAR_NORMAL)
         self.register_buffer("loc", torch.zeros(self.latent_dim))
         self.register_buffer("scale", torch.ones(self.latent_dim))
