@@ -161,10 +161,10 @@ def test_the_study_makes_its_pictures_and_tables(flexgen: Command, run: Path) ->
     figures.classes([flexgen("train", *CLASSES, run_dir="classes")], out)
     for name in ("levels", "shares", "codes", "classes"):
         assert (out / f"{name}.png").stat().st_size > 1000
-    varied = list(csv.DictReader((out / "levels.csv").open()))
+    varied = list(csv.DictReader((out / "levels.csv").read_text().splitlines()))
     assert [row["varied"] for row in varied] == ["level 2", "level 1", "pixels", "everything"]
     assert float(varied[-1]["distance"]) == 1
-    (nats,) = csv.DictReader((out / "shares.csv").open())
+    (nats,) = csv.DictReader((out / "shares.csv").read_text().splitlines())
     assert float(nats["nll"]) == pytest.approx(values_of(run)["nll/samples"], abs=1e-3)
-    (named,) = csv.DictReader((out / "classes.csv").open())
+    (named,) = csv.DictReader((out / "classes.csv").read_text().splitlines())
     assert float(named["by the classifier"]) > 0.9
