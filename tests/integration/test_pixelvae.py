@@ -105,8 +105,8 @@ def test_the_code_is_one_vector_for_refits_samples_and_comparisons(
     ("command", "told"),
     [
         ("reverse", "picture of each code to reverse, which this model does not have"),
-        ("sample interpolate=linear", "no mean cannot be reversed; its codes are its posterior's"),
-        ("refit prior=realnvp refit.source=reversal", "no mean cannot be reversed"),
+        ("sample interpolate=linear", "cannot be reversed; its codes are its encoder's"),
+        ("refit prior=realnvp refit.source=reversal", "cannot be reversed"),
         ("refit prior=pushforward", "a Pushforward prior has none"),
     ],
 )
