@@ -196,7 +196,7 @@ def test_a_second_refit_at_the_same_step_is_refused(flexgen: Run) -> None:
         ("flexgen ref", {"refit"}),
         ("flexgen train prior=no", {"prior=normal"}),
         ("flexgen train model.critic_st", {"model.critic_steps="}),
-        ("flexgen refit prior=p", {"prior=per_class", "prior=pushforward"}),
+        ("flexgen refit prior=pe", {"prior=per_class"}),
     ],
 )
 def test_tab_completion(

@@ -1,7 +1,8 @@
 """Each prior in a run: saved, loaded, resumed to the same bits, and shared by two processes.
 
 A prior with something to learn is fitted to codes in mid-run too, as a second stage. Those made of
-a VAE's posteriors have a VAE's run, in `test_vamp.py`. Run as a script, this file trains all priors
+a VAE's posteriors have a VAE's run, in `test_vamp.py`, those over maps theirs, in `test_vq_vae.py`.
+Run as a script, this file trains all priors
 in the processes that torchrun started.
 """
 
@@ -48,11 +49,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pushforward": {"steps": 3},
     "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}},
 }
+ELSEWHERE = ("vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real")
 NAMES = sorted(
     path.stem
     for path in (CONF / "prior").glob("*.yaml")
-    if (find_spec("zuko") or not path.stem.startswith("zuko"))
-    and path.stem not in ("vamp", "mixture_of_posteriors")
+    if (find_spec("zuko") or not path.stem.startswith("zuko")) and path.stem not in ELSEWHERE
 )
 
 

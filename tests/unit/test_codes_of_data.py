@@ -230,7 +230,7 @@ def test_a_flow_prior_is_pictured_in_its_base_space_too(
     ("callback", "lacked"),
     [
         (SampleGrid(draws=True), r"SampleGrid needs a likelihood p\(x\|z\)"),
-        (Reconstructions(), "Reconstructions needs a posterior"),
+        (Reconstructions(), "Reconstructions needs an encoder to codes"),
     ],
 )
 def test_pictures_of_a_posterior_are_refused_without_one(callback: Any, lacked: str) -> None:

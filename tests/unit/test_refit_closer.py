@@ -31,6 +31,9 @@ class Model:
         self.prior = Staged([before, after])
         self.evaluating = nullcontext
 
+    def points(self, z: Tensor) -> Tensor:
+        return z
+
 
 def refitted(scale_before: float, scale_after: float, monkeypatch: Any) -> dict[str, float]:
     """A refit where the codes of data, training and held-out, are N(0, I)."""
