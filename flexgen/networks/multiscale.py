@@ -191,9 +191,6 @@ class MultiscalePixels(PixelProduct):
 
     network: MultiscalePixelCNN
 
-    def __init__(self, network: MultiscalePixelCNN, context: Tensor | None = None) -> None:
-        super().__init__(network, context)
-
     @torch.no_grad()
     def sample(
         self, sample_shape: Sequence[int] = (), *, given: Tensor | None = None, known: int = 0,

@@ -186,9 +186,6 @@ class AutoregressivePixels(PixelProduct):
 
     network: PixelNetwork
 
-    def __init__(self, network: PixelNetwork, context: Tensor | None = None) -> None:
-        super().__init__(network, context)
-
     @torch.no_grad()
     def sample(
         self, sample_shape: Sequence[int] = (), *, given: Tensor | None = None, known: int = 0,
