@@ -25,8 +25,9 @@ class GatedPixelCNN(PixelNetwork):
         \quad g(a_1, a_2) = \tfrac12 \tanh(a_1 / 2) ⊙ σ(a_2) = (σ(a_1) - \tfrac12) ⊙ σ(a_2)
 
     (c acts on v in the same way.) The first layer takes rows and columns before the pixel, with no
-    residual. Kernels are cropped to their causal half: there is no mask, and no weight that one
-    would hide. Both gates are one sigmoid; the factors ½ are the weights' affair.
+    residual; with `position_bias` its gates have a learned bias at each pixel. Kernels are cropped
+    to their causal half: there is no mask, and no weight that one would hide. Both gates are one
+    sigmoid; the factors ½ are the weights' affair.
 
     Args:
         channels: p, maps of a stack.
@@ -35,15 +36,18 @@ class GatedPixelCNN(PixelNetwork):
         kernel_size: side of the others, odd.
         dilations: of each layer but the first, in turn; [1]: none.
         head_features: hidden units of the head; null: `channels`.
+        position_bias: whether the first layer knows where a pixel lies. Without it only padding
+            tells; where objects are centred, as MNIST's digits are, that costs nats.
         **pixels: see :class:`~flexgen.networks.pixels.PixelNetwork`.
 
     Raises:
-        ValueError: for sizes out of range, a kernel of an even side, or neither layers nor context.
+        ValueError: for sizes out of range, a kernel of an even side, neither layers nor context, or
+            a position bias without layers.
 
     Source: van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016,
     eq. 2 and 4, figure 2. Departures: the vertical stack has a residual connection too, and weights
     start at a scale that keeps the variance, without which likelihoods come much later; R has no
-    bias; colours are ordered by the head.
+    bias; colours are ordered by the head; the position bias is FlexGen's own.
 
     Example:
         >>> from flexgen.outputs import Bernoulli
@@ -58,6 +62,7 @@ class GatedPixelCNN(PixelNetwork):
         self, shape: Sequence[int], output: PixelOutput, *, channels: int = 32,
         num_layers: int = 7, first_kernel_size: int = 7, kernel_size: int = 3,
         dilations: Sequence[int] = (1,), head_features: int | None = None,
+        position_bias: bool = False,
         num_classes: int | None = None, context_features: int = 0,
     ) -> None:  # fmt: skip
         p = check_integer("channels", channels)
@@ -71,6 +76,11 @@ class GatedPixelCNN(PixelNetwork):
                 "without layers a pixel sees the context alone, and there is none; set "
                 "`num_layers=1`, or `context_features`"
             )
+        if position_bias and not num_layers:
+            raise ValueError(
+                "a position bias is of the first layer, and there is none; set `num_layers=1`, or "
+                "`position_bias=false`"
+            )
         first, reach = (
             reach_of("first_kernel_size", first_kernel_size),
             reach_of("kernel_size", kernel_size),
@@ -82,6 +92,9 @@ class GatedPixelCNN(PixelNetwork):
         ]
         layers = [_Layer(self.num_seen, p, first, 1, is_first=True), *later]
         self.layers = nn.ModuleList(layers[:num_layers])  # type: ignore[assignment]
+        self.position_bias = None
+        if position_bias:
+            self.position_bias = nn.Parameter(torch.zeros(1, 4 * p, *self.shape[1:]))
         self.conditioner = None
         if self.context_size:
             maps = num_layers * 4 * p or p
@@ -97,10 +110,13 @@ class GatedPixelCNN(PixelNetwork):
         return h
 
     def shares(self, context: Tensor | None) -> list[tuple[Tensor | None, Tensor | None]]:
-        """The context's part in the gates of each layer, of v and of h."""
-        if self.conditioner is None:
-            return [(None, None)] * len(self.layers)
-        parts = self.conditioner(context).chunk(2 * len(self.layers), 1)
+        """What the context, and the place, add to the gates of each layer, of v and of h."""
+        parts: list[Tensor | None] = [None] * (2 * len(self.layers))
+        if self.conditioner is not None:
+            parts = list(self.conditioner(context).chunk(len(parts), 1))
+        if self.position_bias is not None:
+            own = self.position_bias.chunk(2, 1)
+            parts[:2] = [a if b is None else a + b for a, b in zip(own, parts[:2], strict=True)]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def cache(self, n: int, context: Tensor | None) -> PixelCache:
@@ -189,10 +205,10 @@ class _Layer(nn.Module):
         above, left = (v[:, :, :-1], h[..., :-1]) if self.is_first else (v, h)
         a = self.vertical(functional.pad(above, (r, r, r, 0)))
         if of_v is not None:
-            a = a + of_v
+            a = a + of_v.to(a.dtype)
         b = self.horizontal(functional.pad(left, (r, 0)))
         if of_h is not None:
-            b = b + of_h
+            b = b + of_h.to(b.dtype)
         if last:
             b = b + self.link(a)
         else:

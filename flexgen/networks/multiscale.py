@@ -46,6 +46,8 @@ class MultiscalePixelCNN(PixelDensity):
             :class:`~flexgen.networks.GatedPixelCNN`.
         base_layers: its layers.
         head_features: hidden units of the doublings' heads; null: `channels`.
+        position_bias: whether the network knows where a pixel lies, by a learned bias at each pixel
+            of a stream that takes a group.
         num_classes: of the labels `(n,)` that the context is; null: none.
 
     Raises:
@@ -70,7 +72,7 @@ class MultiscalePixelCNN(PixelDensity):
         self, shape: Sequence[int], output: PixelOutput, *, num_doublings: int = 2,
         channels: int = 16, num_blocks: int = 3, first_kernel_size: int = 5, kernel_size: int = 3,
         base_channels: int = 16, base_layers: int = 4, head_features: int | None = None,
-        num_classes: int | None = None,
+        position_bias: bool = False, num_classes: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(shape, output)
         colours, *sides = self.shape
@@ -84,7 +86,7 @@ class MultiscalePixelCNN(PixelDensity):
         check_integer("num_blocks", num_blocks)
         self.base = GatedPixelCNN(
             (colours, *(side // whole for side in sides)), output, channels=base_channels,
-            num_layers=base_layers, num_classes=num_classes,
+            num_layers=base_layers, position_bias=position_bias, num_classes=num_classes,
         )  # fmt: skip
         p, hidden = check_integer("channels", channels), head_features or channels
         first = reach_of("first_kernel_size", first_kernel_size)
@@ -93,8 +95,9 @@ class MultiscalePixelCNN(PixelDensity):
             _Doubling(
                 [PixelHead(colours, output, p, hidden) for _ in range(3)], self.num_seen, p,
                 num_blocks, first, reach, self.base.context_size,
+                [2**k * side // whole for side in sides] if position_bias else None,
             )
-            for _ in range(num_doublings)
+            for k in range(num_doublings)
         ]  # fmt: skip
         self.doublings = nn.ModuleList(doublings)  # type: ignore[assignment]
         self.strides = [whole >> k for k in range(1, num_doublings + 1)]
@@ -133,7 +136,7 @@ class _Doubling(nn.Module):
 
     def __init__(
         self, heads: list[PixelHead], num_seen: int, p: int, num_blocks: int, first: int,
-        reach: int, context_size: int,
+        reach: int, context_size: int, size: Sequence[int] | None,
     ) -> None:  # fmt: skip
         super().__init__()
         enter = [nn.Conv2d(num_seen, p, 2 * first + 1, padding=first) for _ in heads]
@@ -146,18 +149,22 @@ class _Doubling(nn.Module):
         self.conditioner = None
         if context_size:
             self.conditioner = nn.Conv2d(context_size, len(heads) * p, 1, bias=False)
+        self.position_bias = None
+        if size is not None:
+            self.position_bias = nn.Parameter(torch.zeros(1, len(heads) * p, *size))
 
     def shares(self, context: Tensor | None) -> Sequence[Tensor | None]:
-        """The context's part in the stream before each group."""
-        if self.conditioner is None:
-            return [None] * len(self.heads)
-        parts: Sequence[Tensor] = self.conditioner(context).chunk(len(self.heads), 1)
-        return parts
+        """What the context, and the place, add to the stream before each group."""
+        added: Tensor | None = self.position_bias
+        if self.conditioner is not None:
+            of_context: Tensor = self.conditioner(context)
+            added = of_context if added is None else of_context + added
+        return [None] * len(self.heads) if added is None else added.chunk(len(self.heads), 1)
 
     def grow(self, k: int, h: Tensor | None, group: Tensor, share: Tensor | None) -> Tensor:
         """The stream once group k is known too."""
         own = self.enter[k](group)
-        own = own if share is None else own + share
+        own = own if share is None else own + share.to(own.dtype)
         grown: Tensor = self.blocks[k](own if h is None else own + h)
         return grown
 

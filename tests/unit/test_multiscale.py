@@ -29,6 +29,7 @@ def build(
         "base_channels": 8,
         "base_layers": 2,
         "head_features": 16,
+        "position_bias": True,
     }
     sizes |= more
     network = MultiscalePixelCNN(shape, named, **sizes).double()

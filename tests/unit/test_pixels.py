@@ -22,7 +22,9 @@ OUTPUTS: dict[str, Callable[[], PixelOutput]] = {
     "mixture": lambda: LogisticMixture((0, 1), 6, num_components=2),
 }
 NETWORKS: dict[str, Callable[..., PixelNetwork]] = {
-    "gated": lambda *args, **more: GatedPixelCNN(*args, channels=5, num_layers=4, **more),
+    "gated": lambda *args, **more: GatedPixelCNN(
+        *args, channels=5, num_layers=4, position_bias=True, **more
+    ),
     "pixelcnn": lambda *args, **more: PixelCNN(*args, channels=5, num_blocks=3, **more),
     "row_lstm": lambda *args, **more: RowLSTM(*args, channels=4, num_layers=2, **more),
     "diagonal_bilstm": lambda *args, **more: DiagonalBiLSTM(
@@ -406,6 +408,20 @@ def test_without_layers_pixels_are_given_the_context_alone(
 def test_neither_layers_nor_context_is_refused() -> None:
     with pytest.raises(ValueError, match="`num_layers=1`, or `context_features`"):
         GatedPixelCNN((1, 4, 4), Bernoulli(), num_layers=0)
+    with pytest.raises(ValueError, match="`num_layers=1`, or `position_bias=false`"):
+        GatedPixelCNN((1, 4, 4), Bernoulli(), num_layers=0, context_features=2, position_bias=True)
+
+
+def test_a_position_bias_tells_places_apart_whose_pixels_look_alike() -> None:
+    """Far from the edges of a blank image all pixels see the same; not so with the bias."""
+    torch.manual_seed(0)
+    blank = torch.zeros(1, 1, 9, 9).double()
+    network = GatedPixelCNN(
+        (1, 9, 9), Bernoulli(), channels=4, num_layers=2, first_kernel_size=3, position_bias=True
+    ).double()
+    assert network.parameters_of(blank)[..., 3:, 3:6].unique().numel() == 1  # it starts at zero
+    network.position_bias.data.normal_()
+    assert network.parameters_of(blank)[..., 3:, 3:6].unique().numel() == 18
 
 
 def test_a_context_that_does_not_fit_is_one_line() -> None:
