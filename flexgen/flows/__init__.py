@@ -8,12 +8,13 @@ distribution of a base and a map.
 
 from flexgen.contracts import Cost
 from flexgen.flows.autoregressive import Autoregressive
+from flexgen.flows.continuous import Continuous
 from flexgen.flows.coupling import Coupling
 from flexgen.flows.distribution import FlowDistribution
 from flexgen.flows.planar import Planar
 from flexgen.flows.transform import Chain, Inverse, LocationScale, Permutation, Transform
 
 __all__ = [
-    "Autoregressive", "Chain", "Cost", "Coupling", "FlowDistribution", "Inverse", "LocationScale",
-    "Permutation", "Planar", "Transform",
+    "Autoregressive", "Chain", "Continuous", "Cost", "Coupling", "FlowDistribution", "Inverse",
+    "LocationScale", "Permutation", "Planar", "Transform",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from flexgen.priors.dequantised import Dequantised
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal, Uniform
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
+from flexgen.priors.flow_matching import FlowMatching
 from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.hierarchical import Hierarchical
 from flexgen.priors.kernel_density import KernelDensity
@@ -20,11 +21,13 @@ from flexgen.priors.pixel import PixelPrior
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
 from flexgen.priors.staged import Staged, as_prior, base_codes
+from flexgen.priors.tilted import LARS, LatentEnergy, NoiseContrastive
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowPrior", "Gaussian", "Hierarchical",
-    "KernelDensity", "Langevin", "LearnableMixture", "Masked", "Mixture", "MixtureOfPosteriors",
-    "Normal", "PerClass", "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged",
-    "Uniform", "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
+    "LARS", "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowMatching", "FlowPrior",
+    "Gaussian", "Hierarchical", "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture",
+    "Masked", "Mixture", "MixtureOfPosteriors", "NoiseContrastive", "Normal", "PerClass",
+    "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform", "Vamp",
+    "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ def maximise_likelihood(
     prior: Prior, codes: Tensor, *, context: Tensor | None = None, draws: Draws | None = None,
     seed: int = 0, progress: bool = False, steps: int = 2000, batch_size: int = 200,
     lr: float = 1e-3, patience: int = _EVALUATIONS,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
 ) -> Report:  # fmt: skip
     """Minimise the mean cross-entropy of nine tenths of the codes by Adam, and freeze the prior.
 
@@ -31,6 +32,9 @@ def maximise_likelihood(
         context, draws, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
         steps, batch_size, lr: of Adam.
         patience: looks without an improvement after which the fit ends.
+        surrogate: of codes `(batch_size, d)`, what is minimised in the place of their mean
+            cross-entropy, which still says which weights are best. Such a loss keeps its noise, so
+            `lr` falls to 0 as a cosine.
 
     Returns:
         `{"nll": …, "steps": …}`: minus the mean log-density of the last tenth, nats per code, and
@@ -65,6 +69,7 @@ def maximise_likelihood(
 
         prior.requires_grad_(True)
         optimizer = torch.optim.Adam(prior.parameters(), lr=lr, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, reached = looked(0), 0
         weights = copy.deepcopy(prior.state_dict())
         every = max(1, steps // _EVALUATIONS)
@@ -72,8 +77,10 @@ def maximise_likelihood(
         for step in bar:
             batch = rest[torch.randint(len(rest), (batch_size,), device=codes.device)]
             optimizer.zero_grad()
-            loss_of(batch).backward()
+            (loss_of(batch) if surrogate is None else surrogate(codes.detach()[batch])).backward()
             optimizer.step()
+            if surrogate is not None:
+                schedule.step()
             if step % every:
                 continue
             if (loss := looked(step)) < best:

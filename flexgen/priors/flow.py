@@ -1,6 +1,6 @@
 """Flows as priors: RealNVP, MAF, and any other map of :mod:`flexgen.flows`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -87,7 +87,17 @@ class FlowPrior(Prior):
         frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
         z = codes.to(self.base.loc)
-        return maximise_likelihood(self, z, draws=draws, seed=seed, progress=progress, **self.how)
+        return maximise_likelihood(
+            self,
+            z,
+            draws=draws,
+            seed=seed,
+            progress=progress,
+            surrogate=self._surrogate,
+            **self.how,
+        )
+
+    _surrogate: Callable[[Tensor], Tensor] | None = None
 
 
 class RealNVP(FlowPrior):

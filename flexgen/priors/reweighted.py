@@ -226,7 +226,8 @@ class Weighted(Reweighted):
         weights: w, over the scores s of a pre-sample. "exponential": exp((s − mean)/std);
             "minmax": (s − min)/(max − min); "rank": how many scores are at most s; "sigmoid":
             1/(1 + exp(−s)), the paper's own with the original game, which hardly weighs at all
-            once a critic's scores are near each other. A flat critic weighs all codes alike.
+            once a critic's scores are near each other; "ratio": exp(s), of a score that is the
+            logarithm of a ratio of densities. A flat critic weighs all codes alike.
         **options: see :class:`Reweighted`.
 
     Raises:
@@ -266,4 +267,5 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "rank": lambda s: torch.searchsorted(s.sort().values, s, right=True).to(s),
     # In logarithms: the sigmoids of very low scores are all 0.
     "sigmoid": lambda s: logsigmoid(s).softmax(0),
+    "ratio": lambda s: s.softmax(0),
 }

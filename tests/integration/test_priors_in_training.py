@@ -45,10 +45,10 @@ RUN = (
     "+callbacks.drawn._target_=tests.integration.test_priors_in_training.Drawn",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
-    "langevin": {"steps": 3},
-    "pushforward": {"steps": 3},
-    "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}},
+    "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}}
 }
+SMALL = {"steps": 3, "chain_steps": 3, "num_samples": 100, "train_samples": 100}
+"""What takes long, in any prior that has it."""
 ELSEWHERE = ("vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real")
 NAMES = sorted(
     path.stem
@@ -91,7 +91,8 @@ def trained(name: str, run: Path, trainer: str) -> Path:
     words = (*RUN, conditional, f"trainer={trainer}")
     config = relocate(composed("train", *words), [("nowhere", str(run))])
     own = composed(f"prior/{name}", "+latent_dim=2", "+num_classes=8")["prior"]
-    prior = own | OPTIONS.get(name, {})
+    small = {key: value for key, value in SMALL.items() if key in own}
+    prior = own | small | OPTIONS.get(name, {})
     config["model"]["prior"] = config["callbacks"]["refit"]["prior"] = prior
     if not learns(prior):
         del config["callbacks"]["refit"]

@@ -1,12 +1,13 @@
 """Flows as priors, and their fit to codes."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from flexgen.flows import Coupling, Planar
-from flexgen.priors import MAF, FlowPrior, Gaussian, RealNVP, Staged
+from flexgen.priors import MAF, FlowMatching, FlowPrior, Gaussian, RealNVP, Staged
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +19,20 @@ def codes() -> torch.Tensor:
     return 20 + 5 * z
 
 
-@pytest.mark.parametrize(("kind", "num_layers"), [(RealNVP, 4), (MAF, 2)])
-def test_a_fit_learns_what_a_gaussian_cannot(
-    kind: type[FlowPrior], num_layers: int, codes: torch.Tensor
-) -> None:
+BUILDS: dict[str, Callable[[], FlowPrior]] = {
+    "realnvp": lambda: RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
+    "maf": lambda: MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3),
+    "flow_matching": lambda: FlowMatching(2, hidden_features=32, steps=600, lr=1e-2),
+    "optimal": lambda: FlowMatching(
+        2, hidden_features=32, coupling="optimal", steps=400, batch_size=100, lr=1e-2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_a_fit_learns_what_a_gaussian_cannot(kind: str, codes: torch.Tensor) -> None:
     torch.manual_seed(0)
-    prior = kind(2, num_layers=num_layers, hidden_features=[32], steps=300, lr=5e-3)
+    prior = BUILDS[kind]()
     train, test = codes[:1000], codes[1000:]
     gaussian = Gaussian(2)
     gaussian.fit(train)

@@ -1,0 +1,300 @@
+"""Base priors tilted by a network of their own: LARS, noise-contrastive priors, energies."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from flexgen.checks import check_integer, check_one_of
+from flexgen.contracts import Cost, Draws, Prior, Report
+from flexgen.distributions import Shape, Vectors, drawn
+from flexgen.priors.critic_sampling import Langevin
+from flexgen.priors.fitting import maximise_likelihood
+from flexgen.priors.gaussian import check_codes
+from flexgen.priors.reweighted import Reweighted, Weighted
+
+# Of the draws that Z is a mean over; the global generators are left as they are.
+_SEED = 0
+
+
+class TiltedDistribution(Vectors):
+    """What a :class:`Tilted` prior is now: its draws are chosen, so they pass no gradient on."""
+
+    has_rsample = False
+
+    def __init__(self, prior: "Tilted") -> None:
+        self.prior = prior
+        super().__init__((), prior.latent_dim)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        z = self.prior.chosen(math.prod(sample_shape))
+        return z.view(*sample_shape, *self._event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.prior.log_density(value, self.prior.log_normaliser()[0])
+
+
+class Tilted(Prior):
+    r"""p(z) = π(z) t(z) / Z: a base prior π, and a network that says where there is more of it.
+
+    Z = E t(z) over π is a mean over `num_samples` draws, the same ones each time, taken anew when
+    the weights have changed. A fit first fits the base, if that learns, then all weights together;
+    its report has `log_z_error` too, the standard error of log Z, and so of every log-density.
+    While weights learn by likelihood, Z is a mean over `train_samples` fresh draws, with gradient.
+
+    Args:
+        base: π, a prior with a density.
+        hidden_features: width of each hidden layer of the network, which standardises codes.
+        num_samples: draws of π that Z is a mean over.
+        train_samples: as many in a training step.
+        steps: optimizer steps of a fit, at most.
+        batch_size: codes a step.
+        lr: step size of its Adam.
+        patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
+
+    Raises:
+        ValueError: for a base without a density, or sizes out of range.
+    """
+
+    learns = True
+    loc: Tensor
+    scale: Tensor
+    _sampler: tuple[Reweighted]  # in a tuple: the base is this prior's own, and saved once
+
+    def __init__(
+        self, base: Prior, *, hidden_features: Sequence[int] = (100, 100),
+        num_samples: int = 16384, train_samples: int = 4096, steps: int = 2000,
+        batch_size: int = 500, lr: float = 1e-3, patience: int = 10,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not base.has_log_prob or not base.normalised:
+            raise ValueError(
+                f"`base` must have a density, got {type(base).__name__}, which has none; set "
+                "`prior@prior.base=normal`, realnvp or mixture"
+            )
+        self.base, self.latent_dim = base, base.latent_dim
+        self.log_prob_cost: Cost = base.log_prob_cost
+        self.num_samples = check_integer("num_samples", num_samples, 2)
+        self.train_samples = check_integer("train_samples", train_samples, 2)
+        self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
+        widths = [base.latent_dim, *hidden_features]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        # Without a bias, which Z takes away again.
+        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))
+        self.register_buffer("loc", torch.zeros(base.latent_dim))
+        self.register_buffer("scale", torch.ones(base.latent_dim))
+        self._normaliser: tuple[Tensor, tuple[Tensor, float]] | None = None
+
+    @property
+    def support(self) -> tuple[float, float] | None:  # type: ignore[override]
+        return self.base.support
+
+    def forward(self, context: Tensor | None = None) -> TiltedDistribution:
+        return TiltedDistribution(self)
+
+    def logit(self, z: Tensor) -> Tensor:
+        """What the network says of codes `(*batch, d)`, `(*batch,)`."""
+        found: Tensor = self.network((z - self.loc) / self.scale)
+        return found.squeeze(-1)
+
+    def log_tilt(self, z: Tensor) -> Tensor:
+        """log t(z)."""
+        return self.logit(z)
+
+    def log_density(self, z: Tensor, log_z: Tensor) -> Tensor:
+        """log p(z), given log Z."""
+        log_prob: Tensor = self.base().log_prob(z)
+        return log_prob + self.log_tilt(z) - log_z
+
+    def chosen(self, n: int) -> Tensor:
+        """n draws: those of the base, as the sampler has them by the network's score."""
+        (sampler,) = self._sampler
+        sampler.bind(score=self.logit)
+        z: Tensor = sampler().rsample((n,))
+        self.statistics = sampler.statistics
+        return z
+
+    def log_normaliser(self) -> tuple[Tensor, float]:
+        """log Z of the weights as they are, and its standard error."""
+        # By their values: a fused optimizer leaves the tensors' versions as they are.
+        state = torch.cat([each.detach().flatten() for each in self.state_dict().values()])
+        if self._normaliser is None or not torch.equal(self._normaliser[0], state):
+            cuda = [self.loc.device] if self.loc.is_cuda else []
+            with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(_SEED)
+                log_t = self.log_tilt(self.base.draw(self.num_samples)).double()
+                log_z = log_t.logsumexp(0) - math.log(len(log_t))
+                error = (log_t - log_z).exp().std() / math.sqrt(len(log_t))
+            self._normaliser = state, (log_z.to(self.loc), float(error))
+        return self._normaliser[1]
+
+    def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return -self().log_prob(z)
+        log_t = self.log_tilt(drawn(self.base(), (self.train_samples,)))
+        return -self.log_density(z, log_t.logsumexp(0) - math.log(len(log_t)))
+
+    def _fit(
+        self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
+    ) -> Report:
+        check_codes(codes, self.latent_dim, at_least=2)
+        if self.base.learns:
+            self.base.fit(codes, draws=draws, seed=seed, progress=progress)
+        self.loc.copy_(codes.mean(0))
+        self.scale.copy_(codes.std(0, correction=0).clamp_min(1e-6))
+        report = maximise_likelihood(
+            self, codes.detach().to(self.loc), draws=draws, seed=seed, progress=progress,
+            surrogate=self._surrogate, **self.how,
+        )  # fmt: skip
+        return report | ({"log_z_error": self.log_normaliser()[1]} if self.normalised else {})
+
+    _surrogate: Callable[[Tensor], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_normaliser": None}
+
+
+class LARS(Tilted):
+    r"""Learned accept/reject sampling: draws of π, each accepted with a learned probability a(z).
+
+    .. math:: p(z) = π(z) \Big( (1 - α)\, \frac{a(z)}{Z} + α \Big), \quad
+        Z = E_π a(z), \quad α = (1 - Z)^{T - 1}
+
+    After T − 1 refusals the next draw is taken as it is, so that a draw costs at most T passes and
+    the density stays normalised.
+
+    Args:
+        base: π, a prior with a density; draws of it must be cheap.
+        truncation: T, at least 1.
+        **options: see :class:`Tilted`.
+
+    Raises:
+        ValueError: for a base without a density, or sizes out of range.
+
+    Source: Bauer & Mnih, "Resampled priors for variational autoencoders", 2019, eq. 4 and 5 (a of
+    two hidden layers of 100, T = 100). Departures: Z in training is a mean over fresh draws of π
+    alone, not a running mean with the codes among them; SiLU in the place of tanh.
+    """
+
+    def __init__(self, base: Prior, *, truncation: int = 100, **options: Any) -> None:
+        super().__init__(base, **options)
+        self.truncation = check_integer("truncation", truncation)
+
+    def log_tilt(self, z: Tensor) -> Tensor:
+        return logsigmoid(self.logit(z))
+
+    def log_density(self, z: Tensor, log_z: Tensor) -> Tensor:
+        log_prob: Tensor = self.base().log_prob(z)
+        if self.truncation == 1:
+            return log_prob
+        log_alpha = (self.truncation - 1) * _log_rest(log_z)
+        accepted = _log_rest(log_alpha) + self.log_tilt(z) - log_z
+        return log_prob + torch.logaddexp(accepted, log_alpha)
+
+    def chosen(self, n: int) -> Tensor:
+        base = self.base()
+        z = drawn(base, (n,))
+        pending = torch.arange(n, device=z.device)
+        for _ in range(self.truncation - 1):
+            with torch.no_grad():
+                log_a = self.log_tilt(z[pending])
+            pending = pending[torch.rand_like(log_a).log() >= log_a]
+            if not len(pending):
+                break
+            z = z.index_copy(0, pending, drawn(base, (len(pending),)))
+        return z
+
+
+class NoiseContrastive(Tilted):
+    r"""π times the ratio of densities that a classifier of codes against draws of π has learned.
+
+    .. math:: p(z) = π(z) \frac{r(z)}{Z}, \quad r = \frac{D}{1 - D}, \quad
+        \max_D E_q \log D(z) + E_π \log(1 - D(z))
+
+    Draws are those of π, moved by adjusted Langevin chains of `chain_steps` ("langevin"), or taken
+    from a pool of `presample` times as many in proportion to r ("resampling"): faster, and exact
+    only as the pool grows, see `effective_sample_size` in its statistics. In training with a model
+    all is learned by likelihood.
+
+    Args:
+        base: π, a prior with a density.
+        sampling: "langevin" or "resampling".
+        presample: codes in the pool for each that is drawn, at least 2.
+        chain_steps: length of a chain.
+        step_size: of a chain, see :class:`~flexgen.priors.Langevin`.
+        **options: see :class:`Tilted`.
+
+    Raises:
+        ValueError: for a base without a density, sizes out of range, or another `sampling`.
+
+    Source: Aneja, Schwing, Kautz & Vahdat, "A contrastive learning approach for training
+    variational autoencoder priors", 2021, eq. 4 to 6, section 4.3 (resampling, and Langevin).
+    """
+
+    def __init__(
+        self, base: Prior, *, sampling: str = "langevin", presample: float = 50.0,
+        chain_steps: int = 100, step_size: float = 0.05, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(base, **options)
+        check_one_of("sampling", sampling, ("langevin", "resampling"))
+        chains = Langevin(base, steps=chain_steps, step_size=step_size)
+        pool = Weighted(base, "ratio", presample=presample)
+        self._sampler = (chains if sampling == "langevin" else pool,)
+
+    def _surrogate(self, z: Tensor) -> Tensor:
+        """The classifier's loss."""
+        real, drawn = self.logit(z), self.logit(self.base.draw(len(z)))
+        return (softplus(-real) + softplus(drawn)).mean()
+
+
+class LatentEnergy(Tilted):
+    r"""π times exp(f(z)), learned by the draws of short chains: an energy-based model of codes.
+
+    .. math:: p(z) ∝ π(z)\, e^{f(z)}, \quad
+        ∇ (-\log p(z)) = -∇ (\log π(z) + f(z)) + E_{z' ∼ p} ∇ f(z')
+
+    with z' from Langevin chains of `chain_steps` plain steps that start from draws of π. They are
+    too short to reach p; what they reach is what is drawn. So the density counts as not normalised,
+    and no likelihood is taken from it; that of held-out codes, by which a fit keeps its best
+    weights, has Z as a mean over draws of π.
+
+    Args:
+        base: π, a prior with a density.
+        chain_steps: length of a chain.
+        step_size: of a chain, see :class:`~flexgen.priors.Langevin`.
+        **options: see :class:`Tilted`.
+
+    Raises:
+        ValueError: for a base without a density, or sizes out of range.
+
+    Source: Pang, Han, Nijkamp, Zhu & Wu, "Learning latent space energy-based prior model", 2020,
+    eq. 7 and 10 (60 steps of 0.16 = 0.4²). Departure: in a fit codes are given; there is no
+    chain of the posterior.
+    """
+
+    normalised = False
+
+    def __init__(
+        self, base: Prior, *, chain_steps: int = 60, step_size: float = 0.16, **options: Any
+    ) -> None:
+        super().__init__(base, **options)
+        chains = Langevin(base, steps=chain_steps, step_size=step_size, metropolis=False)
+        self._sampler = (chains,)
+
+    def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().cross_entropy(z)
+        own = self.chosen(len(z.flatten(0, -2))).detach()
+        return -self.log_density(z, self.logit(own).mean())
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 − p), of p that may round to 1."""
+    return torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))

@@ -1,0 +1,123 @@
+"""LARS, noise-contrastive priors and latent energies: densities, draws, fits."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from flexgen.priors import LARS, LatentEnergy, Masked, Mixture, NoiseContrastive, Normal, RealNVP
+from flexgen.priors.tilted import Tilted
+
+BUILDS: dict[str, Callable[[], Tilted]] = {
+    "lars": lambda: LARS(Normal(2), truncation=20, hidden_features=(32,), steps=600, lr=5e-3),
+    "contrastive": lambda: NoiseContrastive(
+        Normal(2), hidden_features=(32, 32), steps=600, batch_size=1000, lr=1e-2, patience=40
+    ),
+    "energy": lambda: LatentEnergy(
+        Normal(2),
+        chain_steps=40,
+        step_size=0.05,
+        hidden_features=(32, 32),
+        steps=300,
+        batch_size=200,
+        lr=3e-3,
+    ),
+}
+
+
+def ring(n: int) -> Tensor:
+    """Codes on a circle, which N(0, I) covers and no Gaussian fits."""
+    angle = 2 * math.pi * torch.rand(n)
+    return torch.stack([angle.cos(), angle.sin()], 1) * (1.5 + 0.2 * torch.randn(n, 1))
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def fitted(request: pytest.FixtureRequest) -> Tilted:
+    torch.manual_seed(0)
+    prior = BUILDS[request.param]()
+    report = prior.fit(ring(4000))
+    assert report.get("log_z_error", 0) < 0.05
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    return prior
+
+
+def test_the_density_is_closer_than_the_bases_and_integrates_to_one(fitted: Tilted) -> None:
+    torch.manual_seed(1)
+    test = ring(2000)
+    with torch.no_grad():
+        gain = (fitted().log_prob(test) - fitted.base().log_prob(test)).mean()
+        side = torch.linspace(-5, 5, 201)
+        mass = fitted().log_prob(torch.cartesian_prod(side, side)).double().exp().sum() * 0.05**2
+    assert gain > 0.3
+    assert float(mass) == pytest.approx(1, abs=0.05)  # 3 standard errors of Z
+
+
+def test_draws_are_of_that_density(fitted: Tilted) -> None:
+    """Their squared norm is that of weighted draws of the base; short chains come near alone."""
+    torch.manual_seed(0)
+    squared, pool = fitted().sample((4000,)).square().sum(1), torch.randn(40_000, 2)
+    with torch.no_grad():
+        log_weight = fitted().log_prob(pool) - fitted.base().log_prob(pool)
+    expected = float((log_weight.softmax(0) * pool.square().sum(1)).sum())
+    assert float(squared.mean()) == pytest.approx(expected, rel=0.07 if fitted.normalised else 0.2)
+    assert (squared < 0.5).float().mean() < 0.14  # 0.22 of N(0, I)
+
+
+def test_z_follows_the_weights_however_they_are_stepped(fitted: Tilted) -> None:
+    prior = copy.deepcopy(fitted)
+    before = prior.log_normaliser()[0]
+    assert torch.equal(before, fitted.log_normaliser()[0])
+    prior.requires_grad_(True)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.05, fused=True)
+    prior.cross_entropy(ring(100)).mean().backward()
+    optimizer.step()
+    assert prior.log_normaliser()[0] != before
+    other = copy.deepcopy(fitted)
+    other.load_state_dict(prior.state_dict())
+    assert torch.equal(other.log_normaliser()[0], prior.log_normaliser()[0])
+
+
+def test_a_truncation_of_one_is_the_base() -> None:
+    torch.manual_seed(0)
+    prior, z = LARS(Normal(2), truncation=1), torch.randn(5, 2)
+    torch.testing.assert_close(prior().log_prob(z), Normal(2)().log_prob(z))
+
+
+def test_lars_draws_by_its_definition() -> None:
+    """a(z) = ½ everywhere but at z₁ > 0, where it is 0; T = 3."""
+    torch.manual_seed(0)
+    prior = LARS(Normal(1), truncation=3)
+    prior.log_tilt = lambda z: torch.where(z[..., 0] > 0, -1e4, math.log(0.5))  # type: ignore[method-assign]
+    # Z = ¼: of two proposals both are refused with (3/4)², and the third is taken as it is.
+    alpha = 0.75**2
+    z = prior().sample((40_000,))
+    assert float((z > 0).float().mean()) == pytest.approx(alpha / 2, abs=0.01)
+    log_prob = prior().log_prob(torch.tensor([[1.0], [-1.0]])) - Normal(1)().log_prob(
+        torch.ones(1, 1)
+    )
+    expected = torch.tensor([alpha, (1 - alpha) * 0.5 / 0.25 + alpha]).log()
+    torch.testing.assert_close(log_prob, expected, atol=0.03, rtol=0)
+
+
+def test_a_base_that_learns_is_fitted_first() -> None:
+    torch.manual_seed(0)
+    codes = 5 + ring(1000)
+    prior = LARS(RealNVP(2, num_layers=2, steps=50), hidden_features=(8,), steps=20)
+    prior.fit(codes)
+    assert (prior().sample((500,)).mean(0) - 5).abs().max() < 0.5
+    sampled = NoiseContrastive(Mixture(2, 3), sampling="resampling", steps=20)
+    sampled.fit(codes)
+    assert (sampled().sample((500,)).mean(0) - 5).abs().max() < 0.5
+    assert 0 < sampled.statistics["effective_sample_size"] <= 1
+    assert len(set(map(id, sampled.state_dict().values()))) == len(sampled.state_dict())
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`base` must have a density.*=normal`, realnvp or"):
+        LARS(Masked(Normal(2)))
+    with pytest.raises(ValueError, match="`sampling`"):
+        NoiseContrastive(Normal(2), sampling="guess")
+    assert LatentEnergy(Normal(2)).normalised is False
