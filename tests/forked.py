@@ -45,7 +45,9 @@ class Forked:
     def wait(self, timeout: float = 120) -> int:
         deadline = time.monotonic() + timeout
         while (status := self.poll()) is None:
-            assert time.monotonic() < deadline, f"still at work: {self.err[-1000:]}"
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"it was still at work, and is killed: {self.err[-1000:]}")
             time.sleep(0.005)
         return status
 
@@ -74,21 +76,24 @@ def fork(
         prepare: called in the process before the command.
     """
     folder = Path(tempfile.mkdtemp())
+    for name in ("out", "err"):
+        (folder / name).touch()
     if pid := os.fork():
         return Forked(pid, folder)
     status = 99
     try:
         os.setsid()
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), number)
         sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
         sys.stdin = open(os.devnull)  # noqa: SIM115
         if cwd is not None:
             os.chdir(cwd)
         os.environ.update(env or {})
         sys.unraisablehook = lambda *_: None  # pytest's own would keep what it says
-        # Whoever runs the tests in the background of a shell ignores Ctrl-C, and so would it.
+        # Whoever runs the tests in the background, or by nohup, ignores these, and so would it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         sys.argv = ["flexgen", *words]
         sys.orig_argv = [sys.executable, "-m", *sys.argv]
         prepare()

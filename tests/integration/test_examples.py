@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flexgen import open_run
+from tests.forked import fork
 
 PROJECT = Path(__file__).parents[2] / "examples" / "own_project"
 
@@ -76,10 +77,18 @@ def test_a_run_with_code_of_ones_own_wants_trust(run: Path) -> None:
 def test_a_run_with_code_of_ones_own_goes_on_when_it_is_trusted(
     words: list[str], left: str, project: Path, run: Path
 ) -> None:
+    def forget() -> None:
+        """What this process has imported of the project."""
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != project.resolve()]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "own_project"]:
+            del sys.modules[name]
+
     command, *rest = words
     assert not (run / left).exists()
-    done = flexgen(project, command, f"run={run}", *rest, "trust=true")
-    assert done.returncode == 0, done.stderr
+    environment = {"FLEXGEN_CACHE": str(project / "cache")}
+    told = (command, f"run={run}", *rest, "trust=true")
+    process = fork(*told, cwd=project, env=environment, prepare=forget)
+    assert process.wait() == 0, process.err
     assert (run / left).exists()
 
 

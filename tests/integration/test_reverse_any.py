@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flexgen.reversal import encoder, reverse
+from tests.forked import Forked, fork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -250,31 +250,22 @@ def long(work: Path) -> Path:
     return work
 
 
-def heed_interrupts() -> None:
-    """Whoever runs the tests in the background of a shell ignores Ctrl-C, and so would they."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @contextmanager
-def started(*more: str) -> Iterator[subprocess.Popen[str]]:
+def started(*more: str) -> Iterator[Forked]:
     """The command in a process of its own, in a group of its own as in a terminal."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "flexgen", "reverse", *LONG, *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=heed_interrupts,
-    ) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    process = fork("reverse", *LONG, *more, env={"OMP_NUM_THREADS": "1"})
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def parts(out: str) -> int:
     return len(list(Path(out).glob("codes.parts/*.safetensors")))
 
 
-def wait_for(process: subprocess.Popen[str], out: str, number: int) -> None:
+def wait_for(process: Forked, out: str, number: int) -> None:
     while parts(out) < number and process.poll() is None:
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()
