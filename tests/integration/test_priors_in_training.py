@@ -44,8 +44,13 @@ RUN = (
     "report=false",
     "+callbacks.drawn._target_=tests.integration.test_priors_in_training.Drawn",
 )  # fmt: skip
+FLOW = {"num_layers": 2, "hidden_features": [8]}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}}
+    "maf": FLOW,
+    "realnvp": FLOW,
+    "realnvp_small": FLOW,
+    "zuko_nsf": {"transforms": 1, "hidden_features": [8]},
+    "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}},
 }
 SMALL = {"steps": 3, "chain_steps": 3, "num_samples": 100, "train_samples": 100}
 """What takes long, in any prior that has it."""
@@ -98,7 +103,7 @@ def trained(name: str, run: Path, trainer: str) -> Path:
         del config["callbacks"]["refit"]
     # Two thousand steps of maximum likelihood are no more of a test than five.
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("mixture", "staged"):
+        for module in ("hierarchical", "mixture", "staged"):
             fit_in_five = functools.partial(maximise_likelihood, steps=5)
             patched.setattr(f"flexgen.priors.{module}.maximise_likelihood", fit_in_five)
         return train(config).folder

@@ -1,8 +1,6 @@
 """A run stopped anywhere and resumed ends with the same bits as one never stopped."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from flexgen.models import VAE
 from flexgen.objectives import WGANGP
 from flexgen.training import find_checkpoints, latest_checkpoint, load_checkpoint
 from tests.conftest import REFIT, SMALL
+from tests.forked import fork
 from tests.training import at_call, interrupt
 
 COSINE = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 30}"
@@ -126,18 +125,16 @@ def test_saved_steps(flexgen: Callable[..., Path]) -> None:
 
 @pytest.mark.slow
 def test_killed_run_resumes_with_the_same_bits(flexgen: Callable[..., Path]) -> None:
-    undisturbed = flexgen("train", *SMALL, "steps=400", run_dir="undisturbed")
+    undisturbed = flexgen("train", *SMALL, "steps=150", run_dir="undisturbed")
     killed = undisturbed.parent / "killed"
-    words = [*SMALL, "steps=400", f"paths.run_dir={killed}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flexgen", "train", *words], stderr=subprocess.DEVNULL
-    )
+    words = [*SMALL, "steps=150", f"paths.run_dir={killed}"]
+    process = fork("train", *words)
     deadline = time.monotonic() + 120
     while not find_checkpoints(killed) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list((killed / "checkpoints").glob("step=00000400.ckpt"))
+    assert not list((killed / "checkpoints").glob("step=00000150.ckpt"))
     for checkpoint in find_checkpoints(killed):
         load_checkpoint(checkpoint)  # each one that is there is whole
     flexgen("resume", f"run={killed}")

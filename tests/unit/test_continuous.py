@@ -51,10 +51,10 @@ def test_it_solves_the_equation_by_an_independent_solver() -> None:
     torch.testing.assert_close(inverse, -ladj, rtol=0, atol=1e-7)
 
 
-def test_the_error_of_the_steps_falls_with_their_fourth_power() -> None:
+def test_the_error_of_the_steps_falls_at_least_with_their_fourth_power() -> None:
     z = torch.randn(200, 3).double()
     coarse, fine = (built(steps).step_error(z).mean() for steps in (16, 32))
-    assert 8 < coarse / fine < 40
+    assert coarse / fine > 12
 
 
 def test_a_fitted_density_integrates_to_one() -> None:

@@ -80,25 +80,34 @@ def test_of_a_right_prior_both_scores_are_0_and_the_likelihood_is_that_of_the_da
     assert saved["z"].shape == (N, D)
 
 
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], Path]:
+    """Scores under N(0, I) of data whose codes are from N(0, 4 I), and the run's folder."""
+    model, folder = Linear(Normal(D)), tmp_path_factory.mktemp("wrong")
+    return score().run(model, Data(model, 2.0), folder), folder
+
+
 def test_of_a_wrong_prior_the_score_is_above_its_interval_and_the_control_is_not(
-    tmp_path: Path,
+    wrong: tuple[dict[str, float], Path],
 ) -> None:
-    model = Linear(Normal(D))
-    values = score().run(model, Data(model, 2.0), tmp_path)
+    values, _ = wrong
     assert values["pag/posterior_low"] > 0.05
     assert values["own/pag_posterior_low"] < 0.02
     assert values["pag/posterior_energy"] > 0.02
 
 
-def test_two_models_on_the_same_data_are_told_apart_by_pairs(tmp_path: Path) -> None:
-    nll = {}
-    for scale in (1.0, 2.0):
-        model = Linear(Normal(D, scale))
-        score().run(model, Data(model, 2.0), tmp_path / str(scale))
-        nll[scale] = load_file(tmp_path / str(scale) / "nll" / "step=00000000.safetensors")["nll"]
-    difference = nll[2.0] - nll[1.0]
+def test_two_models_on_the_same_data_are_told_apart_by_pairs(
+    wrong: tuple[dict[str, float], Path], tmp_path: Path
+) -> None:
+    model = Linear(Normal(D, 2.0))
+    score().run(model, Data(model, 2.0), tmp_path)
+    one, two = (
+        load_file(folder / "nll" / "step=00000000.safetensors")["nll"]
+        for folder in (wrong[1], tmp_path)
+    )
+    difference = two - one
     assert difference.mean() < -3 * difference.std() / N**0.5
-    assert difference.std() < nll[1.0].std()
+    assert difference.std() < one.std()
 
 
 def test_the_noise_that_reconstructions_support_is_found_once(tmp_path: Path) -> None:
