@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexgen.metrics_table import read_metrics
 from flexgen.objectives import WGANGP
+from tests.forked import fork
 from tests.integration.test_sweeps import TINY
 
 pytest.importorskip("optuna")
@@ -120,6 +121,7 @@ def test_a_trial_with_the_overrides_of_one_at_another_process_gets_its_value(
     def train(config: dict[str, Any], overrides: list[str], number: int) -> None:
         trained.append(number)
         # Its trials are this one and one alike: their cell is locked while this one trains.
+        # A fork would be inside of this search, and hold its lock too.
         command = [sys.executable, "-m", "flexgen", *words]
         others.append(subprocess.run(command, capture_output=True, text=True, check=True))
         pretend(Path(config["paths"]["run_dir"]))
@@ -164,16 +166,7 @@ def test_what_is_no_search_is_told_before_anything_is_made(
 @pytest.mark.slow
 def test_two_processes_share_the_trials(flexgen: Run) -> None:
     words = [w for w in WORDS if not w.startswith("model.critic_steps")]
-    command = [
-        sys.executable,
-        "-m",
-        "flexgen",
-        "search",
-        *words,
-        "trials=5",
-        "hydra.run.dir=shared",
-    ]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [fork("search", *words, "trials=5", "hydra.run.dir=shared") for _ in range(2)]
     said = "".join(process.communicate(timeout=250)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert [state for _, state in trials("shared").values()] == ["finished"] * 5
