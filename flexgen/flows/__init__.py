@@ -9,12 +9,13 @@ distribution of a base and a map.
 from flexgen.contracts import Cost
 from flexgen.flows.autoregressive import Autoregressive
 from flexgen.flows.continuous import Continuous
+from flexgen.flows.conv_autoregressive import ConvAutoregressive
 from flexgen.flows.coupling import Coupling
 from flexgen.flows.distribution import FlowDistribution
 from flexgen.flows.planar import Planar
 from flexgen.flows.transform import Chain, Inverse, LocationScale, Permutation, Transform
 
 __all__ = [
-    "Autoregressive", "Chain", "Continuous", "Cost", "Coupling", "FlowDistribution", "Inverse",
-    "LocationScale", "Permutation", "Planar", "Transform",
+    "Autoregressive", "Chain", "Continuous", "ConvAutoregressive", "Cost", "Coupling",
+    "FlowDistribution", "Inverse", "LocationScale", "Permutation", "Planar", "Transform",
 ]  # fmt: skip
