@@ -2,17 +2,21 @@
 
 import difflib
 import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import activation as torch_activations
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from flexgen.checks import check_sizes
 
 Norm = Literal["batch", "layer"] | None
 NORMS: tuple[Norm, ...] = (None, "batch", "layer")
+# A standard deviation of rounding alone.
+_CONSTANT = 1e-6
 
 
 def data_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -143,3 +147,47 @@ def normalise_weights(module: nn.Module) -> None:
             # A transposed convolution's weight has its outputs second.
             outputs = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
             parametrizations.weight_norm(layer, dim=outputs)
+
+
+@torch.no_grad()
+def initialise_from_data(
+    module: nn.Module, run: Callable[[], object], scale: float
+) -> list[Tensor]:
+    r"""Have each output of a weight-normed layer a mean of 0 and a standard deviation on data.
+
+    As the data pass, the layers one after the other, $g ← g\, c/σ$ and $b ← (b - μ)\, c/σ$ with μ
+    and σ of an output over the batch and its pixels. An output that is constant keeps its own.
+
+    Args:
+        module: its layers that :func:`normalise_weights` changed and that have a bias.
+        run: has the data pass through them.
+        scale: c.
+
+    Returns:
+        The parameters that were set.
+
+    Source: Salimans & Kingma, "Weight normalization", 2016, eq. 5 and 6, with c = 1; Kingma et al.,
+    2016, appendix.
+    """
+    found: list[Tensor] = []
+
+    def centre(layer: Any, _: Any, out: Tensor) -> Tensor:
+        hooks.pop(layer).remove()
+        std, mean = torch.std_mean(out.transpose(0, 1).flatten(1), 1, correction=0)
+        factor = torch.where(std > _CONSTANT, scale / std, 1.0)
+        length = layer.parametrizations.weight.original0
+        length.mul_(factor.view_as(length))
+        mean = mean.where(std > _CONSTANT, 0.0)
+        layer.bias.sub_(mean).mul_(factor)
+        found.extend((length, layer.bias))
+        shape = -1, *(1,) * (out.ndim - 2)
+        return (out - mean.view(shape)) * factor.view(shape)
+
+    normed = [layer for layer in module.modules() if is_parametrized(layer, "weight")]
+    hooks = {m: m.register_forward_hook(centre) for m in normed if m.bias is not None}
+    try:
+        run()
+    finally:
+        for hook in hooks.values():
+            hook.remove()
+    return found

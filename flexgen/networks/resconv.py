@@ -19,7 +19,7 @@ from flexgen.networks.dcgan import map_sizes
 Size = tuple[int, int]
 
 
-def _convolution(cin: int, cout: int, kernel: int, before: Size, after: Size) -> nn.Module:
+def convolution(cin: int, cout: int, kernel: int, before: Size, after: Size) -> nn.Module:
     """A convolution between maps of two sizes: of stride 2 down, transposed of stride 2 up."""
     if before == after:
         return nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
@@ -41,13 +41,13 @@ class ResidualBlock(nn.Module):
         self, cin: int, cout: int, before: Size, after: Size, act: str, slope: float, up: bool
     ) -> None:
         super().__init__()
-        change = _convolution(cin, cout, 3, before, after)
+        change = convolution(cin, cout, 3, before, after)
         size, channels = (before, cin) if up else (after, cout)
-        keep = _convolution(channels, channels, 3, size, size)
+        keep = convolution(channels, channels, 3, size, size)
         first, second = (keep, change) if up else (change, keep)
         self.residual = nn.Sequential(first, layers.activation(act, slope), second)
         same = cin == cout and before == after
-        self.shortcut = nn.Identity() if same else _convolution(cin, cout, 1, before, after)
+        self.shortcut = nn.Identity() if same else convolution(cin, cout, 1, before, after)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.residual(x) + self.shortcut(x)

@@ -166,6 +166,10 @@ class Loop(pl.LightningModule):
             [p for p in module.parameters() if p.requires_grad] for module in self.learners()
         ]
         optimizers = [make(p) for make, p in zip(self._make_optimizers, self._learned, strict=True)]
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            # Adamax keeps the betas that it was given: a checkpoint holds no list of Hydra's.
+            if "betas" in group:
+                group["betas"] = tuple(group["betas"])
         # Before a schedule changes them: what a resumed run takes instead of the checkpoint's.
         self._settings = [
             [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
