@@ -171,6 +171,59 @@ class Draws(NamedTuple):
         return most + (total / count).log()
 
 
+class Rung(NamedTuple):
+    """A level of n codes, given the levels above it.
+
+    Args:
+        prior: p(z_l | z_{>l}), a batch of n, or one for all; event shape `(d_l,)`.
+        features: what the levels above say to a posterior of this one, `(n, *feature_shape)`; None:
+            nothing.
+        state: what :meth:`Ladder.below` takes.
+    """
+
+    prior: Distribution
+    features: Tensor | None
+    state: Any
+
+
+class Ladder(ABC):
+    r"""$p(z) = \prod_l p(z_l | z_{>l})$, drawn from the highest level down.
+
+    One pass carries a state down the levels, which have seen those above; only the ladder itself
+    looks into it.
+
+    Attributes:
+        levels: the sizes of a code's levels, the lowest first.
+        level_shapes: of each as its networks see it: `(d,)`, or `(channels, height, width)` of a
+            map.
+        feature_shapes: of each, that of a rung's features; None: it has none.
+    """
+
+    levels: tuple[int, ...]
+    level_shapes: tuple[tuple[int, ...], ...]
+    feature_shapes: tuple[tuple[int, ...] | None, ...]
+
+    @abstractmethod
+    def start(self, n: int) -> Any:
+        """The state above the highest level, of n codes."""
+
+    @abstractmethod
+    def rung(self, level: int, state: Any) -> Rung:
+        """The level's distribution; `level` counts from 0, the lowest."""
+
+    @abstractmethod
+    def below(self, level: int, state: Any, z: Tensor) -> Any:
+        """The state below a level at z `(n, d_l)`, from what its rung has as `state`."""
+
+
+class Decodes(Ladder):
+    """A ladder whose last state is a decoder's: data are made in the same pass."""
+
+    @abstractmethod
+    def output(self, state: Any) -> Tensor:
+        """What a likelihood takes, `(n, *shape)`, of the state below the lowest level."""
+
+
 Report = dict[str, float]
 """What a fit says of itself, by name."""
 
@@ -210,7 +263,8 @@ class Prior(_OverCodes):
         takes_context: whether it is another distribution for another context.
         levels: the sizes of a code's levels, the lowest first; (): it has none.
         learns: whether :meth:`fit` has anything to learn from codes.
-        needs: what it must be bound to before a draw, of "score", "posterior" and "data".
+        needs: what it must be bound to before a draw, of "score", "posterior", "ladder" and "data".
+        ladder: its levels one by one, from the top down; None: it has none.
         statistics: what it says of its last draw, by name; scalars.
         unmasked: the prior whose draws a score chooses from; None: no score chooses.
     """
@@ -225,6 +279,10 @@ class Prior(_OverCodes):
     statistics: Mapping[str, Tensor] = MappingProxyType({})
     unmasked: "Prior | None" = None
 
+    @property
+    def ladder(self) -> Ladder | None:
+        return None
+
     def forward(self, context: Tensor | None = None) -> Distribution:
         raise NotImplementedError
 
@@ -235,17 +293,18 @@ class Prior(_OverCodes):
 
     def bind(
         self, *, score: Score | None = None, posterior: "Posterior | None" = None,
-        data: Callable[[int], Tensor] | None = None,
+        ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Take what `needs` says of a model and its data; what is None is left as it was.
 
         Args:
             score: of codes, by a critic; called without gradient.
             posterior: data to q(z|x), a module of the model's own.
+            ladder: a decoder that draws its levels itself, a module of the model's own.
             data: a number n to n training data `(n, *shape)` at random, or all if there are fewer.
         """
         for prior in self._parts():
-            prior.bind(score=score, posterior=posterior, data=data)
+            prior.bind(score=score, posterior=posterior, ladder=ladder, data=data)
 
     def at(
         self, player: str, step: int, score: Score | None, context: Tensor | None = None
@@ -327,6 +386,13 @@ class Posterior(_OverCodes):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         raise NotImplementedError
 
+    def bind(self, *, prior: Prior) -> None:
+        """Take what it needs of the prior that a model starts with; default: nothing.
+
+        Raises:
+            ValueError: if the prior does not have it.
+        """
+
 
 class Likelihood(nn.Module):
     """p(x|z), or p(x|z, context): codes `(*batch, latent_dim)` to a distribution over data.
@@ -339,13 +405,27 @@ class Likelihood(nn.Module):
             not, a picture of a code is a draw, and nothing can be reversed.
         has_mass: whether pixels have probabilities; else a density.
         data_range: the range that data must have; None: any.
+        ladder: its decoder, where that draws a code's levels itself.
     """
 
     has_mean: bool = True
     has_mass: bool = False
     data_range: tuple[float, float] | None = None
 
+    @property
+    def ladder(self) -> Decodes | None:
+        return None
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        raise NotImplementedError
+
+    def of(self, out: Tensor, event_dims: int) -> Distribution:
+        """The distribution that its decoder's output `(*batch, *event)` means, where it has one.
+
+        Args:
+            out: what a decoder makes of codes.
+            event_dims: how many of its dimensions are of one datum.
+        """
         raise NotImplementedError
 
     def check_data(self, x: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Distributions over codes and over pixels, as torch Distributions without its argument checks."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from flexgen.contracts import Ladder
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -100,6 +103,14 @@ class DiagonalNormal(_Located):
         return torch.randn(*sample_shape, *loc.shape, device=loc.device, dtype=loc.dtype)
 
 
+def normal_of(loc: Tensor, log_scale: Tensor) -> DiagonalNormal:
+    """The normals of a network's outputs, `(*batch, d)` each, log-scales cut to ±10."""
+    # Under autocast a log-density of 50 terms in half precision has a grain of half a nat.
+    exact = torch.promote_types(loc.dtype, torch.float32)
+    # A scale that overflows, or is 0, makes the first steps of a deep encoder NaN.
+    return DiagonalNormal(loc.to(exact), log_scale.to(exact).clamp(-10, 10).exp())
+
+
 class _DrawAndKL(Function):
     """z = loc + scale · eps and ½(r² + s² − 1) − log r of r = scale / scale', s = (loc − loc') /
     scale', as one node: fifteen small ones take as long as a layer of the networks around them."""
@@ -133,55 +144,106 @@ class _DrawAndKL(Function):
 
 
 class HierarchicalNormal(Vectors):
-    r"""Levels of a vector, each a diagonal normal given the level above it.
+    r"""Levels of a vector, each but the highest a diagonal normal given those above it.
 
-    .. math:: p(z) = N(z_L; m_L, s_L^2) \prod_{l<L} N(z_l; m_l(z_{l+1}), s_l^2(z_{l+1}))
+    .. math:: p(z) = p(z_L) \prod_{l<L} N(z_l; m_l(z_{>l}), s_l^2(z_{>l}))
 
     with z the levels side by side, the lowest first.
 
     Args:
-        below: of each level but the highest, from the lowest: what is above it, `(*batch, d')`, to
-            its normal, `(*batch, d)`.
-        top: of the highest level.
-        levels: the size of each.
+        ladder: the levels, from the top down.
     """
 
-    def __init__(
-        self, below: Sequence[Callable[[Tensor], DiagonalNormal]], top: DiagonalNormal,
-        levels: Sequence[int],
-    ) -> None:  # fmt: skip
-        self.below, self.top, self.levels = below, top, list(levels)
-        super().__init__((), sum(levels))
+    def __init__(self, ladder: Ladder) -> None:
+        self.ladder, self.levels = ladder, list(ladder.levels)
+        super().__init__((), sum(self.levels))
+
+    @functools.cached_property
+    def is_normal(self) -> bool:
+        """Whether the highest level is a diagonal normal too."""
+        highest = self.ladder.rung(len(self.levels) - 1, self.ladder.start(1))
+        return isinstance(highest.prior, DiagonalNormal)
 
     def given(self, z: Tensor) -> DiagonalNormal:
-        """Of each level its normal given what z has above it, `(*batch, d)`; at z it is p(z)."""
-        _, *above = z.split(self.levels, -1)
-        each = [of(level) for of, level in zip(self.below, above, strict=True)] + [self.top]
-        loc = [p.loc.expand(*z.shape[:-1], -1) for p in each]
-        scale = [p.scale.expand(*z.shape[:-1], -1) for p in each]
-        return DiagonalNormal(torch.cat(loc, -1), torch.cat(scale, -1))
+        """Of each level its normal given what z has above it, `(*batch, d)`; at z it is p(z).
 
-    def of_noise(self, eps: Tensor) -> Tensor:
-        """z of ε from N(0, I), `(*batch, d)`, from the highest level down."""
-        *noise, own = eps.split(self.levels, -1)
-        z = [torch.addcmul(self.top.loc, self.top.scale, own)]
-        for of, own in zip(reversed(self.below), reversed(noise), strict=True):
-            p = of(z[0])
-            z.insert(0, torch.addcmul(p.loc, p.scale, own))
-        return torch.cat(z, -1)
+        Only where the highest level `is_normal`.
+        """
+        loc: list[Tensor] = []
+        scale: list[Tensor] = []
 
-    def noise_of(self, z: Tensor) -> Tensor:
+        def keep(level: int, p: Any) -> Tensor:
+            value = parts[level]
+            loc.insert(0, p.loc.expand(value.shape))
+            scale.insert(0, p.scale.expand(value.shape))
+            return value
+
+        parts = self._parts(z)
+        self._descend(len(parts[0]), keep)
+        return DiagonalNormal(torch.cat(loc, -1).view(z.shape), torch.cat(scale, -1).view(z.shape))
+
+    def of_noise(self, eps: Tensor, top: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """z of ε from N(0, I), `(*batch, d)`, from the highest level down.
+
+        Args:
+            eps: the noise.
+            top: makes the highest level of its own; None: it is a normal as the others.
+        """
+        parts = self._parts(eps)
+
+        def move(level: int, p: Any) -> Tensor:
+            if level == len(parts) - 1 and top is not None:
+                return top(parts[level])
+            return torch.addcmul(p.loc, p.scale, parts[level])
+
+        return torch.cat(self._descend(len(parts[0]), move), -1).view(eps.shape)
+
+    def noise_of(self, z: Tensor, top: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The other way round."""
-        p = self.given(z)
-        return (z - p.loc) / p.scale
+        parts, noise = self._parts(z), list[Tensor]()
+
+        def move(level: int, p: Any) -> Tensor:
+            value = parts[level]
+            if level == len(parts) - 1 and top is not None:
+                noise.insert(0, top(value))
+            else:
+                noise.insert(0, (value - p.loc) / p.scale)
+            return value
+
+        self._descend(len(parts[0]), move)
+        return torch.cat(noise, -1).view(z.shape)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        loc = self.top.loc
-        shape = *sample_shape, *self._event_shape
-        return self.of_noise(torch.randn(*shape, device=loc.device, dtype=loc.dtype))
+        n = math.prod(sample_shape)
+        z = self._descend(n, lambda _, p: drawn(p, () if p.batch_shape else (n,)))
+        return torch.cat(z, -1).view(*sample_shape, *self._event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.given(value).log_prob(value)
+        return self.log_prob_of_levels(value).sum(-1)
+
+    def log_prob_of_levels(self, value: Tensor) -> Tensor:
+        """log p(z_l | z_{>l}) of each level, `(*batch, L)`, nats."""
+        parts, log_prob = self._parts(value), list[Tensor]()
+
+        def keep(level: int, p: Distribution) -> Tensor:
+            log_prob.insert(0, p.log_prob(parts[level]))
+            return parts[level]
+
+        self._descend(len(parts[0]), keep)
+        return torch.stack(log_prob, -1).view(*value.shape[:-1], -1)
+
+    def _parts(self, z: Tensor) -> Sequence[Tensor]:
+        return z.reshape(-1, *self._event_shape).split(self.levels, -1)
+
+    def _descend(self, n: int, choose: Callable[[int, Distribution], Tensor]) -> list[Tensor]:
+        """Each level of n vectors as `choose` has it of its distribution, the lowest first."""
+        state, z = self.ladder.start(n), list[Tensor]()
+        for level in reversed(range(len(self.levels))):
+            rung = self.ladder.rung(level, state)
+            z.insert(0, choose(level, rung.prior))
+            if level:
+                state = self.ladder.below(level, rung.state, z[0])
+        return z
 
 
 class BoxUniform(Vectors):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from flexgen.checks import check_positive
-from flexgen.contracts import Likelihood, in_context
+from flexgen.contracts import Decodes, Likelihood, in_context
 from flexgen.distributions import BernoulliPixels, GaussianPixels, LogisticPixels
 from flexgen.networks.pixels import PixelNetwork, PixelsGivenMaps
 from flexgen.outputs import check_levels, level_grid
@@ -19,6 +20,13 @@ class _Decoded(Likelihood):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
+
+    @property
+    def ladder(self) -> Decodes | None:
+        return self.decoder if isinstance(self.decoder, Decodes) else None
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        return self.of(*self.decode(z, context))
 
     def decode(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, int]:
         """The decoder's output `(*batch, *shape)` for codes `(*batch, latent_dim)`; len(shape)."""
@@ -39,8 +47,8 @@ class Bernoulli(_Decoded):
     data_range = (0.0, 1.0)
     has_mass = True
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> BernoulliPixels:
-        return BernoulliPixels(*self.decode(z, context))
+    def of(self, out: Tensor, event_dims: int) -> BernoulliPixels:
+        return BernoulliPixels(out, event_dims)
 
 
 class Gaussian(_Decoded):
@@ -60,9 +68,8 @@ class Gaussian(_Decoded):
         check_positive("scale", scale, "set `likelihood.scale=1`")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> GaussianPixels:
-        loc, event_dims = self.decode(z, context)
-        return GaussianPixels(loc, self.log_scale.exp(), event_dims)
+    def of(self, out: Tensor, event_dims: int) -> GaussianPixels:
+        return GaussianPixels(out, self.log_scale.exp(), event_dims)
 
 
 class DiscretisedLogistic(_Decoded):
@@ -104,9 +111,8 @@ class DiscretisedLogistic(_Decoded):
     def check_data(self, x: Tensor) -> None:
         check_levels(x, self.grid, "a DiscretisedLogistic likelihood", "likelihood")
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> LogisticPixels:
-        loc, event_dims = self.decode(z, context)
-        return LogisticPixels(loc, self.log_scale.exp(), *self.grid, event_dims)
+    def of(self, out: Tensor, event_dims: int) -> LogisticPixels:
+        return LogisticPixels(out, self.log_scale.exp(), *self.grid, event_dims)
 
 
 class AutoregressiveLikelihood(_Decoded):
@@ -138,8 +144,8 @@ class AutoregressiveLikelihood(_Decoded):
         self.pixels = pixels
         self.data_range, self.has_mass = pixels.data_range, pixels.has_mass
 
-    def forward(self, z: Tensor, context: Tensor | None = None) -> PixelsGivenMaps:
-        return PixelsGivenMaps(self.pixels, self.decode(z, context)[0])
+    def of(self, out: Tensor, event_dims: int) -> PixelsGivenMaps:
+        return PixelsGivenMaps(self.pixels, out)
 
     def check_data(self, x: Tensor) -> None:
         self.pixels.check_data(x)

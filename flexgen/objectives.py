@@ -226,14 +226,15 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def kl_floor(kl: Tensor, free: float) -> Tensor:
+def kl_floor(kl: Tensor, free: Tensor | float) -> Tensor:
     r"""$\sum_j \max(λ, KL_j)$, so that the first λ nats of each group cost nothing to use.
 
     Args:
         kl: KL of each group of latent dimensions, a mean over the batch, `(groups,)`, nats.
-        free: λ, nats a group.
+        free: λ, nats a group: one for all, or of each, `(groups,)`.
 
     Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
     eq. 15.
     """
-    return kl.clamp(min=free).sum() if free else kl.sum()
+    floored = isinstance(free, Tensor) or free > 0
+    return kl.clamp(min=free).sum() if floored else kl.sum()

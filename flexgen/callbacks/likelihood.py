@@ -20,6 +20,7 @@ from flexgen.metrics import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.models import VAE
 from flexgen.models.latent import in_parts
 from flexgen.models.vae import CODES_AT_ONCE
+from flexgen.posteriors import LevelDraws, LevelwiseDistribution
 from flexgen.priors import base_codes
 from flexgen.run_notes import RunNote, add_note
 
@@ -62,14 +63,14 @@ class LikelihoodScore(Measurement):
         KL(q(z|x) ‖ p(z)) = Σ_l E KL(q(z_l|x) ‖ p(z_l|z_{l+1}))
 
     `elbo/kl_level1` and so on, each in closed form given the 16 draws of the level above, and
-    `posterior/active_units_level1`. Then `posterior/active_units`; and
-    how far the aggregate posterior is from the prior by samples: `posterior/energy` (energy
-    distance of one code for each datum to as many draws of the prior) and `posterior/pag`, the
-    prior agreement with N(0, I) of those codes in the prior's base space, under a Gaussian or a
-    flow, with the ends of its interval and the control `own/posterior_pag`: codes that the
-    posterior draws for samples of the model itself. An exact posterior's control is 0; what it is
-    above 0 is the posterior's own error, which `posterior/pag` has too. Under the prior of a refit
-    those that it does not have are NaN.
+    `posterior/active_units_level1`; of a posterior of levels they are means over those draws. Then
+    `posterior/active_units`; and how far the aggregate posterior is from the prior by samples:
+    `posterior/energy` (energy distance of one code for each datum to as many draws of the prior)
+    and `posterior/pag`, the prior agreement with N(0, I) of those codes in the prior's base space,
+    under a Gaussian or a flow, with the ends of its interval and the control `own/posterior_pag`:
+    codes that the posterior draws for samples of the model itself. An exact posterior's control is
+    0; what it is above 0 is the posterior's own error, which `posterior/pag` has too. Under the
+    prior of a refit those that it does not have are NaN.
 
     Under a prior whose density is not normalised there are neither a likelihood nor a bound nor
     their parts, whatever its `log_prob` returns: the run's `notes.jsonl` says so.
@@ -164,7 +165,11 @@ class LikelihoodScore(Measurement):
         blocks = math.ceil(len(x) / (self.num_posteriors if divided else _BATCH))
         for batch, labels in in_parts(x, context, math.ceil(len(x) / blocks)):
             q = in_context(model.posterior, batch, labels)
-            z, log_q = q.rsample_and_log_prob((16,))
+            of_levels = q.draw((16,)) if isinstance(q, LevelwiseDistribution) else None
+            if of_levels is None:
+                z, log_q = q.rsample_and_log_prob((16,))
+            else:
+                z, log_q = of_levels.z, of_levels.log_q.sum(-1)
             surprise = model.prior.cross_entropy(z, labels).double()
             # Of one draw the bound of 440 digits is off by 0.15 nats, more than priors differ by.
             log_p_x = [in_context(model.likelihood, code, labels).log_prob(batch) for code in z]
@@ -174,7 +179,7 @@ class LikelihoodScore(Measurement):
             }
             if divided:
                 found |= _marginal_parts(q, model.prior(), z[0], surprise[0])
-            found |= _kl_of_levels(q, model.prior(labels), z)
+            found |= _kl_of_levels(q, model.prior(labels), z, of_levels)
             for name, of_data in found.items():
                 terms.setdefault(name, []).append(of_data)
             codes.append(z[0])
@@ -239,12 +244,20 @@ def _marginal_parts(
     return found
 
 
-def _kl_of_levels(q: Distribution, p: Distribution, z: Tensor) -> dict[str, Tensor]:
+def _kl_of_levels(
+    q: Distribution, p: Distribution, z: Tensor, of_levels: LevelDraws | None
+) -> dict[str, Tensor]:
     """KL(q(z_l|x) ‖ p(z_l|z_{l+1})) of each level, a mean over draws `(16, n, d)`."""
-    if not (isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal)):
+    if not isinstance(p, HierarchicalNormal):
         return {}
-    parts = q.kl(p.given(z)).double().mean(0).split(p.levels, -1)
-    return {f"elbo/kl_level{level}": part.sum(-1) for level, part in enumerate(parts, 1)}
+    if of_levels is not None:
+        kl = (of_levels.log_q - p.log_prob_of_levels(z)).double().mean(0)
+    elif isinstance(q, DiagonalNormal) and p.is_normal:
+        parts = q.kl(p.given(z)).double().mean(0).split(p.levels, -1)
+        kl = torch.stack([part.sum(-1) for part in parts], -1)
+    else:
+        return {}
+    return {f"elbo/kl_level{level}": part for level, part in enumerate(kl.unbind(-1), 1)}
 
 
 def _means(q: Distribution) -> tuple[Tensor, Tensor]:

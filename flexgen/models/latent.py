@@ -13,6 +13,8 @@ from flexgen.training.loop import Loop
 _WITHOUT = {
     "score": "draws by a critic's score, and this model has no critic; use it on an adversarial "
     "run, or another prior",
+    "ladder": "is that of a decoder that draws its levels itself, and this model has none; use "
+    "prior=hierarchical, or model=vae with network=resnet_vae",
     "posterior": "is made of a VAE's posteriors, and this model has no posterior; use "
     "prior=mixture or kernel_density, or model=vae",
 }

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from flexgen.checks import check_integer, check_not_negative, first_line
+from flexgen.checks import check_integer, check_not_negative, check_positive, first_line
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal, HierarchicalNormal
 from flexgen.models.latent import Latent, in_parts
+from flexgen.networks.layers import initialise_from_data
 from flexgen.objectives import importance_weighted_bound, kl_floor
+from flexgen.posteriors import LevelDraws, LevelwiseDistribution
+from flexgen.training import EMA, copy_from_zero
 from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
 
 CODES_AT_ONCE = 5_000
@@ -59,8 +63,13 @@ class VAE(Latent):
         importance_samples: K.
         draws: draws of the bound that are averaged for each datum.
         kl_warmup: generator steps.
-        free_bits: λ, nats per dimension of the code, of the KL averaged over the batch; under a
-            Monte Carlo estimate the whole code is one group with λ times its dimension.
+        free_bits: λ, nats per dimension of the code, of the KL averaged over the batch. A posterior
+            of levels has them level by level, λ times its dimension; under another Monte Carlo
+            estimate the whole code is one such group.
+        data_init: standard deviation of each output of the weight-normed layers on the first batch,
+            by :func:`~flexgen.networks.layers.initialise_from_data`; None: they stay as drawn.
+        ema_decay: decay of the weights' average, which then is what samples and is measured; None:
+            no average. A prior of a refit is not averaged.
         scheduler: optimizer to a schedule of its step size, stepped once a generator step.
         **loop: see :class:`~flexgen.training.Loop`.
 
@@ -85,6 +94,8 @@ class VAE(Latent):
         draws: int = 1,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
+        data_init: float | None = None,
+        ema_decay: float | None = None,
         scheduler: MakeScheduler | None = None,
         **loop: Any,
     ) -> None:
@@ -103,6 +114,39 @@ class VAE(Latent):
         self.kl_warmup, self.free_bits = kl_warmup, free_bits
         self.check_prior(self.prior.current)
         self.bind(self.prior)
+        self.posterior.bind(prior=self.prior[0])
+        if data_init is not None:
+            check_positive("data_init", data_init, "null leaves the weights as drawn")
+        self.data_init = data_init
+        self.ema = None if ema_decay is None else EMA(self._averaged(), ema_decay)
+        self._exchanged = False
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Everything in eval mode, and the averaged weights in the place of those that learn."""
+        with super().evaluating():
+            if self.ema is None or self._exchanged:
+                yield
+                return
+            self._exchange()
+            try:
+                yield
+            finally:
+                self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        assert self.ema is not None
+        for own, average in zip(
+            self._averaged().parameters(), self.ema.module.parameters(), strict=True
+        ):
+            kept = own.clone()
+            own.copy_(average)
+            average.copy_(kept)
+        self._exchanged = not self._exchanged
+
+    def _averaged(self) -> nn.ModuleList:
+        return nn.ModuleList([self.posterior, self.likelihood, self.prior[0]])
 
     @property
     def decoder(self) -> nn.Module | None:
@@ -118,7 +162,8 @@ class VAE(Latent):
         return (nn.ModuleList([self.posterior, self.likelihood, self.prior]),)
 
     def offers(self) -> dict[str, Any]:
-        return {"posterior": self.posterior}
+        ladder = self.likelihood.ladder
+        return {"posterior": self.posterior} | ({} if ladder is None else {"ladder": ladder})
 
     @torch.no_grad()
     def encode(self, x: Tensor, context: Tensor | None = None, batch_size: int = 1000) -> Tensor:
@@ -189,9 +234,19 @@ class VAE(Latent):
         optimizer.zero_grad()
         for _ in range(self.accumulate):
             batch = self.next_batch(stream)
+            if self.data_init is not None and self.counters.batches == 1:
+                self._initialise(batch, self.data_init)
             self.accumulate_gradient(self.loss(batch.x, batch.context))
         self.step_optimizer(optimizer, 0)
+        if self.ema is not None:
+            self.ema.update(self._averaged())
         self.finish_step()
+
+    def _initialise(self, batch: Batch, scale: float) -> None:
+        x, context = batch
+        found = initialise_from_data(self, lambda: self.log_weights(x, 1, context), scale)
+        if found and self.trainer.world_size > 1:
+            copy_from_zero([parameter.detach().view(-1) for parameter in found])
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The training loss of a batch, nats per datum; records it and its terms."""
@@ -201,29 +256,53 @@ class VAE(Latent):
             loss = -importance_weighted_bound(weights).mean()
             self.record("loss/generator", loss)
             return loss
-        reconstruction, kl = self._terms(x, context)
+        reconstruction, kl, sizes = self._terms(x, context)
         step = self.counters.generator_steps
         weight = min(1.0, (step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
-        loss = reconstruction + weight * kl_floor(kl, self.free_bits * self.latent_dim / len(kl))
+        floored = kl_floor(kl, self.free_bits * sizes) if self.free_bits else kl.sum()
+        loss = reconstruction + weight * floored
         self.record("loss/generator", loss)
         self.record("loss/reconstruction", reconstruction)
         self.record("loss/kl" if self.prior.normalised else "loss/kl_unnormalised", kl.sum())
         return loss
 
-    def _terms(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Means of −log p(x|z) `()` and KL(q(z|x) ‖ p(z)), by dimension `(d,)` or whole `(1,)`."""
+    def _terms(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Means of −log p(x|z) `()` and KL(q(z|x) ‖ p(z)), by group `(groups,)`, and their sizes.
+
+        A group is a dimension, a level, or the whole code.
+        """
         q, p = in_context(self.posterior, x, context), self.prior(context)
         draws = (self.draws,) if self.draws > 1 else ()
+        sizes: Tensor | int = 1
+        if isinstance(q, LevelwiseDistribution) and isinstance(p, HierarchicalNormal):
+            found, likelihood = self._pass(q, context, draws)
+            kl = found.kl
+            if kl is None or p.ladder is not q.ladder:
+                kl = found.log_q - p.log_prob_of_levels(found.z)
+            kl, sizes = kl.flatten(0, -2).mean(0), torch.tensor(q.levels, device=x.device)
+            return -likelihood.log_prob(x).mean(), kl, sizes
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
             z, kl = q.rsample_and_kl(p, draws)
             kl = kl.mean(0)
-        elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal):
+        elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal) and p.is_normal:
             z = q.rsample(draws)
             kl = q.kl(p.given(z)).flatten(0, -2).mean(0)
         else:
             z, log_q = q.rsample_and_log_prob(draws)
             kl = (log_q + self.prior.cross_entropy(z, context)).mean().view(1)
-        return -in_context(self.likelihood, z, context).log_prob(x).mean(), kl
+            sizes = self.latent_dim
+        return -in_context(self.likelihood, z, context).log_prob(x).mean(), kl, sizes
+
+    def _pass(
+        self, q: LevelwiseDistribution, context: Tensor | None, shape: tuple[int, ...]
+    ) -> tuple[LevelDraws, Distribution]:
+        """Draws of levels, and p(x|z) of each: in one pass if the decoder drew them."""
+        found, decoder = q.draw(shape), self.likelihood.ladder
+        if decoder is None or decoder is not q.ladder:
+            return found, in_context(self.likelihood, found.z, context)
+        out = decoder.output(found.state)
+        event_dims = out.ndim - 1
+        return found, self.likelihood.of(out.view(*found.z.shape[:-1], *out.shape[1:]), event_dims)
 
     @torch.no_grad()
     def log_likelihood(
@@ -270,7 +349,13 @@ class VAE(Latent):
     def _weights(
         self, q: Distribution, p: Distribution, x: Tensor, context: Tensor | None, num: int
     ) -> Tensor:
-        z, log_q = q.rsample_and_log_prob((num,))  # type: ignore[attr-defined]
-        likelihood = in_context(self.likelihood, z, context)
-        weights: Tensor = likelihood.log_prob(x) + p.log_prob(z) - log_q
+        if isinstance(q, LevelwiseDistribution):
+            found, likelihood = self._pass(q, context, (num,))
+            z, log_q, log_p = found.z, found.log_q.sum(-1), found.log_p
+            shared = isinstance(p, HierarchicalNormal) and p.ladder is q.ladder
+            log_p = log_p.sum(-1) if shared and log_p is not None else p.log_prob(z)
+        else:
+            z, log_q = q.rsample_and_log_prob((num,))  # type: ignore[attr-defined]
+            likelihood, log_p = in_context(self.likelihood, z, context), p.log_prob(z)
+        weights: Tensor = likelihood.log_prob(x) + log_p - log_q
         return weights

@@ -17,11 +17,12 @@ from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
+from flexgen.networks.resnet_vae import BottomUpResNet, TopDownResNet
 from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
-    "MADE", "Codebook", "DCGANCritic", "DCGANGenerator", "DiagonalBiLSTM", "GatedPixelCNN",
-    "MLPCritic", "MLPEncoder", "MLPFirstLevel", "MLPGenerator", "MultiscalePixelCNN", "PixelCNN",
-    "Positioned", "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder",
-    "SpatialGenerator",
+    "MADE", "BottomUpResNet", "Codebook", "DCGANCritic", "DCGANGenerator", "DiagonalBiLSTM",
+    "GatedPixelCNN", "MLPCritic", "MLPEncoder", "MLPFirstLevel", "MLPGenerator",
+    "MultiscalePixelCNN", "PixelCNN", "Positioned", "ResConvEncoder", "ResConvGenerator", "RowLSTM",
+    "SpatialEncoder", "SpatialGenerator", "TopDownResNet",
 ]  # fmt: skip

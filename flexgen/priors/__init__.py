@@ -13,7 +13,7 @@ from flexgen.priors.fixed import Normal, Uniform
 from flexgen.priors.flow import MAF, FlowPrior, RealNVP
 from flexgen.priors.flow_matching import FlowMatching
 from flexgen.priors.gaussian import Gaussian
-from flexgen.priors.hierarchical import Hierarchical
+from flexgen.priors.hierarchical import Hierarchical, TopDown
 from flexgen.priors.kernel_density import KernelDensity
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.per_class import PerClass
@@ -28,6 +28,6 @@ __all__ = [
     "LARS", "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowMatching", "FlowPrior",
     "Gaussian", "Hierarchical", "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture",
     "Masked", "Mixture", "MixtureOfPosteriors", "NoiseContrastive", "Normal", "PerClass",
-    "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "Uniform", "Vamp",
-    "Weighted", "as_prior", "base_codes", "maximise_likelihood",
+    "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "TopDown", "Uniform",
+    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

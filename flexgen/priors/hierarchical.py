@@ -1,23 +1,50 @@
-"""A prior of levels, each a normal given the level above."""
+"""Priors of levels, each a normal given those above: by networks of their own, or a decoder's."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
-from flexgen.contracts import BaseSpace, Draws, Prior, Report
-from flexgen.distributions import DiagonalNormal, HierarchicalNormal
+from flexgen.contracts import (
+    BaseSpace,
+    Decodes,
+    Draws,
+    Ladder,
+    Posterior,
+    Prior,
+    Report,
+    Rung,
+    Score,
+)
+from flexgen.distributions import HierarchicalNormal, normal_of
 from flexgen.networks import MLPGenerator
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal
-
-# As of a posterior: a scale that overflows, or is 0, makes the first steps NaN.
-_LOG_SCALE = 10.0
+from flexgen.priors.staged import as_prior
 
 
-class Hierarchical(Prior):
+class _OfLevels(Prior):
+    """A prior with a ladder."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.base = Normal(latent_dim)
+
+    def forward(self, context: Tensor | None = None) -> HierarchicalNormal:
+        return HierarchicalNormal(self._ladder())
+
+    def base_space(self) -> BaseSpace:
+        """The space of ε."""
+        p = self()
+        return BaseSpace(self.base, p.of_noise, p.noise_of)
+
+    def _ladder(self) -> Ladder:
+        raise NotImplementedError
+
+
+class Hierarchical(_OfLevels, Ladder):
     r"""p(z) = p(z_L) ∏ p(z_l | z_{l+1}): each level a diagonal normal of a network of that above.
 
     .. math:: z_L = ε_L, \quad z_l = m_l(z_{l+1}) + s_l(z_{l+1}) ⊙ ε_l, \quad ε ∼ N(0, I)
@@ -33,9 +60,11 @@ class Hierarchical(Prior):
         latent_dim: d, at least 2.
         levels: the size of each level, the lowest first, at least two, d in all; null: two halves.
         hidden_features: of each level's network, in each hidden layer.
+        top: p(z_L), a prior with a density over the highest level; null: N(0, I).
 
     Raises:
-        ValueError: for sizes out of range or that do not add up to d.
+        ValueError: for sizes out of range or that do not add up to d, or a top of another size or
+            without a density.
 
     Source: Gulrajani et al., "PixelVAE", 2017, section 3.2; Sønderby et al., "Ladder variational
     autoencoders", 2016, eq. 1 and 2.
@@ -50,11 +79,10 @@ class Hierarchical(Prior):
 
     def __init__(
         self, latent_dim: int, levels: Sequence[int] | None = None,
-        hidden_features: Sequence[int] = (100,),
+        hidden_features: Sequence[int] = (100,), top: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         d = check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
-        self.latent_dim = d
+        super().__init__(d)
         self.levels = check_sizes("levels", (d - d // 2, d // 2) if levels is None else levels)
         if len(self.levels) < 2 or sum(self.levels) != d:
             raise ValueError(
@@ -72,17 +100,47 @@ class Hierarchical(Prior):
             network.output.weight.data *= 0.01
             nn.init.zeros_(network.output.bias)
         self.networks = nn.ModuleList(networks)
-        self.base = Normal(d)
-        self.top = Normal(self.levels[-1])
+        self.top = Normal(self.levels[-1]) if top is None else as_prior(top)
+        if self.top.latent_dim != self.levels[-1] or not self.top.has_log_prob:
+            raise ValueError(
+                f"`top` must be a prior with a density over the highest level's {self.levels[-1]} "
+                f"numbers, got a {type(self.top).__name__} over {self.top.latent_dim}; use "
+                "prior@prior.top=realnvp with its size, or null"
+            )
+        self.level_shapes = tuple((size,) for size in self.levels)
+        self.feature_shapes = (*((2 * size,) for size in below), None)
 
-    def forward(self, context: Tensor | None = None) -> HierarchicalNormal:
-        below = [functools.partial(_given, network) for network in self.networks]
-        return HierarchicalNormal(below, self.top(), self.levels)
+    @property
+    def ladder(self) -> Ladder:
+        return self
+
+    def start(self, n: int) -> None:
+        return None
+
+    def rung(self, level: int, state: Any) -> Rung:
+        if level == len(self.levels) - 1:
+            return Rung(self.top(), None, None)
+        out = self.networks[level](state)
+        return Rung(normal_of(*out.unbind(-2)), out.flatten(1), None)
+
+    def below(self, level: int, state: Any, z: Tensor) -> Tensor:
+        return z
 
     def base_space(self) -> BaseSpace:
-        """The space of ε."""
-        p = self()
-        return BaseSpace(self.base, p.of_noise, p.noise_of)
+        """The space of ε, where the highest level has one; else that of codes."""
+        space, p = self.top.base_space(), self()
+        if space.prior.normal_scale != 1 or space.prior.latent_dim != self.levels[-1]:
+            return Prior.base_space(self)
+        to_top, from_top = space.to_code, space.from_code
+        return BaseSpace(
+            self.base,
+            lambda eps: p.of_noise(eps, to_top),
+            None if from_top is None else lambda z: p.noise_of(z, from_top),
+            space.to_code_cost,
+        )
+
+    def _ladder(self) -> Ladder:
+        return self
 
     def _fit(
         self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
@@ -90,10 +148,55 @@ class Hierarchical(Prior):
         return maximise_likelihood(self, codes, draws=draws, seed=seed, progress=progress)
 
 
-def _given(network: nn.Module, above: Tensor) -> DiagonalNormal:
-    """A level's normal given the level above, `(*batch, d)`."""
-    out = network(above.reshape(-1, above.shape[-1]))
-    # As a posterior's: log-densities in half precision have a grain of half a nat.
-    out = out.to(torch.promote_types(out.dtype, torch.float32))
-    loc, log_scale = out.view(*above.shape[:-1], *out.shape[1:]).unbind(-2)
-    return DiagonalNormal(loc, log_scale.clamp(-_LOG_SCALE, _LOG_SCALE).exp())
+class TopDown(_OfLevels):
+    r"""$p(z) = \prod_l p(z_l | z_{>l})$ by the decoder that makes the data too, a VAE's own.
+
+    The networks are the decoder's, saved and trained there: prior, likelihood and a
+    :class:`~flexgen.posteriors.Bidirectional` posterior share them, and one pass serves all three.
+    It has nothing of its own to learn, so a refit takes another prior.
+
+    Args:
+        latent_dim: d, the decoder's.
+
+    Raises:
+        ValueError: when it is bound, if the decoder's codes are of another size.
+
+    Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
+    figure 3 and appendix (ResNet VAE); Sønderby et al., "Ladder variational autoencoders", 2016.
+    """
+
+    needs = frozenset({"ladder"})
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(check_integer("latent_dim", latent_dim))
+        # In a tuple: a module that were an attribute would be saved and trained as a part of this.
+        self._decoder: tuple[Decodes] | None = None
+
+    @property
+    def ladder(self) -> Ladder | None:
+        return None if self._decoder is None else self._decoder[0]
+
+    @property
+    def levels(self) -> tuple[int, ...]:  # type: ignore[override]
+        return () if self.ladder is None else self.ladder.levels
+
+    def bind(
+        self, *, score: Score | None = None, posterior: Posterior | None = None,
+        ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        if ladder is None:
+            return
+        if (size := sum(ladder.levels)) != self.latent_dim:
+            raise ValueError(
+                f"`latent_dim` must be the {size} numbers of the decoder's levels "
+                f"{list(ladder.levels)}, got {self.latent_dim}; set `latent_dim={size}`"
+            )
+        self._decoder = (ladder,)
+
+    def _ladder(self) -> Ladder:
+        if self._decoder is None:
+            raise RuntimeError(
+                "a TopDown prior is that of a decoder, and it was given none; call "
+                "`prior.bind(ladder=decoder)`"
+            )
+        return self._decoder[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Draws, Posterior, Prior, Report, Score
+from flexgen.contracts import Decodes, Draws, Posterior, Prior, Report, Score
 from flexgen.distributions import Shape, Vectors
 from flexgen.modes import restored
 from flexgen.priors.fitting import maximise_likelihood
@@ -109,7 +109,7 @@ class _OfPosteriors(Prior):
 
     def bind(
         self, *, score: Score | None = None, posterior: Posterior | None = None,
-        data: Callable[[int], Tensor] | None = None,
+        ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Be a mixture of this posterior from now on, and put the inputs at data.
 

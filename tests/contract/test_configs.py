@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flexgen.contracts import Batch
 from flexgen.distributions import drawn
-from flexgen.networks import MLPEncoder
+from flexgen.networks import MLPEncoder, TopDownResNet
 from flexgen.posteriors import DiagonalGaussian
 from flexgen.priors import as_prior
 from flexgen.runs import resolvers
@@ -45,6 +45,8 @@ def for_prior(name: str) -> tuple[str, ...]:
 
 def size_for(prior: str, usual: int) -> tuple[str, ...]:
     """The size of a code: as it is usual in a test, or a small map for a prior over maps."""
+    if prior == "top_down":
+        return ("latent_dim=16",)  # one map of 4 x 4
     if prior.startswith("pixelcnn"):
         return "latent_dim=4", "code_shape=[1,2,2]"
     return (f"latent_dim={usual}",)
@@ -84,7 +86,9 @@ def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
     cfg = config(f"model={name}", *for_prior(prior), *ring)
     alone = as_prior(instantiate(cfg["prior"]))
     refused = None
-    if "posterior" in alone.needs:
+    if "ladder" in alone.needs:
+        refused = r"decoder that draws its levels.*use prior=hierarchical"
+    elif "posterior" in alone.needs:
         refused = r"VAE's posteriors.*use prior=mixture"
     elif alone.num_values is not None:
         refused = "are real numbers, and a .* prior is over names.*use prior=normal"
@@ -101,6 +105,19 @@ def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
 
 
 BINARY = ("model=vae", "data=digits_static", "latent_dim=3")
+RESNET = (
+    "network=resnet_vae", "prior=top_down", "latent_dim=32", "network.decoder.blocks=[1]",
+    "network.decoder.code_channels=2", "network.decoder.channels=8",
+)  # fmt: skip
+
+
+def for_posterior(name: str) -> tuple[str, ...]:
+    """The overrides that a posterior of conf/posterior takes: those of levels want some."""
+    if name == "bidirectional_conv_iaf":
+        return (*RESNET, f"posterior={name}", "posterior.flow.hidden_channels=[8]")
+    if name.startswith(("bottom_up", "bidirectional")):
+        return "prior=hierarchical", "latent_dim=4", f"posterior={name}"
+    return (f"posterior={name}",)
 
 
 def vae(*overrides: str) -> Any:
@@ -115,7 +132,7 @@ def binary() -> Iterator[Batch]:
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 @pytest.mark.parametrize("posterior", names("posterior"))
 def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood: str) -> None:
-    model = vae(f"posterior={posterior}", f"likelihood={likelihood}")
+    model = vae(*for_posterior(posterior), f"likelihood={likelihood}")
     learns = trainable(model.posterior, model.likelihood)
     levels = 2 if likelihood == "pixelcnn" else 256  # by its output=bernoulli
     train(model, labelled(lambda: torch.randint(levels, (8, 1, 8, 8)) / (levels - 1)))
@@ -135,6 +152,10 @@ def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: s
         with pytest.raises(Exception, match=r"a VAE.*use prior=normal"):
             vae(*words)
         return
+    if "ladder" in alone.needs:
+        with pytest.raises(Exception, match=r"decoder that draws its levels.*network=resnet_vae"):
+            vae(*words)
+        words = (*RESNET, "posterior=bidirectional")
     model = vae(*words)
     learns = trainable(model)
     train(model, binary())
@@ -150,7 +171,7 @@ def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str
     torch.manual_seed(0)
     alone = as_prior(instantiate(cfg["prior"]))
     if alone.num_values is None:
-        with pytest.raises(Exception, match=r"VQVAE|a critic|a VAE's posteriors"):
+        with pytest.raises(Exception, match=r"VQVAE|a critic|a VAE's posteriors|a decoder"):
             instantiate(cfg["model"])
         return
     model = instantiate(cfg["model"])
@@ -194,7 +215,9 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     both = OmegaConf.load(CONF / "network" / f"{name}.yaml")
     model = "vae" if "encoder" in both else "gan"
     model = "vq_vae" if name == "spatial" else model
-    cfg = config(f"network={name}", f"data={data}", f"model={model}")
+    # The levels of a ResNet VAE at its size: ten of 32 x 14 x 14, ten of 32 x 7 x 7.
+    size = ("latent_dim=78400",) if name == "resnet_vae" else ()
+    cfg = config(f"network={name}", f"data={data}", f"model={model}", *size)
     parts = {key: instantiate(part) for key, part in cfg["network"].items()}
     assert {"generator", "critic"} <= parts.keys() or {"encoder", "decoder"} <= parts.keys()
     x = torch.randn(2, *cfg["data"]["shape"])
@@ -217,9 +240,15 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
     encoder = MLPEncoder(cfg["data"]["shape"], hidden_features=[8])
     score, posterior = functools.partial(torch.sum, dim=-1), DiagonalGaussian(encoder, d)
 
-    prior.bind(
-        score=score, posterior=posterior, data=lambda n: torch.rand(n, *cfg["data"]["shape"])
+    decoder = (
+        TopDownResNet(d, (1, 4, 4), code_channels=1, channels=2, blocks=[1], weight_norm=False)
+        if "ladder" in prior.needs
+        else None
     )
+    prior.bind(
+        score=score, posterior=posterior, ladder=decoder,
+        data=lambda n: torch.rand(n, *cfg["data"]["shape"]),
+    )  # fmt: skip
     p = prior()
     assert p.event_shape == (d,)
     assert p.sample((5,)).shape == drawn(p, (5,)).shape == (5, d)
@@ -238,7 +267,7 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
             p.log_prob(first)
     restored = as_prior(instantiate(cfg["prior"]))
     restored.load_state_dict(prior.state_dict())
-    restored.bind(score=score, posterior=posterior)
+    restored.bind(score=score, posterior=posterior, ladder=decoder)
     torch.manual_seed(1)
     torch.testing.assert_close(restored().sample((4,)), first)
     if (support := prior.support) is not None:

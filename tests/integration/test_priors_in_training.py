@@ -1,7 +1,8 @@
 """Each prior in a run: saved, loaded, resumed to the same bits, and shared by two processes.
 
 A prior with something to learn is fitted to codes in mid-run too, as a second stage. Those made of
-a VAE's posteriors have a VAE's run, in `test_vamp.py`, those over maps theirs, in `test_vq_vae.py`.
+a VAE's posteriors have a VAE's run, in `test_vamp.py`, those over maps theirs, in `test_vq_vae.py`
+and `test_resnet_vae.py`.
 Run as a script, this file trains all priors
 in the processes that torchrun started.
 """
@@ -54,7 +55,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SMALL = {"steps": 3, "chain_steps": 3, "num_samples": 100, "train_samples": 100}
 """What takes long, in any prior that has it."""
-ELSEWHERE = ("vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real")
+ELSEWHERE = (
+    "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real", "top_down",
+)  # fmt: skip
 NAMES = sorted(
     path.stem
     for path in (CONF / "prior").glob("*.yaml")

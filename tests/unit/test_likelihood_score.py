@@ -191,6 +191,8 @@ class Flat(Prior):
     def forward(self, _: Tensor | None = None) -> "Flat":
         return self
 
+    def bind(self, **_: Any) -> None: ...
+
     def rsample_and_log_prob(self, sample_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         return torch.zeros(*sample_shape, 2, 1), torch.zeros(*sample_shape, 2)
 
