@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -78,9 +77,10 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     assert model.counters.generator_steps == 1
 
 
-@pytest.mark.parametrize("name", GAMES)
+# Games differ in their objective, which no prior sees, and in how many steps the critic takes.
+@pytest.mark.parametrize("name", ["gan", "wgan_gp"])
 @pytest.mark.parametrize("prior", names("prior"))
-def test_every_prior_trains_with_every_model(name: str, prior: str) -> None:
+def test_every_prior_trains_with_a_game(name: str, prior: str) -> None:
     torch.manual_seed(0)
     ring = ("data=ring8", *size_for(prior, 2), "network.generator.hidden_features=[8]")
     cfg = config(f"model={name}", *for_prior(prior), *ring)
@@ -181,17 +181,23 @@ def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str
     assert model.sample(3).shape == (3, 1, 8, 8)
 
 
-@pytest.mark.parametrize("output", names("output"))
-@pytest.mark.parametrize("network", PIXELS)
-@pytest.mark.parametrize("conditional", [False, True])
+# Labels do not meet the output: one is enough.
+@pytest.mark.parametrize(
+    ("network", "output", "conditional"),
+    [
+        (network, output, conditional)
+        for network in PIXELS
+        for output in names("output")
+        for conditional in (False, True)
+        if (network != "dequantised" or output == "categorical")  # it has no output
+        and not (conditional and network in ("gated_pixelcnn_positioned", "dequantised"))
+        and not (conditional and output != "categorical")
+    ],
+)
 def test_every_pixel_network_trains_with_every_output(
     network: str, output: str, conditional: bool
 ) -> None:
     torch.manual_seed(0)
-    if conditional and network in ("gated_pixelcnn_positioned", "dequantised"):
-        pytest.skip("it knows no classes")
-    if network == "dequantised" and output != "categorical":
-        pytest.skip("it has no output")
     data = "digits_static" if output == "bernoulli" or network == "made" else "digits"
     words = (f"network={network}", f"output={output}", f"conditional={conditional}", f"data={data}")
     cfg = config("model=density", "latent_dim=64", *words)
@@ -302,23 +308,6 @@ def test_every_logger_composes(name: str) -> None:
 @pytest.mark.parametrize("name", names("trainer"))
 def test_every_trainer_composes(name: str) -> None:
     assert config(f"trainer={name}")["trainer"]["inference_mode"] is False
-
-
-def pins(name: str) -> set[str]:
-    """The keys that an experiment or one that it inherits from gives."""
-    own = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
-    above = [e for e in own["defaults"] if isinstance(e, str) and e.startswith("/experiment/")]
-    keys = {*own, *(f"data.{key}" for key in own.get("data", ()))}
-    return keys.union(*(pins(e.removeprefix("/experiment/")) for e in above))
-
-
-@pytest.mark.parametrize("name", names("experiment"))
-def test_every_experiment_composes_and_is_pinned(name: str) -> None:
-    assert config(f"experiment={name}")["steps"] >= 1
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert text.startswith("# @package _global_\n#"), "an experiment says what it reproduces"
-    if "\nname: " in text:  # else it is for heirs alone
-        assert {"seed", "steps", "data.batch_size"} <= pins(name)
 
 
 def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:

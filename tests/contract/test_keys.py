@@ -108,6 +108,23 @@ def test_every_key_is_an_argument_and_every_argument_has_a_key(name: str) -> Non
         check(where, node, get_object(node["_target_"]))
 
 
+def pins(name: str) -> set[str]:
+    """The keys that an experiment or one that it inherits from gives."""
+    own = yaml.safe_load(FILES[name].read_text())
+    above = [e for e in own["defaults"] if isinstance(e, str) and e.startswith("/experiment/")]
+    keys = {*own, *(f"data.{key}" for key in own.get("data", ()))}
+    return keys.union(*(pins(e.removeprefix("/")) for e in above))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("experiment/")])
+def test_every_experiment_composes_and_is_pinned(name: str) -> None:
+    assert composed(name)["steps"] >= 1
+    text = FILES[name].read_text()
+    assert text.startswith("# @package _global_\n#"), "an experiment says what it reproduces"
+    if "\nname: " in text:  # else it is for heirs alone
+        assert {"seed", "steps", "data.batch_size"} <= pins(name)
+
+
 def check(
     where: str, node: dict[str, Any], target: Callable[..., Any], given: Iterable[str] = ()
 ) -> None:
