@@ -44,7 +44,9 @@ class VAE(Latent):
     K = 1 is the ELBO. Where posterior and prior are diagonal normals its term
     E[log q(z|x) − log p(z)] is their KL in closed form; under a hierarchical prior that of each
     level, Σ_l E KL(q(z_l|x) ‖ p(z_l|z_{l+1})), given the draw of the level above. Else it is
-    estimated from the same draws.
+    estimated from the same draws, of a posterior of levels level by level; where that goes down the
+    prior's own ladder, the KL of two diagonal normals is in closed form. Where the ladder is the
+    decoder's, posterior, prior and likelihood take one pass.
     The training loss is −L_K, in nats per datum, with two changes to its KL term for K = 1: the
     weight rises from 0 to 1 in the first `kl_warmup` generator steps, and is no lower than
     `free_bits` for each dimension.
