@@ -117,6 +117,53 @@ def prior_options(prior: Prior, options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def encoder_codes(
+    model: Latent, x: Tensor, context: Tensor | None, *, seed: int, base: bool = False
+) -> Tensor:
+    """Codes of data `(n, latent_dim)` by a model's own encoder, drawn by a seed.
+
+    Args:
+        model: whose encoder.
+        x: data, on the model's device.
+        context: of each.
+        seed: of the draws from q(z|x).
+        base: whether they are wanted in the base space of the prior in use.
+
+    Raises:
+        ValueError: if there is no encoder, or the prior's map has no inverse.
+    """
+    with isolated_rng(seed):
+        z = model.encode(x, context)
+    if z is None:
+        raise ValueError(
+            f"codes of an encoder are asked for, and a {type(model).__name__} has none; train "
+            "model=ali or bigan, or take codes by reversal, from `init=bank` say"
+        )
+    if not base:
+        return z
+    prior = model.prior.current
+    if (from_code := prior.base_space().from_code) is None:
+        raise ValueError(
+            f"an encoder's codes are not in the base space of a {type(prior).__name__} prior, "
+            "whose map has no inverse; set `callbacks.reversal.space=code`, or another `init`"
+        )
+    with torch.no_grad():
+        return from_code(z)
+
+
+def with_start(
+    model: Latent, x: Tensor, context: Tensor | None, options: dict[str, Any], *, base: bool
+) -> dict[str, Any]:
+    """Options for :func:`reverse_data` in which `init="encoder"` is the codes of the model's own.
+
+    The arguments are those of :func:`encoder_codes`, `seed` being the options'.
+    """
+    if options.get("init") != "encoder":
+        return options
+    seed = options.get("seed", 0)
+    return {**options, "init": encoder_codes(model, x, context, seed=seed, base=base)}
+
+
 def reverse_data(
     generator: nn.Module, prior: Prior, x: Tensor, value_range: tuple[float, float] | None, *,
     together: bool = False, **options: Any,
@@ -158,8 +205,10 @@ def reverse_split(
     context = context_of(model, label)
     decoder = _decoder(model)
     options |= {"seed": seed, "context": context}
+    x = x.to(model.device)
+    options = with_start(model, x, context, options, base=False)
     with model.evaluating():
-        found = reverse_data(decoder, model.prior, x.to(model.device), data.range, **options)
+        found = reverse_data(decoder, model.prior, x, data.range, **options)
     finite = found.loss.isfinite()
     return Codes(found.z[finite], None if context is None else context[finite])
 
@@ -195,11 +244,12 @@ def supported_sigma(model: Latent, data: Any, *, split: str, seed: int = 0, n: i
 
 def codes_of_data(
     model: Latent, data: Any, split: str, n: int | None, *, seed: int = 0,
-    sigma: float | None = None, **options: Any,
+    by_encoder: bool = False, sigma: float | None = None, **options: Any,
 ) -> Codes:  # fmt: skip
     """Codes of examples of a split, drawn from their posterior: a sample of the aggregate.
 
-    A model that has a posterior q(z|x) draws from it; another by :func:`drawn_codes`, mapped to Z.
+    A model that has a likelihood draws from the q(z|x) that it trains with it; another by
+    :func:`drawn_codes`, mapped to Z, or, if it has an encoder, by that.
     There are `n` codes of fewer examples too, several of each: states of one chain, `thin` apart.
 
     Args:
@@ -208,6 +258,7 @@ def codes_of_data(
         split: which part of the data.
         n: how many codes; None: one of each example.
         seed: which examples, and of the draws.
+        by_encoder: whether the codes are those of the model's own encoder, whatever it is.
         sigma: of the noise on x; None: :func:`supported_sigma` of held-out data.
         **options: of :func:`flexgen.posterior_codes`.
     """
@@ -218,16 +269,18 @@ def codes_of_data(
     # Of two splits by one seed: with the same noise, their codes would not be independent.
     own = int(np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0])
     of_each = None if context is None else context[datum]
-    with isolated_rng(own):
-        codes = model.encode(x[datum], of_each)
-    if codes is None:
+    if by_encoder or "likelihood" in model.capabilities:
+        codes = encoder_codes(model, x[datum], of_each, seed=own)
+    else:
         sigma = sigma or supported_sigma(model, data, split="validation", seed=seed)
         options |= {"sigma": sigma, "seed": own, "draws": -(-n // len(x))}
         with model.evaluating(), torch.no_grad():
             states = drawn_codes(model, x, context=context, **options).states[:, 0]
             codes = model.prior.base_space().to_code(states.transpose(0, 1).flatten(0, 1)[:n])
     log_prior, prior = None, model.prior
-    if prior.has_log_prob and prior.normalised:
+    # Codes of a game's encoder are no draws of p(z|x), from which alone a gain follows.
+    drawn_by_model = not by_encoder or "likelihood" in model.capabilities
+    if drawn_by_model and prior.has_log_prob and prior.normalised:
         with torch.no_grad(), model.evaluating():
             log_prior = -prior.cross_entropy(codes, of_each)
     return Codes(codes, of_each, Draws(datum.to(codes.device), log_prior))
@@ -268,7 +321,9 @@ def in_shares(find: Callable[..., Found], generator: nn.Module, x: Tensor, **opt
         return find(generator, x, **options)
     if options.get("index") is None:
         options["index"] = torch.arange(len(x))
-    of_samples = {k: options.pop(k) for k in ("index", "context", "known") if k in options}
+    given = [k for k in ("index", "context", "known") if k in options]
+    given += ["init"] if isinstance(options.get("init"), Tensor) else []
+    of_samples = {k: options.pop(k) for k in given}
     default = inspect.signature(find).parameters["batch_size"].default
     size = max(1, options.get("batch_size", default) // options.get("chains", 1))
     batches = torch.arange(len(x)).split(size)

@@ -381,7 +381,14 @@ class Posterior(_OverCodes):
     The distribution has the event shape `(latent_dim,)` and `rsample_and_log_prob(sample_shape)`, a
     draw and its log-density in one pass, which is what a bound needs and the only cheap way to the
     density of an inverse autoregressive flow.
+
+    Attributes:
+        is_point: whether q(z|x) is one code, which has no density: no bound is made of it.
+        shares_prior: whether it walks the networks of the prior that it is bound to.
     """
+
+    is_point: bool = False
+    shares_prior: bool = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         raise NotImplementedError
@@ -548,6 +555,14 @@ class Objective(ABC):
     @abstractmethod
     def generator(self, fake_logits: Tensor) -> Tensor:
         """The scalar that the generator minimises."""
+
+    def encoder(self, real_logits: Tensor) -> Tensor:
+        """The scalar that an encoder minimises, whose codes go with the real data.
+
+        It is the generator's side of the game in which real and fake have changed places, as their
+        logits have the sign; by default −`real_logits` are what the generator is given.
+        """
+        return self.generator(-real_logits)
 
     def score(self, logits: Tensor) -> Tensor:
         """How real the critic finds each, `(n,)`; by default the logit itself."""

@@ -70,6 +70,10 @@ class LSGAN(_Penalised):
     def generator(self, fake_logits: Tensor) -> Tensor:
         return 0.5 * (fake_logits - 1).square().mean()
 
+    def encoder(self, real_logits: Tensor) -> Tensor:
+        # Real is 1 and fake 0 here, so they change places by 1 − D.
+        return 0.5 * real_logits.square().mean()
+
 
 class Hinge(_Penalised):
     """Critic E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))), generator −E D(G(z)).

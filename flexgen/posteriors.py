@@ -8,10 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
-from flexgen.contracts import Encoder, Ladder, Posterior, Prior, in_context
-from flexgen.distributions import DiagonalNormal, LowerNormal, Shape, Vectors, normal_of
+from flexgen.contracts import Cost, Encoder, Ladder, Posterior, Prior, in_context
+from flexgen.distributions import (
+    DiagonalNormal,
+    LowerNormal,
+    MarkovNormal,
+    Point,
+    Shape,
+    Vectors,
+    normal_of,
+)
 from flexgen.flows import FlowDistribution, Transform
 from flexgen.networks import layers
+from flexgen.networks.given import GivenNormal
 
 
 class DiagonalGaussian(Posterior):
@@ -20,15 +29,17 @@ class DiagonalGaussian(Posterior):
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
         latent_dim: d, at least 1.
+        log_scale: where log scale(x) starts, about.
 
     Source: Kingma & Welling, "Auto-encoding variational Bayes", 2014.
     """
 
-    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
+    def __init__(self, encoder: Encoder, latent_dim: int, *, log_scale: float = 0.0) -> None:
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         self.encoder, self.latent_dim = encoder, latent_dim
         self.head = nn.Linear(_out_features(encoder), 2 * latent_dim)
+        self.head.bias.data[latent_dim:] += log_scale
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> DiagonalNormal:
         return self.of(in_context(self.encoder, x, context))
@@ -36,6 +47,75 @@ class DiagonalGaussian(Posterior):
     def of(self, h: Tensor) -> DiagonalNormal:
         """q(z|x) from the encoder's features `(n, out_features)`."""
         return normal_of(*self.head(h).chunk(2, dim=-1))
+
+
+class Deterministic(Posterior):
+    """z = E(x): all mass at one code, as a BiGAN's encoder has it; an adversarial game takes it.
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        latent_dim: d, at least 1.
+
+    Source: Donahue, Krähenbühl & Darrell, "Adversarial feature learning", 2017, section 3.
+    """
+
+    is_point, log_prob_cost = True, Cost.ABSENT
+
+    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
+        super().__init__()
+        check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
+        self.encoder, self.latent_dim = encoder, latent_dim
+        self.head = nn.Linear(_out_features(encoder), latent_dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Point:
+        return Point(self.head(in_context(self.encoder, x, context)))
+
+
+class MarkovGaussian(Posterior):
+    r"""q(z|x) = q(z_1|x) ∏ q(z_{l+1}|z_l): each level a diagonal normal given a draw of that below.
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`, of the lowest level.
+        latent_dim: d, at least 2.
+        levels: the size of each level, the lowest first, at least two, d in all; null: two halves.
+        hidden_features: of the network of each level but the lowest, in each hidden layer.
+        log_scale: where the logarithm of each scale starts.
+        constant_scale: whether the scales are parameters, the same for all data. As functions of
+            x they grow within a few hundred steps of a game to where a code says little of x.
+
+    Raises:
+        ValueError: for sizes out of range or that do not add up to d.
+
+    Source: Belghazi et al., "Hierarchical adversarially learned inference", 2018, eq. 2.
+    """
+
+    def __init__(
+        self, encoder: Encoder, latent_dim: int, levels: Sequence[int] | None = None,
+        hidden_features: Sequence[int] = (100,), *, log_scale: float = -3.0,
+        constant_scale: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        d = check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
+        self.latent_dim = d
+        self.levels = check_sizes("levels", (d - d // 2, d // 2) if levels is None else levels)
+        if len(self.levels) < 2 or sum(self.levels) != d:
+            raise ValueError(
+                f"`levels` must be at least two sizes that add up to `latent_dim` {d}, got "
+                f"{list(self.levels)}; set `latent_dim={sum(self.levels)}`, or `posterior.levels` "
+                "as the prior's"
+            )
+        self.encoder = encoder
+        how: Any = {"log_scale": log_scale, "constant_scale": constant_scale}
+        features = _out_features(encoder)
+        self.lowest = GivenNormal(features, self.levels[0], (), **how)
+        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
+        self.above = nn.ModuleList(
+            GivenNormal(own, above, hidden_features, **how) for own, above in pairs
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> MarkovNormal:
+        lowest = self.lowest(in_context(self.encoder, x, context))
+        return MarkovNormal(lowest, list(self.above), self.levels)
 
 
 class FullGaussian(DiagonalGaussian):
@@ -298,6 +378,8 @@ class Bidirectional(_OfLevels):
     figure 3 and appendix (ResNet VAE); Sønderby et al., "Ladder variational autoencoders", 2016.
     Departure: the two are added, as in the first, where the second weighs them by their precision.
     """
+
+    shares_prior = True
 
     def __init__(
         self, encoder: Encoder, latent_dim: int, *, weight_norm: bool = False, **options: Any

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexgen.codes import base_space, context_of, reverse_data
+from flexgen.checks import check_one_of
+from flexgen.codes import base_space, context_of, encoder_codes, reverse_data, with_start
 from flexgen.contracts import in_context
 from flexgen.priors.interpolation import linear, slerp
-from flexgen.reversal import Reversal
 from flexgen.runs.run import Run
 
 PATHS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"slerp": slerp, "linear": linear}
@@ -22,10 +22,18 @@ class LatentSpace:
     """Codes of held-out images, and the images of other codes found from them.
 
     With a prior that is a map, a pushforward or a flow, it is the space of the prior under it. The
-    options are of :func:`flexgen.codes.reverse_data`; the seed says which images, too.
+    codes are found by "reversal", or are those of the model's own "encoder". The options are of
+    :func:`flexgen.codes.reverse_data`; the seed says which images, too.
+
+    Raises:
+        ValueError: for codes of another kind, or of an encoder where there is none.
     """
 
-    def __init__(self, run: Run, options: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, run: Run, options: dict[str, Any], seed: int, codes: str = "reversal"
+    ) -> None:
+        check_one_of("codes", codes, ("reversal", "encoder"))
+        self.by_encoder = codes == "encoder"
         self.model, self.data = run.latent, run.data
         self.generator, self.prior = base_space(run.latent)
         self.options, self.seed = {**options, "seed": seed}, seed
@@ -57,11 +65,11 @@ class LatentSpace:
         x, label = self.data.split(_SPLIT, 2 * pairs, self.seed)
         index = self.data.indices(_SPLIT, 2 * pairs, self.seed)
         context = context_of(self.model, label)
-        found = self._reverse(x, index, context)
-        ends = found.z.unflatten(0, (pairs, 2))
+        z, loss = self._codes(x, index, context)
+        ends = z.unflatten(0, (pairs, 2))
         steps = torch.linspace(0, 1, frames, device=ends.device)
         z = PATHS[path](ends[:, 0], ends[:, 1], steps)
-        of_ends = {"real": x, "index": index, "loss": found.loss}
+        of_ends = {"real": x, "index": index, "loss": loss}
         tensors = {name: value.unflatten(0, (pairs, 2)) for name, value in of_ends.items()}
         # In a conditional model a path is of one class, that of its first end.
         first = None if context is None else context[::2, None].expand(-1, frames)
@@ -106,8 +114,8 @@ class LatentSpace:
         chosen = torch.cat([(label == c).nonzero().flatten()[: 1 + per_class] for c in classes])
         index = self.data.indices(_SPLIT, size, self.seed)[chosen]
         context = context_of(self.model, label[chosen])
-        found = self._reverse(x[chosen], index, context)
-        z, real = found.z.unflatten(0, shape), x[chosen].unflatten(0, shape)
+        z, loss = self._codes(x[chosen], index, context)
+        z, real = z.unflatten(0, shape), x[chosen].unflatten(0, shape)
         z_mean = z[:, 1:].mean(1)
         z_moved = z[:, :1] - z_mean.unsqueeze(1) + z_mean
         if (support := self.prior.support) is not None:
@@ -117,19 +125,26 @@ class LatentSpace:
         to = None if own is None else own.expand(len(classes), -1)
         return {
             "classes": classes,
-            "z": z, "loss": found.loss.view(shape), "index": index.view(shape),
+            "z": z, "loss": loss.view(shape), "index": index.view(shape),
             "z_mean": z_mean, "x_mean": self._generate(z_mean, own),
             "real_mean": real[:, 1:].mean(1),
             "x": self._generate(z[:, 0], own), "real": real[:, 0],
             "z_moved": z_moved, "x_moved": self._generate(z_moved, to),
         }  # fmt: skip
 
-    def _reverse(self, x: Tensor, index: Tensor, context: Tensor | None) -> Reversal:
+    def _codes(self, x: Tensor, index: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes of data `(n, d)`, and their losses `(n,)`: of an encoder half the squared error."""
+        x, in_base = x.to(self.model.device), self.prior is not self.model.prior.current
+        if self.by_encoder:
+            z = encoder_codes(self.model, x, context, seed=self.seed, base=in_base)
+            return z, 0.5 * (x - self._generate(z, context)).square().flatten(1).sum(1)
+        options = with_start(self.model, x, context, self.options, base=in_base)
         with self.model.evaluating():
-            return reverse_data(
-                self.generator, self.prior, x.to(self.model.device), self.data.range,
-                **self.options, index=index, context=context,
+            found = reverse_data(
+                self.generator, self.prior, x, self.data.range, **options, index=index,
+                context=context,
             )  # fmt: skip
+        return found.z, found.loss
 
     def _generate(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Data `(…, *shape)` of codes `(…, d)` in their contexts `(…)`."""

@@ -14,14 +14,15 @@ from flexgen.training import isolated_rng
 def codes_of(
     run: Run, split: str = "train", n: int | None = 10_000, *, seed: int = 0, progress: bool = True
 ) -> Codes:
-    """Codes of n data of a split, None: all: draws of p(z|x) if the run has an encoder or scores
-    by such draws, else as the run reverses them.
+    """Codes of n data of a split, None: all: draws of p(z|x) if the run scores by such draws, else
+    by its own encoder if it has one, else as the run reverses them.
 
     The seed says which data, and of the draws; nothing in the run changes.
     """
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     drawn = run.posterior_options
     if drawn is not None or "encoder" in run.latent.capabilities:
+        options["by_encoder"] = drawn is None
         return codes_of_data(run.latent, run.data, split, n, **{**(drawn or {}), **options})
     return reverse_split(run.latent, run.data, split, n, **run.reversal_options | options)
 

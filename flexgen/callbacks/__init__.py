@@ -4,6 +4,7 @@ from flexgen.callbacks.checkpoint import Checkpoint
 from flexgen.callbacks.code_length import CodeLength
 from flexgen.callbacks.density import DensityScore
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
+from flexgen.callbacks.inference import InferenceScore
 from flexgen.callbacks.likelihood import LikelihoodScore
 from flexgen.callbacks.measurement import Measurement
 from flexgen.callbacks.posterior import AggregatePosterior, Reconstructions
@@ -16,6 +17,6 @@ from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
     "AggregatePosterior", "Checkpoint", "CodeLength", "CodeMap", "DensityScore", "Disagreement",
-    "LikelihoodScore", "Measurement", "PosteriorScore", "PriorRefit", "Progress",
+    "InferenceScore", "LikelihoodScore", "Measurement", "PosteriorScore", "PriorRefit", "Progress",
     "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality", "Scheduled", "Spectrum",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import logging
 import math
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def agreement(name: str, z: Tensor, sigma: float = 1.0, **resampling: Any) -> di
     return values
 
 
+def by_level(name: str, z: Tensor, levels: Sequence[int], sigma: float = 1.0) -> dict[str, float]:
+    """PAG of each level of codes, the lowest first, as `name_level1` and so on; {} without."""
+    parts = z.split(list(levels), 1) if levels else ()
+    return {
+        f"{name}_level{level}": value_of(PriorAgreement(sigma=sigma, **ALONE).to(z.device), part)
+        for level, part in enumerate(parts, 1)
+    }
+
+
 # Of fewer, resamples of a bootstrap are singular.
 _CODES_A_DIMENSION = 3
 
@@ -80,7 +90,7 @@ _LACKED = {
     "prior": "a prior over codes, which this model does not have",
     "decoder": "a differentiable picture of each code to reverse, which this model does not have: "
     "its codes are names, or its likelihood has no mean",
-    "encoder": "an encoder to codes, which this model does not have; train model=vae or vq_vae",
+    "encoder": "an encoder to codes, which this model does not have; train model=vae, ali or bigan",
     "codebook": "codes that name vectors, which this model does not have; train model=vq_vae",
     "posterior": "a posterior, which this model does not have; train model=vae",
     "likelihood": "a likelihood p(x|z), which this model does not have; train model=vae",

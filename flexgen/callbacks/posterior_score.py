@@ -7,7 +7,13 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import Measurement, agreement, check_codes, energy_distance
+from flexgen.callbacks.measurement import (
+    Measurement,
+    agreement,
+    by_level,
+    check_codes,
+    energy_distance,
+)
 from flexgen.checks import check_integer, check_positive
 from flexgen.codes import base_space, context_of, drawn_codes, supported_sigma
 from flexgen.contracts import in_context
@@ -23,7 +29,8 @@ class PosteriorScore(Measurement):
     the prior f#p(ε): see :func:`flexgen.posterior_codes`. If the prior is right they are draws of
     p(ε) on average over the data, whatever the generator and the map are, and PAG is 0. The control
     are codes of as many samples of the model itself with noise of σ: theirs is 0 in theory, and if
-    its interval misses 0 the chains are too short, and no score of theirs can be believed.
+    its interval misses 0 the chains are too short, and no score of theirs can be believed. Under a
+    prior of levels `pag/posterior_level1` and so on are of each level's own noise.
 
     Logged: `pag/posterior` (unit, bias-corrected) with `pag/posterior_low` and `_high`;
     `own/pag_posterior` with the same ends; `pag/posterior_energy`, the energy distance from codes
@@ -126,6 +133,7 @@ class PosteriorScore(Measurement):
             resampling = {"num_resamples": self.num_resamples, "seed": self.seed}
             for name, z in (("pag/posterior", found.z), ("own/pag_posterior", below.z)):
                 values |= agreement(name, z, scale, **resampling)
+            values |= by_level("pag/posterior", found.z, model.prior.levels, scale)
         path = run_dir / "nll" / f"step={model.counters.generator_steps:08d}.safetensors"
         gap = above.log_prob - below.log_prob
         self._save(path, {"z": found.z, "nll": nll, "index": index, "own_gap": gap}, found.how)

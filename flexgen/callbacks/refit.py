@@ -12,7 +12,7 @@ from torch import nn
 from flexgen.callbacks.measurement import energy_distance
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.checks import check_integer, check_one_of
-from flexgen.codes import Codes, codes_of_data, context_of, rehearse, reverse_split
+from flexgen.codes import Codes, codes_of_data, context_of, encoder_codes, rehearse, reverse_split
 from flexgen.models import Latent
 from flexgen.priors import as_prior
 from flexgen.training import isolated_rng, rank
@@ -48,7 +48,8 @@ class PriorRefit(Scheduled):
         keep: "closer", "always" or "never".
         source: of the codes. "posterior": draws of p(z|x), from each image in turn, a sample of the
             aggregate posterior: by the model's own q(z|x), or of a model without one as
-            :func:`flexgen.posterior_codes` draws them, under the prior in use. "reversal": the ends
+            :func:`flexgen.posterior_codes` draws them, under the prior in use. "encoder": codes by
+            the model's own encoder, which an adversarial game has trained. "reversal": the ends
             of a search, which measure the search as well. "prior": draws from the prior in use,
             which distils a prior that needs the critic, a masked one say, into one that does not;
             `refit/energy_after` against `refit/energy_floor` is what that loses.
@@ -84,7 +85,7 @@ class PriorRefit(Scheduled):
         super().__init__(at=at, at_end=False)
         if keep not in ("closer", "always", "never"):
             raise ValueError(f"`keep` must be closer, always or never, got {keep!r}")
-        check_one_of("source", source, ("posterior", "reversal", "prior"))
+        check_one_of("source", source, ("posterior", "encoder", "reversal", "prior"))
         if source == "prior" and keep == "closer":
             raise ValueError(
                 "`keep=closer` cannot be met with `source=prior`, no prior is closer to its own "
@@ -139,11 +140,11 @@ class PriorRefit(Scheduled):
             self.prior.fit(torch.zeros(2, model.latent_dim))
         x, label = data.split("train", 2, self.seed)
         context = context_of(model, label)
-        with isolated_rng(self.seed):
-            encoded = model.encode(x.to(model.device), context)
         if self.source == "reversal":
             rehearse(model, data, "train", self.options)
-        if self.source == "posterior" and encoded is None:
+        if self.source == "encoder":
+            encoder_codes(model, x.to(model.device), context, seed=self.seed)
+        if self.source == "posterior" and "likelihood" not in model.capabilities:
             short = {"sigma": 1.0, "num_temperatures": 1, "progress": False}
             codes_of_data(model, data, "train", 2, seed=self.seed, **self.posterior | short)
         end = model.schedule.end
@@ -226,7 +227,8 @@ class PriorRefit(Scheduled):
             with model.evaluating():
                 return Codes(model.prior.draw(n, context), context)
         options = {"seed": self.seed, "progress": self.progress, "together": True}
-        if self.source == "posterior":
+        if self.source in ("posterior", "encoder"):
+            options |= {"by_encoder": self.source == "encoder"}
             return codes_of_data(model, data, split, n, **options | self.posterior)
         return reverse_split(model, data, split, n, **options | self.options)
 

@@ -7,9 +7,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from flexgen.callbacks.measurement import ALONE, Measurement, check_codes, energy_distance, value_of
+from flexgen.callbacks.measurement import (
+    ALONE,
+    Measurement,
+    by_level,
+    check_codes,
+    energy_distance,
+    value_of,
+)
 from flexgen.checks import check_integer, check_one_of
-from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data
+from flexgen.codes import base_space, codes_path, context_of, rehearse, reverse_data, with_start
 from flexgen.contracts import Prior, in_context
 from flexgen.distributions import covariance
 from flexgen.drawing import draw_pairs
@@ -32,7 +39,8 @@ class ReversalScore(Measurement):
     such a map; they are scored against a normal with the prior's own spread.
 
     Logged: `pag/unit` with `pag/unit_low` and `pag/unit_high`, `pag/literal`, the full Gaussian
-    KL `pag/kl` and its mean term `pag/kl_mean`; codes in Z against draws from the prior on Z,
+    KL `pag/kl` and its mean term `pag/kl_mean`; under a prior of levels `pag/unit_level1` and so
+    on, of each level's own noise; codes in Z against draws from the prior on Z,
     `pag/fit` (KL of their normals) and `pag/samples` (energy distance); `reversal/error` (the mean
     per-image loss) and `reversal/converged` (a share); `own/pag_true` and `own/pag_reversed`, the
     score of codes that generated images and of those images reversed, with `own/error`.
@@ -91,15 +99,19 @@ class ReversalScore(Measurement):
             "seed": self.seed, "index": index, "context": context, "together": True, **self.options
         }  # fmt: skip
         quiet = {**options, "progress": False}
+        in_base = prior is not current
         with model.evaluating():
-            found = reverse_data(generator, prior, x, data.range, **options)
+            start = with_start(model, x, context, options, base=in_base)
+            found = reverse_data(generator, prior, x, data.range, **start)
             in_z = found.z
-            if prior is not current:
-                in_z = reverse_data(model.decoder, current, x, data.range, **quiet).z  # type: ignore[arg-type]
+            if in_base:
+                start = with_start(model, x, context, quiet, base=False)
+                in_z = reverse_data(model.decoder, current, x, data.range, **start).z  # type: ignore[arg-type]
             true_codes = prior.draw(n, context)
             with torch.no_grad():
                 own = in_context(generator, true_codes, context)
-            again = reverse_data(generator, prior, own, data.range, **quiet)
+            start = with_start(model, own, context, quiet, base=in_base)
+            again = reverse_data(generator, prior, own, data.range, **start)
         labels = model.in_turn(_DRAWS)
         sigma = self.sigma or _spread(prior, labels)
         low, high = pag_interval(found.z, sigma, num_resamples=self.num_resamples, seed=self.seed)
@@ -128,6 +140,8 @@ class ReversalScore(Measurement):
             pag = PriorAgreement(sigma=sigma, convention=convention, **ALONE).to(z.device)
             pag.update(z)
             values[name] = float(pag.compute())
+        if self.space == "base":
+            values |= by_level("pag/unit", found.z, current.levels, sigma)
         step = model.counters.generator_steps
         self._save(codes_path(run_dir, step), found, index, label, sigma)
         if x.ndim == 4:

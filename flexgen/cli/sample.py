@@ -42,7 +42,9 @@ def _sample(cfg: DictConfig) -> None:
     run, seed = Run(config, asked["checkpoint"]), asked["sample_seed"]
     stem = str(run.folder / "samples" / f"{run.checkpoint.stem}_seed={seed}")
     if asked["interpolate"] or asked["arithmetic"]:
-        space = LatentSpace(run, run.reversal_options, seed)
+        if asked["codes"] != "reversal":
+            stem += f"_codes={asked['codes']}"
+        space = LatentSpace(run, run.reversal_options, seed, asked["codes"])
         (_interpolate if asked["interpolate"] else _arithmetic)(space, asked, stem)
     else:
         _draw(run, asked, stem)

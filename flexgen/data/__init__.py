@@ -8,9 +8,9 @@ from flexgen.data.catalogue import SPECS, Spec
 from flexgen.data.images import ImageData
 from flexgen.data.module import DataModule
 from flexgen.data.stream import Stream
-from flexgen.data.toys import Grid, Ring, SwissRoll, Toy, ToyData, ring8
+from flexgen.data.toys import Grid, Line, Ring, SwissRoll, Toy, ToyData, ring8
 
 __all__ = [
-    "SPECS", "DataModule", "Grid", "ImageData", "Ring", "Spec", "Stream", "SwissRoll", "Toy",
-    "ToyData", "ring8",
+    "SPECS", "DataModule", "Grid", "ImageData", "Line", "Ring", "Spec", "Stream", "SwissRoll",
+    "Toy", "ToyData", "ring8",
 ]  # fmt: skip

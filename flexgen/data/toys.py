@@ -116,6 +116,20 @@ class SwissRoll(Toy):
         return spiral + self.std * torch.randn(n, 2, generator=generator), None
 
 
+@dataclass(frozen=True)
+class Line(Toy):
+    """N(0, std²) on the line, of points `(1,)`: set `shape=[1]`.
+
+    Args:
+        std: standard deviation.
+    """
+
+    std: float = 1.0
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        return self.std * torch.randn(n, 1, generator=generator), None
+
+
 @dataclass
 class _Points:
     """A split that is a float tensor."""

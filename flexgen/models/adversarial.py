@@ -35,6 +35,8 @@ class Adversarial(Latent):
         generator_optimizer: parameters to an optimizer, e.g. a `functools.partial` of Adam.
         critic_optimizer: the same for the critic.
         critic_steps: steps of the critic for one of the generator.
+        simultaneous: whether both gradients are of the same weights, before either steps; else the
+            generator answers the critic that has stepped.
         ema_decay: decay of the generator's average, which then is what samples; None: no average.
         generator_scheduler: optimizer to a schedule of its step size, stepped once a generator
             step; None: constant.
@@ -61,6 +63,7 @@ class Adversarial(Latent):
         generator_optimizer: MakeOptimizer,
         critic_optimizer: MakeOptimizer,
         critic_steps: int = 1,
+        simultaneous: bool = False,
         ema_decay: float | None = None,
         generator_scheduler: MakeScheduler | None = None,
         critic_scheduler: MakeScheduler | None = None,
@@ -71,6 +74,11 @@ class Adversarial(Latent):
         schedulers = generator_scheduler, critic_scheduler
         super().__init__(prior, optimizers=optimizers, schedulers=schedulers, **loop)
         check_integer("critic_steps", critic_steps, 1, "set `model.critic_steps=5`")
+        if simultaneous and critic_steps > 1:
+            raise ValueError(
+                f"players that step at once step equally often, got {critic_steps} critic steps; "
+                "set `model.critic_steps=1` or `model.simultaneous=false`"
+            )
         if compile not in (None, "generator", "both"):
             raise ValueError(f"`compile` must be null, generator or both, got {compile!r}")
         if compile == "both" and objective.penalty_weight:
@@ -81,8 +89,9 @@ class Adversarial(Latent):
         self.generator, self.critic = generator, critic
         self.objective = objective
         self.ema = None if ema_decay is None else EMA(generator, ema_decay)
-        self.critic_steps = critic_steps
-        self._score, self._flat = partial(critic_score, generator, critic), False
+        self.critic_steps, self.simultaneous = critic_steps, simultaneous
+        self._score = partial(critic_score, generator, critic, shown=self.shown)
+        self._flat = False
         self.bind(self.prior)
         learned = any(p.requires_grad for p in self.prior.parameters())
         if learned and not self.prior().has_rsample:
@@ -123,7 +132,7 @@ class Adversarial(Latent):
 
     def score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """How real the critic finds the data of codes `(n, latent_dim)`, `(n,)`; eval mode."""
-        return critic_score(self.decoder, self.critic, z, context)
+        return critic_score(self.decoder, self.critic, z, context, shown=self.shown)
 
     def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         labels = self.in_turn(2)
@@ -136,7 +145,7 @@ class Adversarial(Latent):
                         f"the generator must make data of shape {shape}, got {tuple(x.shape[1:])}; "
                         "set `network.generator.shape=${data.shape}`"
                     )
-                logits = in_context(self.critic, x, labels)
+                logits = self.critic(*self.shown(x, z, labels))
             except (RuntimeError, TypeError) as error:
                 raise ValueError(
                     f"prior of codes ({self.latent_dim},), generator, critic and data {shape} do "
@@ -158,12 +167,14 @@ class Adversarial(Latent):
             critic_opt.zero_grad()
             for _ in range(self.accumulate):
                 self._batch = self.next_batch(stream)
-                real = self.real(self._batch)
                 with torch.no_grad():
+                    real = self.real(self._batch)
                     fake = self.fake("critic", len(real[0]), self._batch.context)
                 self.accumulate_gradient(
                     critic_loss(self.objective, self.critic, real, fake, self.record)
                 )
+            if self.simultaneous:
+                self._generator_gradient(generator_opt)
             self.step_optimizer(critic_opt, 1)
             clip_weights(self.objective, self._learned[1])
             counters.critic_steps += 1
@@ -171,17 +182,27 @@ class Adversarial(Latent):
             # One update of the loss scale a batch: the last of a phase serves the generator too.
             if self._scaler is not None and counters.critic_phase < self.critic_steps:
                 self._scaler.update()
-        self._generator_step(generator_opt)
+        if not self.simultaneous:
+            self._generator_gradient(generator_opt)
+        self.step_optimizer(generator_opt, 0)
+        if self.ema is not None:
+            self.ema.update(self.generator)
+        self.finish_step()
         counters.critic_phase = 0
 
+    @staticmethod
+    def shown(x: Tensor, z: Tensor | None, context: Tensor | None) -> Played:
+        """What the critic is shown of data, their codes and their context."""
+        return (x,) if context is None else (x, context)
+
     def real(self, batch: Batch) -> Played:
-        """What the critic is shown of data."""
-        return (batch.x,) if batch.context is None else (batch.x, batch.context)
+        """What the critic is shown of a batch."""
+        return self.shown(batch.x, None, batch.context)
 
     def fake(self, player: str, n: int, context: Tensor | None) -> Played:
         """What it is shown of the generator in a step of `player`, "critic" or "generator"."""
-        x = in_context(self.generator, self.codes(player, n, context), context)
-        return (x,) if context is None else (x, context)
+        z = self.codes(player, n, context)
+        return self.shown(in_context(self.generator, z, context), z, context)
 
     def codes(self, player: str, n: int, context: Tensor | None = None) -> Tensor:
         """Codes `(n, latent_dim)` for a step of `player`, by the networks that are trained."""
@@ -192,7 +213,14 @@ class Adversarial(Latent):
             self.record(f"prior/{name}", value)
         return z
 
-    def _generator_step(self, optimizer: Optimizer) -> None:
+    def generator_loss(self, batch: Batch) -> Tensor:
+        """What a generator step minimises, the batch being the critic's last; records it."""
+        fake = self.fake("generator", len(batch.x), batch.context)
+        loss = self.objective.generator(self.critic(*fake))
+        self.record("loss/generator", loss)
+        return loss
+
+    def _generator_gradient(self, optimizer: Optimizer) -> None:
         # Gradients of the critic's weights are not wanted here: not computing them is a fifth
         # of the step.
         weights = self._learned[1]
@@ -201,16 +229,9 @@ class Adversarial(Latent):
         optimizer.zero_grad()
         batch = self._batch
         for _ in range(self.accumulate):
-            fake = self.fake("generator", len(batch.x), batch.context)
-            loss = self.objective.generator(self.critic(*fake))
-            self.record("loss/generator", loss)
-            self.accumulate_gradient(loss)
-        self.step_optimizer(optimizer, 0)
+            self.accumulate_gradient(self.generator_loss(batch))
         for weight in weights:
             weight.requires_grad = True
-        if self.ema is not None:
-            self.ema.update(self.generator)
-        self.finish_step()
 
     def records_a_step(self, name: str) -> int:
         return self.accumulate * (1 if name == "loss/generator" else self.critic_steps)

@@ -1,7 +1,7 @@
 """How real a critic finds the data of codes, which priors that draw by score are bound to."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flexgen.contracts import in_context
 from flexgen.models.latent import in_parts
+from flexgen.objectives import Played
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +21,19 @@ _ALL_BUT_LINEAR = 0.01
 
 
 def critic_score(
-    generator: nn.Module, critic: nn.Module, z: Tensor, context: Tensor | None = None
-) -> Tensor:
+    generator: nn.Module, critic: nn.Module, z: Tensor, context: Tensor | None = None, *,
+    shown: Callable[..., Played],
+) -> Tensor:  # fmt: skip
     """The critic's raw output `(n,)` for G(z), in a context `(n,)` if there is one.
+
+    What it is shown of data, codes and context, `shown` says.
 
     Both networks are in eval mode meanwhile: a code's score does not depend on the codes beside
     it, and neither batch-norm statistics nor the draws of a dropout are touched.
     """
     with _evaluating(generator, critic):
         parts = in_parts(z, context, _CODES_A_PASS)
-        return torch.cat([in_context(critic, in_context(generator, *p), p[1]) for p in parts])
+        return torch.cat([critic(*shown(in_context(generator, *p), *p)) for p in parts])
 
 
 def warn_of_clipping(clip: float | None) -> None:

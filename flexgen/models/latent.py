@@ -15,7 +15,7 @@ _WITHOUT = {
     "run, or another prior",
     "ladder": "is that of a decoder that draws its levels itself, and this model has none; use "
     "prior=hierarchical, or model=vae with network=resnet_vae",
-    "posterior": "is made of a VAE's posteriors, and this model has no posterior; use "
+    "posterior": "is made of a VAE's posteriors, which this model does not have; use "
     "prior=mixture or kernel_density, or model=vae",
 }
 

@@ -111,6 +111,12 @@ class VAE(Latent):
                     f"`{name}` needs the bound's KL term, which {importance_samples} importance "
                     f"samples do not have; set `model.{name}=0` or `model.importance_samples=1`"
                 )
+        if posterior.is_point:
+            raise ValueError(
+                f"a bound on log p(x) needs the density of q(z|x), and a "
+                f"{type(posterior).__name__} posterior has none; use posterior=diagonal, or "
+                "model=bigan"
+            )
         self.posterior, self.likelihood = posterior, likelihood
         self.importance_samples, self.draws = importance_samples, draws
         self.kl_warmup, self.free_bits = kl_warmup, free_bits

@@ -8,10 +8,17 @@ distribution.
 """
 
 from flexgen.networks.codebook import Codebook
-from flexgen.networks.dcgan import DCGANCritic, DCGANGenerator
+from flexgen.networks.dcgan import DCGANCritic, DCGANEncoder, DCGANGenerator
 from flexgen.networks.gated_pixelcnn import GatedPixelCNN
+from flexgen.networks.joint import JointCritic
 from flexgen.networks.made import MADE
-from flexgen.networks.mlp import MLPCritic, MLPEncoder, MLPFirstLevel, MLPGenerator
+from flexgen.networks.mlp import (
+    MLPCritic,
+    MLPEncoder,
+    MLPFirstLevel,
+    MLPGenerator,
+    MLPStochasticGenerator,
+)
 from flexgen.networks.multiscale import MultiscalePixelCNN
 from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
@@ -21,8 +28,9 @@ from flexgen.networks.resnet_vae import BottomUpResNet, TopDownResNet
 from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
 __all__ = [
-    "MADE", "BottomUpResNet", "Codebook", "DCGANCritic", "DCGANGenerator", "DiagonalBiLSTM",
-    "GatedPixelCNN", "MLPCritic", "MLPEncoder", "MLPFirstLevel", "MLPGenerator",
-    "MultiscalePixelCNN", "PixelCNN", "Positioned", "ResConvEncoder", "ResConvGenerator", "RowLSTM",
-    "SpatialEncoder", "SpatialGenerator", "TopDownResNet",
+    "MADE", "BottomUpResNet", "Codebook", "DCGANCritic", "DCGANEncoder", "DCGANGenerator",
+    "DiagonalBiLSTM", "GatedPixelCNN", "JointCritic", "MLPCritic", "MLPEncoder", "MLPFirstLevel",
+    "MLPGenerator", "MLPStochasticGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned",
+    "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder", "SpatialGenerator",
+    "TopDownResNet",
 ]  # fmt: skip

@@ -51,6 +51,14 @@ class ConditionalGenerator(Conditional):
         if condition == "norm":
             self._take_within()
 
+    def start_at(self, mean: Tensor) -> None:
+        """Have the last bias alone make data of this mean, `(*shape)`.
+
+        Raises:
+            ValueError: if the output has no logistic map to a range.
+        """
+        raise NotImplementedError
+
     def sequential(self, layers: list[nn.Module]) -> "Sequential":
         """`layers` in a row; with "norm" each normalisation, at least one, is conditional."""
         if self.labels_within:

@@ -150,6 +150,56 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside), context)
         return x
 
+    def start_at(self, mean: Tensor) -> None:
+        *_, last, to_range = self.net.children()
+        assert isinstance(last.bias, Tensor)
+        layers.start_bias(last.bias, to_range, mean)
+
+
+class DCGANEncoder(conditioning.Conditional):
+    """A convolutional encoder, a :class:`DCGANCritic` that ends in features.
+
+    Args:
+        channels: channels of the maps, the largest map first.
+        linear_features: widths of fully connected layers after the maps (not normalised).
+        norm: null, "batch" or "layer", after each convolution.
+        **labels: see :class:`~flexgen.networks.conditioning.Conditional`.
+
+    The other arguments, and what is refused, are the generator's.
+
+    Source: the place of the encoder of Dumoulin et al., "Adversarially learned inference", 2017,
+    appendix A. Departure: DCGAN's maps, sized by the image.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int] = (64, 128, 256),
+        kernel_size: int = 4,
+        linear_features: Sequence[int] = (),
+        activation: str = "LeakyReLU",
+        negative_slope: float = 0.2,
+        norm: layers.Norm = None,
+        weight_std: float | None = None,
+        **labels: Any,
+    ) -> None:
+        super().__init__(**labels)
+        self.shape = layers.image_shape(shape)
+        check_one_of("norm", norm, layers.NORMS)
+        kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
+        maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
+        sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
+        net: list[nn.Module] = []
+        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
+            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, cout, norm != "batch")
+            net += layers.after_map(cout, norm, activation, negative_slope)
+        units = maps[-1] * math.prod(sizes[-1])
+        widths = (units, *check_sizes("linear_features", linear_features))
+        dense = layers.dense(widths, None, activation, negative_slope)
+        self.net = nn.Sequential(*net, nn.Flatten(), *dense)
+        self.out_features = widths[-1]
+        layers.draw_weights(self, weight_std)
+
 
 class DCGANCritic(conditioning.ConditionalCritic):
     """A convolutional critic: halvings of the image, then fully connected layers to one output.

@@ -17,6 +17,7 @@ Norm = Literal["batch", "layer"] | None
 NORMS: tuple[Norm, ...] = (None, "batch", "layer")
 # A standard deviation of rounding alone.
 _CONSTANT = 1e-6
+_SHARE = 0.01
 
 
 def data_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -114,6 +115,28 @@ def output_map(output_range: Sequence[float] | None) -> nn.Module:
                 f"`output_range` must be null, [-1, 1] or [0, 1], got {other}; scale the data to "
                 f"one of them (`data.range=[-1,1]`)"
             )
+
+
+def start_bias(bias: Tensor, to_range: nn.Module, mean: Tensor) -> None:
+    """Set the bias before an output map so that alone it makes data of this mean, `(*shape)`.
+
+    A bias of a whole channel gets that of the channel's mean.
+
+    Raises:
+        ValueError: for an identity, which has no log-odds.
+    """
+    if isinstance(to_range, nn.Identity):
+        raise ValueError(
+            "log-odds are of an output in a range, and this generator's is not bounded; set "
+            "`network.generator.output_range=${data.range}`, or `model.data_bias=false`"
+        )
+    if bias.numel() != mean.numel():
+        mean = mean.flatten(1).mean(1)
+    tanh = isinstance(to_range, nn.Tanh)
+    share = (mean.flatten() + 1) / 2 if tanh else mean.flatten()
+    # A pixel that is the same in all data would need an infinite one.
+    logits = share.clamp(_SHARE, 1 - _SHARE).logit()
+    bias.data.copy_(logits / 2 if tanh else logits)
 
 
 def draw_weights(module: nn.Module, std: float | None) -> None:

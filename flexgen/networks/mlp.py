@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_one_of, check_sizes
@@ -64,6 +65,54 @@ class MLPGenerator(conditioning.ConditionalGenerator):
         if self.skip is not None:
             x = x + self.skip(z)
         return self.to_range(x).unflatten(1, self.shape)
+
+    def start_at(self, mean: Tensor) -> None:
+        layers.start_bias(self.output.bias, self.to_range, mean)
+
+
+class MLPStochasticGenerator(MLPGenerator):
+    r"""x = m(z) + s(z) ε, ε ~ N(0, I): a fully connected p(x|z), whose mean is its output in eval.
+
+    Args:
+        latent_dim: size d of a code.
+        shape: shape of one datum.
+        output_range: null, as noise leaves any range.
+        log_scale: where log s(z) starts, about.
+
+    The other arguments, and what else is refused, are :class:`MLPGenerator`'s.
+
+    Raises:
+        ValueError: for a range.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: Sequence[int],
+        output_range: None = None,
+        hidden_features: Sequence[int] = (256, 256),
+        activation: str = "ReLU",
+        negative_slope: float = 0.2,
+        norm: layers.Norm = None,
+        linear_skip: bool = False,
+        weight_std: float | None = None,
+        log_scale: float = -3.0,
+        **labels: Any,
+    ) -> None:
+        if output_range is not None:
+            raise ValueError(
+                f"`output_range` must be null for a generator with noise, got {output_range}; use "
+                "data without a range, or network=mlp as it is"
+            )
+        super().__init__(
+            latent_dim, (2, *layers.data_shape(shape)), None, hidden_features, activation,
+            negative_slope, norm, linear_skip, weight_std, **labels,
+        )  # fmt: skip
+        self.output.bias.data[math.prod(shape) :] += log_scale
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        loc, log_scale = super().forward(z, context).unbind(1)
+        return torch.addcmul(loc, log_scale.exp(), torch.randn_like(loc)) if self.training else loc
 
 
 class MLPFirstLevel(MLPGenerator):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
@@ -18,7 +19,7 @@ from flexgen.contracts import (
     Score,
 )
 from flexgen.distributions import HierarchicalNormal, normal_of
-from flexgen.networks import MLPGenerator
+from flexgen.networks.given import GivenNormal
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal
 from flexgen.priors.staged import as_prior
@@ -53,7 +54,8 @@ class Hierarchical(_OfLevels, Ladder):
     whole. In the base space of ε each level has its own noise: another ε_L with the same ε_l is
     another z_L, whose z_l is as likely given it.
 
-    It starts near N(0, I). It learns with a VAE, or from codes in a fit, which reports what
+    It starts near N(0, I), or with less noise below the highest level. It learns with a VAE, in an
+    adversarial game, or from codes in a fit, which reports what
     :func:`~flexgen.priors.fitting.maximise_likelihood` does.
 
     Args:
@@ -61,6 +63,10 @@ class Hierarchical(_OfLevels, Ladder):
         levels: the size of each level, the lowest first, at least two, d in all; null: two halves.
         hidden_features: of each level's network, in each hidden layer.
         top: p(z_L), a prior with a density over the highest level; null: N(0, I).
+        log_scale: where log s starts; below 0 a level is mostly what the one above says.
+        output_scale: by which the weights of m and s start smaller than torch draws them; at 0.01
+            no level says much of the one below. Not 0, where hidden layers would get no gradient.
+        constant_scale: whether each s is a parameter, the same whatever the level above is.
 
     Raises:
         ValueError: for sizes out of range or that do not add up to d, or a top of another size or
@@ -79,7 +85,8 @@ class Hierarchical(_OfLevels, Ladder):
 
     def __init__(
         self, latent_dim: int, levels: Sequence[int] | None = None,
-        hidden_features: Sequence[int] = (100,), top: nn.Module | None = None,
+        hidden_features: Sequence[int] = (100,), top: nn.Module | None = None, *,
+        log_scale: float = 0.0, output_scale: float = 0.01, constant_scale: bool = False,
     ) -> None:  # fmt: skip
         d = check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
         super().__init__(d)
@@ -91,15 +98,13 @@ class Hierarchical(_OfLevels, Ladder):
                 f"`prior.levels=[{d - d // 2},{d // 2}]`"
             )
         below, above = self.levels[:-1], self.levels[1:]
-        networks = [
-            MLPGenerator(wide, (2, own), None, hidden_features)
+        self.networks = nn.ModuleList(
+            GivenNormal(
+                wide, own, hidden_features, log_scale=log_scale, constant_scale=constant_scale,
+                output_scale=output_scale,
+            )
             for own, wide in zip(below, above, strict=True)
-        ]
-        for network in networks:
-            # Not 0, where the hidden layers would get no gradient.
-            network.output.weight.data *= 0.01
-            nn.init.zeros_(network.output.bias)
-        self.networks = nn.ModuleList(networks)
+        )  # fmt: skip
         self.top = Normal(self.levels[-1]) if top is None else as_prior(top)
         if self.top.latent_dim != self.levels[-1] or not self.top.has_log_prob:
             raise ValueError(
@@ -120,8 +125,10 @@ class Hierarchical(_OfLevels, Ladder):
     def rung(self, level: int, state: Any) -> Rung:
         if level == len(self.levels) - 1:
             return Rung(self.top(), None, None)
-        out = self.networks[level](state)
-        return Rung(normal_of(*out.unbind(-2)), out.flatten(1), None)
+        network = self.networks[level]
+        assert isinstance(network, GivenNormal)
+        out = network.outputs(state)
+        return Rung(normal_of(*out), torch.cat(out, 1), None)
 
     def below(self, level: int, state: Any, z: Tensor) -> Tensor:
         return z

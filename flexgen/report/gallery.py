@@ -28,6 +28,10 @@ TITLES = {
         "Samples of the prior draws that lie farthest from the codes of data.",
     ),
     "reconstructions": ("Reconstructions", "Data beside the output at their codes."),
+    "reconstructions_level2": (
+        "Reconstructions given level 2",
+        "Data beside the output at the second level of their codes and what is above it alone.",
+    ),
 }
 
 

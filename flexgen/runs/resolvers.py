@@ -5,16 +5,18 @@ import uuid
 from hashlib import sha256
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
 def register() -> None:
     """Make them known.
 
     `${classes:CONDITIONAL,DATA}`: how many classes the data have, null if false.
+    `${lowest_level:LEVELS,LATENT_DIM}`: the size of a code's lowest level; of null levels, half.
     `${unique:}`: eight digits for the name of a folder that no other command has.
     """
     OmegaConf.register_new_resolver("classes", _classes, replace=True)
+    OmegaConf.register_new_resolver("lowest_level", _lowest_level, replace=True)
     OmegaConf.register_new_resolver("unique", _unique, replace=True, use_cache=True)
 
 
@@ -35,6 +37,10 @@ def _classes(conditional: bool, data: DictConfig) -> int | None:
             "data=digits or mnist, or conditional=false"
         )
     return int(module.num_classes)
+
+
+def _lowest_level(levels: ListConfig | None, latent_dim: int) -> int:
+    return latent_dim - latent_dim // 2 if levels is None else int(levels[0])
 
 
 def _unique() -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexgen.callbacks import Measurement, PosteriorScore, ReversalScore
-from flexgen.codes import base_space, load_codes, reverse_data
+from flexgen.codes import base_space, load_codes, reverse_data, with_start
 from flexgen.models import Latent
 from flexgen.report import RunFiles
 from flexgen.reversal import Reversal
@@ -150,7 +150,8 @@ class Run:
             x: the data.
             context: their labels `(n,)`, of a conditional run.
             space: "code", of `decode`; or "base", under a prior that is a pushforward or a flow.
-            **options: of :func:`flexgen.reversal.reverse`, on top of `reversal_options`.
+            **options: of :func:`flexgen.reversal.reverse`, on top of `reversal_options`; and
+                `init="encoder"`, the codes of the model's own.
 
         Raises:
             ValueError: if `space` is neither, or as :func:`flexgen.reversal.reverse` does.
@@ -159,12 +160,15 @@ class Run:
             raise ValueError(f"`space` must be code or base, got {space!r}")
         model = self.latent
         generator, prior = base_space(model)
+        in_base = space == "base" and prior is not model.prior.current
         if space == "code":
             assert model.decoder is not None  # else there is no base space either
             generator, prior = model.decoder, model.prior
-        options = {**self.reversal_options, "context": self._labels(context), **options}
+        x, context = x.to(model.device), self._labels(context)
+        options = {**self.reversal_options, "context": context, **options}
+        options = with_start(model, x, context, options, base=in_base)
         with model.evaluating():
-            return reverse_data(generator, prior, x.to(model.device), self.data.range, **options)
+            return reverse_data(generator, prior, x, self.data.range, **options)
 
     def _labels(self, context: Tensor | None) -> Tensor | None:
         return None if context is None else context.to(self.model.device)

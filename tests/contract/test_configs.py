@@ -51,7 +51,9 @@ def size_for(prior: str, usual: int) -> tuple[str, ...]:
     return (f"latent_dim={usual}",)
 
 
-GAMES = [name for name in names("model") if name not in ("adversarial", "density", "vae", "vq_vae")]
+INFERENCE = ["ali", "bigan", "hali"]
+OTHERS = ["adversarial", "density", "vae", "vq_vae", *INFERENCE]
+GAMES = [name for name in names("model") if name not in OTHERS]
 PIXELS = [
     name
     for name in names("network")
@@ -77,8 +79,39 @@ def test_every_model_trains_every_parameter(name: str, network: str) -> None:
     assert model.counters.generator_steps == 1
 
 
+@pytest.mark.parametrize("name", INFERENCE)
+@pytest.mark.parametrize("objective", names("objective"))
+def test_every_game_with_an_encoder_trains_every_part_and_level(name: str, objective: str) -> None:
+    torch.manual_seed(0)
+    words = (f"model={name}", f"objective@model.objective={objective}", "model.cycle_weight=1")
+    model = instantiate(config(*words, "latent_dim=5")["model"])
+    of_critic, learns = trainable(model.critic), trainable(*model.learners()[0])
+    assert {n.partition(".")[0] for n, _ in trainable(model.posterior)}
+    train(model, labelled(lambda: torch.randn(8, 1, 8, 8).tanh()))
+    assert without_gradient(of_critic) in ([], ["output.output.bias"])
+    assert without_gradient(learns) == []
+    assert model.encode(torch.zeros(3, 1, 8, 8)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("posterior", names("posterior"))
+def test_a_game_takes_every_posterior(posterior: str) -> None:
+    if posterior == "bidirectional_conv_iaf":
+        pytest.skip("of a decoder of its own kind, network=resnet_vae")
+    torch.manual_seed(0)
+    words = ("model=ali", "network=ali", "latent_dim=4", *for_posterior(posterior))
+    if posterior.startswith("bidirectional"):
+        with pytest.raises(Exception, match="ema_decay=null"):
+            instantiate(config(*words)["model"])
+        words = (*words, "model.ema_decay=null")
+    small = ("network.generator.channels=[4]", "network.encoder.channels=[4]")
+    model = instantiate(config(*words, *small)["model"])
+    learns = trainable(model.posterior)
+    train(model, labelled(lambda: torch.randn(8, 1, 8, 8).tanh()))
+    assert without_gradient(learns) == []
+
+
 # Games differ in their objective, which no prior sees, and in how many steps the critic takes.
-@pytest.mark.parametrize("name", ["gan", "wgan_gp"])
+@pytest.mark.parametrize("name", ["gan", "wgan_gp", "bigan"])
 @pytest.mark.parametrize("prior", names("prior"))
 def test_every_prior_trains_with_a_game(name: str, prior: str) -> None:
     torch.manual_seed(0)
@@ -132,7 +165,12 @@ def binary() -> Iterator[Batch]:
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 @pytest.mark.parametrize("posterior", names("posterior"))
 def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood: str) -> None:
-    model = vae(*for_posterior(posterior), f"likelihood={likelihood}")
+    words = (*for_posterior(posterior), f"likelihood={likelihood}")
+    if posterior == "deterministic":
+        with pytest.raises(Exception, match=r"needs the density of.*use posterior=diagonal"):
+            vae(*words)
+        return
+    model = vae(*words)
     learns = trainable(model.posterior, model.likelihood)
     levels = 2 if likelihood == "pixelcnn" else 256  # by its output=bernoulli
     train(model, labelled(lambda: torch.randint(levels, (8, 1, 8, 8)) / (levels - 1)))
@@ -220,16 +258,20 @@ def test_every_network_fits_the_data_it_is_sized_by(name: str) -> None:
     data = "ring8" if name == "mlp_goerttler_kloft" else "mnist"
     both = OmegaConf.load(CONF / "network" / f"{name}.yaml")
     model = "vae" if "encoder" in both else "gan"
+    model = "ali" if "joint_critic" in both else model
     model = "vq_vae" if name == "spatial" else model
     # The levels of a ResNet VAE at its size: ten of 32 x 14 x 14, ten of 32 x 7 x 7.
     size = ("latent_dim=78400",) if name == "resnet_vae" else ()
     cfg = config(f"network={name}", f"data={data}", f"model={model}", *size)
     parts = {key: instantiate(part) for key, part in cfg["network"].items()}
-    assert {"generator", "critic"} <= parts.keys() or {"encoder", "decoder"} <= parts.keys()
+    pairs = {"generator", "critic"}, {"encoder", "decoder"}, {"encoder", "joint_critic"}
+    assert any(pair <= parts.keys() for pair in pairs)
     x = torch.randn(2, *cfg["data"]["shape"])
     for key in parts.keys() & {"generator", "decoder"}:
         own = parts[key].latent_dim if name == "spatial" else cfg["latent_dim"]
         assert parts[key](torch.randn(2, own)).shape == x.shape
+    if "joint_critic" in parts:
+        assert parts["joint_critic"](x, torch.randn(2, cfg["latent_dim"])).shape == (2,)
     if "critic" in parts:
         assert parts["critic"](x).shape == (2,)
     if "encoder" in parts:

@@ -91,7 +91,9 @@ def composed(name: str) -> dict[str, Any]:
         "posterior": ["model=vae", f"posterior={stem}"],
         "likelihood": ["model=vae", f"likelihood={stem}"],
     }.get(group, [f"{group}={stem}"])  # fmt: skip
-    if group == "network" and "encoder" in OmegaConf.load(FILES[name]):
+    if group == "network" and "joint_critic" in OmegaConf.load(FILES[name]):
+        words.append("model=ali")
+    elif group == "network" and "encoder" in OmegaConf.load(FILES[name]):
         words.append("model=vae")
     if group == "network" and "pixels" in OmegaConf.load(FILES[name]):
         words.append("model=density")

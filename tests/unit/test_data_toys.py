@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.data import Grid, Ring, SwissRoll, Toy, ToyData, ring8
+from flexgen.data import Grid, Line, Ring, SwissRoll, Toy, ToyData, ring8
 
 
 def module(distribution: Toy, **options: object) -> ToyData:
@@ -53,6 +53,14 @@ def test_roll_lies_on_its_spiral() -> None:
     # t is uniform on [1.5π, 4.5π]
     assert t.mean().item() == pytest.approx(3 * math.pi, rel=0.02)
     assert t.std().item() == pytest.approx(3 * math.pi / math.sqrt(12), rel=0.02)
+
+
+def test_the_line_is_a_normal() -> None:
+    x, y = module(Line(std=2.0), shape=[1]).split("train")
+    assert x.shape == (20_000, 1)
+    assert y is None
+    assert x.mean().item() == pytest.approx(0, abs=5 * 2 / math.sqrt(20_000))
+    assert x.std().item() == pytest.approx(2, rel=0.02)
 
 
 def test_module_says_what_mode_coverage_needs() -> None:

@@ -266,7 +266,7 @@ def test_scoring_leaves_modes_statistics_and_generators_alone() -> None:
     modes = [m.training for m in made.modules()]
     buffers = {k: v.clone() for k, v in made.generator.named_buffers()}
     z, drawn = torch.randn(2500, 2), torch.get_rng_state()
-    score = functools.partial(critic_score, made.generator, made.critic)
+    score = functools.partial(critic_score, made.generator, made.critic, shown=made.shown)
     with torch.no_grad():
         scores = score(z)
         torch.testing.assert_close(score(z[:7]), scores[:7])
