@@ -254,6 +254,11 @@ class _OfLevels(Posterior):
         super().__init__()
         self.encoder, self.latent_dim = encoder, check_integer("latent_dim", latent_dim)
         self.out_features = _out_features(encoder)
+        if flow is not None and not callable(flow):
+            raise ValueError(
+                f"`flow` must make a flow of a size, got {flow}; set `posterior.flow=null` for "
+                "none, or use posterior=bidirectional_iaf"
+            )
         self._flow = flow
         self._flow_levels = None if flow_levels is None else check_sizes("flow_levels", flow_levels)
         self.levels: tuple[int, ...] = ()
@@ -303,7 +308,8 @@ class BottomUp(_OfLevels):
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
         latent_dim: d, of all levels.
-        flow: a size to a flow of that many numbers, with or without a context; null: none.
+        flow: a size to a flow of that many numbers, with or without a context, e.g. a
+            `functools.partial`; null: none.
         flow_levels: which levels have one, 1 the lowest; null: all.
         hidden_features: of each level's network but the lowest, in each hidden layer.
 

@@ -326,6 +326,7 @@ def test_averaged_weights_are_measured_and_the_others_train() -> None:
         (lambda: VAE(BottomUp(Encoder(), 2), Gaussian(nn.Linear(2, 3)), Normal(2),
                      optimizer=ADAM), "a Normal prior has none; use prior=hierarchical"),
         (lambda: of_vectors(BottomUp, flow=IAF, flow_levels=[4]), "`flow_levels` must be of 1"),
+        (lambda: of_vectors(Bidirectional, flow={"num_layers": 2}), "set `posterior.flow=null`"),
         (lambda: TopDownResNet(9, (1, 16, 16), code_channels=2, channels=4, blocks=[1]),
          "set `latent_dim=128`"),
         (lambda: VAE(Bidirectional(Encoder(), 7), Gaussian(nn.Linear(7, 3)), TopDown(7),
