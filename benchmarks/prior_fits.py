@@ -122,7 +122,9 @@ def main() -> None:
         apart = torch.stack([a - b for a, b in zip(log_ps, reference, strict=True)]).mean(0)
         error = float(apart.std()) / len(apart) ** 0.5
         cell = {key: [fit[key] for fit in fits] for key in fits[0]}
-        spread = {key: statistics.stdev(v) if len(v) > 1 else 0.0 for key, v in cell.items()}
+        spread = {
+            key: float(torch.tensor(v).std()) if len(v) > 1 else 0.0 for key, v in cell.items()
+        }
         mean = {key: statistics.mean(v) for key, v in cell.items()}
         print(f"{name:18}{mean['fit']:7.1f} ±{spread['fit']:3.1f}"
               f"{mean['log p']:9.3f} ± {spread['log p']:.3f}"
