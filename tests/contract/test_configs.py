@@ -200,6 +200,14 @@ def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: s
     assert without_gradient(learns) == []
 
 
+def test_the_highest_level_may_have_a_prior_of_its_own() -> None:
+    words = ("prior=hierarchical", "prior@prior.top=realnvp_small", "prior.top.latent_dim=2")
+    model = vae(*words, "latent_dim=4", "posterior=bidirectional")
+    learns = trainable(model)
+    train(model, binary())
+    assert without_gradient(learns) == []
+
+
 @pytest.mark.parametrize("prior", names("prior"))
 def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str) -> None:
     words = (*for_prior(prior), "latent_dim=16", "code_shape=[1,4,4]", "conditional=false")
