@@ -24,6 +24,7 @@ from flexgen.networks.pixelcnn import PixelCNN
 from flexgen.networks.pixelrnn import DiagonalBiLSTM, RowLSTM
 from flexgen.networks.positioned import Positioned
 from flexgen.networks.resconv import ResConvEncoder, ResConvGenerator
+from flexgen.networks.resnet import ResNetCritic, ResNetGenerator
 from flexgen.networks.resnet_vae import BottomUpResNet, TopDownResNet
 from flexgen.networks.spatial import SpatialEncoder, SpatialGenerator
 
@@ -31,6 +32,6 @@ __all__ = [
     "MADE", "BottomUpResNet", "Codebook", "DCGANCritic", "DCGANEncoder", "DCGANGenerator",
     "DiagonalBiLSTM", "GatedPixelCNN", "JointCritic", "MLPCritic", "MLPEncoder", "MLPFirstLevel",
     "MLPGenerator", "MLPStochasticGenerator", "MultiscalePixelCNN", "PixelCNN", "Positioned",
-    "ResConvEncoder", "ResConvGenerator", "RowLSTM", "SpatialEncoder", "SpatialGenerator",
-    "TopDownResNet",
+    "ResConvEncoder", "ResConvGenerator", "ResNetCritic", "ResNetGenerator", "RowLSTM",
+    "SpatialEncoder", "SpatialGenerator", "TopDownResNet",
 ]  # fmt: skip

@@ -59,7 +59,7 @@ def _convolution(
     return [nn.ConvTranspose2d(cin, cout, kernel, 2, (pad_h, pad_w), (extra_h, extra_w), bias=bias)]
 
 
-class _Double(nn.Module):
+class Double(nn.Module):
     """Nearest-neighbour doubling, cropped to a size (copies, so that its backward is exact)."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -89,7 +89,8 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
             any, the first map is a fully connected layer too: batch norm is per unit, not channel.
         upsampling: "deconvolution" (transposed convolution of stride 2) or "nearest" (nearest-
             neighbour doubling, then a convolution).
-        activation: name of the hidden activation in torch.nn.
+        activation: name of the hidden activation in torch.nn; or "Gated", tanh(a) ⊙ σ(b) of twice
+            the channels.
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each hidden activation.
         weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
@@ -126,6 +127,7 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
         maps = (*layers.map_channels(channels), self.shape[0])
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)[::-1]
+        gates = layers.units_before(activation)
         first, units = (maps[0], *sizes[0]), maps[0] * math.prod(sizes[0])
         hidden = check_sizes("linear_features", linear_features)
         widths = (self.latent_dim + self.labels_beside, *hidden, *([units] if hidden else []))
@@ -133,14 +135,16 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         if hidden:
             net += [nn.Unflatten(1, first)]
         else:
-            net += [nn.Linear(widths[-1], units, bias=norm != "batch"), nn.Unflatten(1, first)]
+            net += [nn.Linear(widths[-1], gates * units, bias=norm != "batch")]
+            net += [nn.Unflatten(1, (gates * maps[0], *sizes[0]))]
             net += layers.after_map(maps[0], norm, activation, negative_slope)
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
             before, after, last = sizes[i], sizes[i + 1], i == len(maps) - 2
             if upsampling == "nearest" and before != after:
-                net += [_Double(after)]
+                net += [Double(after)]
                 before = after
-            net += _convolution(before, after, kernel, cin, cout, last or norm != "batch")
+            wide = cout if last else gates * cout
+            net += _convolution(before, after, kernel, cin, wide, last or norm != "batch")
             if not last:
                 net += layers.after_map(cout, norm, activation, negative_slope)
         self.net = self.sequential([*net, layers.output_map(output_range)])
@@ -191,7 +195,8 @@ class DCGANEncoder(conditioning.Conditional):
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net: list[nn.Module] = []
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, cout, norm != "batch")
+            wide = cout * layers.units_before(activation)
+            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, wide, norm != "batch")
             net += layers.after_map(cout, norm, activation, negative_slope)
         units = maps[-1] * math.prod(sizes[-1])
         widths = (units, *check_sizes("linear_features", linear_features))
@@ -234,7 +239,8 @@ class DCGANCritic(conditioning.ConditionalCritic):
         sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
         net: list[nn.Module] = []
         for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, cout, norm != "batch")
+            wide = cout * layers.units_before(activation)
+            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, wide, norm != "batch")
             net += layers.after_map(cout, norm, activation, negative_slope)
         units = maps[-1] * math.prod(sizes[-1])
         widths = (units, *check_sizes("linear_features", linear_features))

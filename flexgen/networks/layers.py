@@ -59,12 +59,36 @@ def map_channels(channels: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+class Gated(nn.Module):
+    r"""$\tanh(a) ⊙ σ(b)$ of the first and the second half (a, b) of the units or channels.
+
+    Source: van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016, eq. 2;
+    the gated multiplicative nonlinearity of Gulrajani et al., "Improved training of Wasserstein
+    GANs", 2017, section 5.1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return a.tanh() * b.sigmoid()
+
+
+def units_before(act: str) -> int:
+    """How many units an activation takes for each that it gives."""
+    return 2 if act == "Gated" else 1
+
+
 def activation(name: str, negative_slope: float) -> nn.Module:
-    """The activation that torch.nn calls `name`; `negative_slope` is for LeakyReLU alone.
+    """The activation that torch.nn calls `name`, or :class:`Gated`, which takes twice the units.
+
+    Args:
+        name: of the class.
+        negative_slope: for LeakyReLU alone.
 
     Raises:
         ValueError: if torch.nn has no activation of that name.
     """
+    if name == "Gated":
+        return Gated()
     if name not in torch_activations.__all__:
         lower = {known.lower(): known for known in torch_activations.__all__}
         near = difflib.get_close_matches(str(name).lower(), lower, n=1)
@@ -82,18 +106,27 @@ def dense(widths: Sequence[int], norm: Norm, act: str, slope: float) -> list[nn.
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         # Batch norm subtracts the batch's mean, so a bias before it would never get a gradient.
-        layers.append(nn.Linear(before, after, bias=norm != "batch"))
+        wide = after * units_before(act)
+        layers.append(nn.Linear(before, wide, bias=norm != "batch"))
         if norm is not None:
-            layers.append((nn.BatchNorm1d if norm == "batch" else nn.LayerNorm)(after))
+            layers.append((nn.BatchNorm1d if norm == "batch" else nn.LayerNorm)(wide))
         layers.append(activation(act, slope))
     return layers
 
 
 def after_map(channels: int, norm: Norm, act: str, slope: float) -> list[nn.Module]:
-    """A feature map's normalisation (batch: per channel, layer: over the map) and activation."""
+    """A feature map's normalisation (batch: per channel, layer: over the map) and activation.
+
+    Args:
+        channels: after the activation.
+        norm: null, "batch" or "layer".
+        act: the activation's name.
+        slope: of LeakyReLU.
+    """
     layers: list[nn.Module] = []
+    wide = channels * units_before(act)
     if norm is not None:
-        layers = [nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(1, channels)]
+        layers = [nn.BatchNorm2d(wide) if norm == "batch" else nn.GroupNorm(1, wide)]
     return [*layers, activation(act, slope)]
 
 
