@@ -160,6 +160,25 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         layers.start_bias(last.bias, to_range, mean)
 
 
+def _halvings(
+    shape: tuple[int, int, int], channels: Sequence[int], kernel_size: int,
+    linear_features: Sequence[int], act: str, slope: float, norm: layers.Norm,
+) -> tuple[nn.Sequential, int]:  # fmt: skip
+    """From an image to features, and how many they are."""
+    check_one_of("norm", norm, layers.NORMS)
+    kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
+    maps = (shape[0], *layers.map_channels(channels))
+    sizes = map_sizes(*shape[1:], num_layers=len(maps) - 1)
+    net: list[nn.Module] = []
+    for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
+        wide = cout * layers.units_before(act)
+        net += _convolution(sizes[i], sizes[i + 1], kernel, cin, wide, norm != "batch")
+        net += layers.after_map(cout, norm, act, slope)
+    widths = (maps[-1] * math.prod(sizes[-1]), *check_sizes("linear_features", linear_features))
+    dense = layers.dense(widths, None, act, slope)
+    return nn.Sequential(*net, nn.Flatten(), *dense), widths[-1]
+
+
 class DCGANEncoder(conditioning.Conditional):
     """A convolutional encoder, a :class:`DCGANCritic` that ends in features.
 
@@ -189,20 +208,10 @@ class DCGANEncoder(conditioning.Conditional):
     ) -> None:
         super().__init__(**labels)
         self.shape = layers.image_shape(shape)
-        check_one_of("norm", norm, layers.NORMS)
-        kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
-        maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
-        sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
-        net: list[nn.Module] = []
-        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            wide = cout * layers.units_before(activation)
-            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, wide, norm != "batch")
-            net += layers.after_map(cout, norm, activation, negative_slope)
-        units = maps[-1] * math.prod(sizes[-1])
-        widths = (units, *check_sizes("linear_features", linear_features))
-        dense = layers.dense(widths, None, activation, negative_slope)
-        self.net = nn.Sequential(*net, nn.Flatten(), *dense)
-        self.out_features = widths[-1]
+        self.net, self.out_features = _halvings(
+            (self.shape[0] + self.labels_beside, *self.shape[1:]), channels, kernel_size,
+            linear_features, activation, negative_slope, norm,
+        )  # fmt: skip
         layers.draw_weights(self, weight_std)
 
 
@@ -233,20 +242,11 @@ class DCGANCritic(conditioning.ConditionalCritic):
     ) -> None:
         super().__init__(**labels)
         self.shape = layers.image_shape(shape)
-        check_one_of("norm", norm, layers.NORMS)
-        kernel = check_integer("kernel_size", kernel_size, 2, "its layers have stride 2")
-        maps = (self.shape[0] + self.labels_beside, *layers.map_channels(channels))
-        sizes = map_sizes(*self.shape[1:], num_layers=len(maps) - 1)
-        net: list[nn.Module] = []
-        for i, (cin, cout) in enumerate(itertools.pairwise(maps)):
-            wide = cout * layers.units_before(activation)
-            net += _convolution(sizes[i], sizes[i + 1], kernel, cin, wide, norm != "batch")
-            net += layers.after_map(cout, norm, activation, negative_slope)
-        units = maps[-1] * math.prod(sizes[-1])
-        widths = (units, *check_sizes("linear_features", linear_features))
-        dense = layers.dense(widths, None, activation, negative_slope)
-        self.net = nn.Sequential(*net, nn.Flatten(), *dense)
-        self.output = conditioning.Projection(widths[-1], self.labels_within)
+        self.net, features = _halvings(
+            (self.shape[0] + self.labels_beside, *self.shape[1:]), channels, kernel_size,
+            linear_features, activation, negative_slope, norm,
+        )  # fmt: skip
+        self.output = conditioning.Projection(features, self.labels_within)
         layers.draw_weights(self, weight_std)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
