@@ -205,7 +205,7 @@ def test_a_second_refit_at_the_same_step_is_refused(flexgen: Run) -> None:
     ("line", "expected"),
     [
         ("flexgen ref", {"refit"}),
-        ("flexgen train prior=no", {"prior=normal"}),
+        ("flexgen train prior=nor", {"prior=normal"}),
         ("flexgen train model.critic_st", {"model.critic_steps="}),
         ("flexgen refit prior=pe", {"prior=per_class"}),
     ],

@@ -55,6 +55,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SMALL = {"steps": 3, "chain_steps": 3, "num_samples": 100, "train_samples": 100}
 """What takes long, in any prior that has it."""
+CHOSEN = ("lars", "noise_contrastive", "energy")
+"""Whose draws are chosen: they cannot learn from a game."""
 ELSEWHERE = (
     "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real", "top_down",
 )  # fmt: skip
@@ -94,14 +96,17 @@ def learns(prior: dict[str, Any]) -> bool:
 
 
 def trained(name: str, run: Path, trainer: str) -> Path:
-    """A run with the prior of that name from the start, and as a second stage if it can learn."""
+    """A run with the prior of that name, from the start where its draws have a gradient, and as a
+    second stage if it can learn."""
     conditional = f"conditional={str(name == 'per_class').lower()}"
     words = (*RUN, conditional, f"trainer={trainer}")
     config = relocate(composed("train", *words), [("nowhere", str(run))])
     own = composed(f"prior/{name}", "+latent_dim=2", "+num_classes=8")["prior"]
     small = {key: value for key, value in SMALL.items() if key in own}
     prior = own | small | OPTIONS.get(name, {})
-    config["model"]["prior"] = config["callbacks"]["refit"]["prior"] = prior
+    config["callbacks"]["refit"]["prior"] = prior
+    if name not in CHOSEN:
+        config["model"]["prior"] = prior
     if not learns(prior):
         del config["callbacks"]["refit"]
     # Two thousand steps of maximum likelihood are no more of a test than five.

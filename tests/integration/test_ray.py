@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,12 +11,18 @@ import pytest
 
 from flexgen.files import try_lock
 from tests.integration.test_resume import same, state
-from tests.integration.test_sweeps import TINY, Run, cells, start, wait_for
+from tests.integration.test_sweeps import TINY, Run, cells, wait_for
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = "hydra/launcher=ray"
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flexgen", "train", *words], start_new_session=True
+    )
 
 
 def wait_until_free(cell: Path) -> None:

@@ -37,7 +37,7 @@ def cells(sweep: str) -> dict[str, str]:
     return found
 
 
-def wait_for(there: Callable[[], Any], process: Forked) -> None:
+def wait_for(there: Callable[[], Any], process: Forked | subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while not there() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
