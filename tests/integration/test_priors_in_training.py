@@ -140,7 +140,7 @@ def test_a_prior_is_saved_loaded_and_resumed(name: str, tmp_path: Path) -> None:
     last.unlink()
     (stopped / "rank0.pt").unlink()
     at_middle = load_checkpoint(middle)["state_dict"]
-    assert int(at_middle["prior.stage"]) == learns(load_config(run, trust=True)["model"]["prior"])
+    assert int(at_middle["prior.stage"]) == ("refit" in load_config(run, trust=True)["callbacks"])
     assert differing(at_middle, undisturbed["state"]) != []
     resume(load_config(stopped, trust=True))
     resumed = end(stopped)
