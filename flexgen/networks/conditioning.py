@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_one_of
+from flexgen.networks.layers import start_bias
 
 
 class Conditional(nn.Module):
@@ -57,7 +58,9 @@ class ConditionalGenerator(Conditional):
         Raises:
             ValueError: if the output has no logistic map to a range.
         """
-        raise NotImplementedError
+        *_, last, to_range = self.net.children()
+        assert isinstance(last.bias, Tensor)
+        start_bias(last.bias, to_range, mean)
 
     def sequential(self, layers: list[nn.Module]) -> "Sequential":
         """`layers` in a row; with "norm" each normalisation, at least one, is conditional."""

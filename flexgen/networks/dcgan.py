@@ -154,11 +154,6 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         x: Tensor = self.net(conditioning.beside(z, context, self.labels_beside), context)
         return x
 
-    def start_at(self, mean: Tensor) -> None:
-        *_, last, to_range = self.net.children()
-        assert isinstance(last.bias, Tensor)
-        layers.start_bias(last.bias, to_range, mean)
-
 
 def _halvings(
     shape: tuple[int, int, int], channels: Sequence[int], kernel_size: int,

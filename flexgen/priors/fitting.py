@@ -69,7 +69,9 @@ def maximise_likelihood(
 
         prior.requires_grad_(True)
         optimizer = torch.optim.Adam(prior.parameters(), lr=lr, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = None
+        if surrogate is not None:
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, reached = looked(0), 0
         weights = copy.deepcopy(prior.state_dict())
         every = max(1, steps // _EVALUATIONS)
@@ -79,7 +81,7 @@ def maximise_likelihood(
             optimizer.zero_grad()
             (loss_of(batch) if surrogate is None else surrogate(codes.detach()[batch])).backward()
             optimizer.step()
-            if surrogate is not None:
+            if schedule is not None:
                 schedule.step()
             if step % every:
                 continue

@@ -61,6 +61,14 @@ def test_gated_maps_have_the_sizes_of_others(norm: str | None, linear: list[int]
     assert critic(generator(torch.randn(5, 3))).shape == (5,)
 
 
+def test_its_last_bias_starts_at_the_datas_mean() -> None:
+    generator = ResNetGenerator(3, (2, 8, 8), (-1, 1), channels=(2,), blocks=(1,))
+    mean = torch.tensor([0.5, -0.2])
+    generator.start_at(mean[:, None, None].expand(2, 8, 8))
+    last = [part for part in generator.modules() if isinstance(part, nn.Conv2d)][-1]
+    torch.testing.assert_close(last.bias.tanh(), mean)
+
+
 def test_blocks_are_as_many_as_channels() -> None:
     with pytest.raises(ValueError, match="`blocks` must name a number for each of `channels`"):
         ResNetCritic((1, 8, 8), channels=(2, 2), blocks=(1,))
