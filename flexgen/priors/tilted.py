@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from flexgen.checks import check_integer, check_one_of
+from flexgen.checks import check_integer, check_one_of, check_sizes
 from flexgen.contracts import Cost, Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors, drawn
+from flexgen.networks.layers import dense
 from flexgen.priors.critic_sampling import Langevin
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
 from flexgen.priors.reweighted import Reweighted, Weighted
+from flexgen.priors.staged import as_prior
 
 # Of the draws that Z is a mean over; the global generators are left as they are.
 _SEED = 0
@@ -67,11 +68,12 @@ class Tilted(Prior):
     _sampler: tuple[Reweighted]  # in a tuple: the base is this prior's own, and saved once
 
     def __init__(
-        self, base: Prior, *, hidden_features: Sequence[int] = (100, 100),
+        self, base: nn.Module, *, hidden_features: Sequence[int] = (100, 100),
         num_samples: int = 16384, train_samples: int = 4096, steps: int = 2000,
         batch_size: int = 500, lr: float = 1e-3, patience: int = 10,
     ) -> None:  # fmt: skip
         super().__init__()
+        base = as_prior(base)
         if not base.has_log_prob or not base.normalised:
             raise ValueError(
                 f"`base` must have a density, got {type(base).__name__}, which has none; set "
@@ -82,12 +84,11 @@ class Tilted(Prior):
         self.num_samples = check_integer("num_samples", num_samples, 2)
         self.train_samples = check_integer("train_samples", train_samples, 2)
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
-        widths = [base.latent_dim, *hidden_features]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        # Without a bias, which Z takes away again.
-        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))
+        widths = [base.latent_dim, *check_sizes("hidden_features", hidden_features)]
+        # The last without a bias, which Z takes away again.
+        self.network = nn.Sequential(
+            *dense(widths, None, "SiLU", 0.0), nn.Linear(widths[-1], 1, bias=False)
+        )
         self.register_buffer("loc", torch.zeros(base.latent_dim))
         self.register_buffer("scale", torch.ones(base.latent_dim))
         self._normaliser: tuple[Tensor, tuple[Tensor, float]] | None = None
@@ -183,7 +184,7 @@ class LARS(Tilted):
     alone, not a running mean with the codes among them; SiLU in the place of tanh.
     """
 
-    def __init__(self, base: Prior, *, truncation: int = 100, **options: Any) -> None:
+    def __init__(self, base: nn.Module, *, truncation: int = 100, **options: Any) -> None:
         super().__init__(base, **options)
         self.truncation = check_integer("truncation", truncation)
 
@@ -239,13 +240,13 @@ class NoiseContrastive(Tilted):
     """
 
     def __init__(
-        self, base: Prior, *, sampling: str = "langevin", presample: float = 50.0,
+        self, base: nn.Module, *, sampling: str = "langevin", presample: float = 50.0,
         chain_steps: int = 100, step_size: float = 0.05, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(base, **options)
         check_one_of("sampling", sampling, ("langevin", "resampling"))
-        chains = Langevin(base, steps=chain_steps, step_size=step_size)
-        pool = Weighted(base, "ratio", presample=presample)
+        chains = Langevin(self.base, steps=chain_steps, step_size=step_size)
+        pool = Weighted(self.base, "ratio", presample=presample)
         self._sampler = (chains if sampling == "langevin" else pool,)
 
     def _surrogate(self, z: Tensor) -> Tensor:
@@ -282,10 +283,10 @@ class LatentEnergy(Tilted):
     normalised = False
 
     def __init__(
-        self, base: Prior, *, chain_steps: int = 60, step_size: float = 0.16, **options: Any
+        self, base: nn.Module, *, chain_steps: int = 60, step_size: float = 0.16, **options: Any
     ) -> None:
         super().__init__(base, **options)
-        chains = Langevin(base, steps=chain_steps, step_size=step_size, metropolis=False)
+        chains = Langevin(self.base, steps=chain_steps, step_size=step_size, metropolis=False)
         self._sampler = (chains,)
 
     def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:

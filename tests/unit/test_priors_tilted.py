@@ -115,6 +115,12 @@ def test_a_base_that_learns_is_fitted_first() -> None:
     assert len(set(map(id, sampled.state_dict().values()))) == len(sampled.state_dict())
 
 
+def test_a_base_of_another_package_serves() -> None:
+    zuko = pytest.importorskip("zuko")
+    prior = LARS(zuko.flows.NSF(2, transforms=1, hidden_features=[8]), num_samples=100)
+    assert prior().log_prob(prior().sample((3,))).shape == (3,)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`base` must have a density.*=normal`, realnvp or"):
         LARS(Masked(Normal(2)))
