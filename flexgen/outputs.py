@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ class _Levels(PixelOutput):
 
     def seen(self, x: Tensor) -> Tensor:
         """The grid's values, in [-1, 1]."""
-        return self.index(x) * (2 / (self.levels - 1)) - 1
+        return _in_unit(self.index(x), self.levels)
 
     def data(self, seen: Tensor) -> Tensor:
         low, high, levels = self.grid
@@ -143,6 +144,15 @@ class _Levels(PixelOutput):
 
     def check_data(self, x: Tensor) -> None:
         check_levels(x, self.grid, f"a {type(self).__name__} output", "output")
+
+
+def _in_unit(index: Tensor, levels: int) -> Tensor:
+    return index * (2 / (levels - 1)) - 1
+
+
+@cache
+def _values(levels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _in_unit(torch.arange(levels, dtype=dtype, device=device), levels)
 
 
 class Categorical(_Levels):
@@ -164,10 +174,8 @@ class Categorical(_Levels):
         return -cross_entropy(parameters, self.index(x.squeeze(1)).long(), reduction="none")
 
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
-        # The first value whose cumulated probability is above u.
-        below = parameters.softmax(0).cumsum_(0)[:-1] <= noise
-        torch.sum(below, 0, keepdim=True, dtype=out.dtype, out=out)
-        out.mul_(2 / (self.levels - 1)).sub_(1)
+        values = _values(self.levels, out.dtype, out.device)
+        torch.take(values, _first_above(parameters, noise), out=out)
 
 
 class Indices(PixelOutput):
@@ -282,8 +290,10 @@ class NormalMixture(PixelOutput):
 
 def _first_above(logits: Tensor, uniform: Tensor) -> Tensor:
     """Of values with logits `(K, n)` the first whose cumulated probability exceeds u `(1, n)`."""
-    below = logits.softmax(0).cumsum_(0)[:-1] <= uniform
-    return below.sum(0, keepdim=True)
+    cumulated = logits.mT.softmax(1).cumsum_(1)
+    # A sum that rounding leaves below 1 may be below u too.
+    last = logits.shape[0] - 1
+    return torch.searchsorted(cumulated, uniform.mT, right=True).clamp_(max=last).mT
 
 
 class LogisticMixture(_Levels):

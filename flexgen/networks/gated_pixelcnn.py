@@ -261,21 +261,23 @@ class _Cache(PixelCache):
         self.zero = weight.new_zeros(p, width, n)
         self.gates = weight.new_zeros(len(layers), width, 2 * p, n)
         outs = [*(row.column for row in self.rows[1:]), list(weight.new_zeros(width, p, n))]
-        g, zero = weight.new_zeros(2, p, n)
+        self.out, zero = outs[-1], weight.new_zeros(p, n)
+        # R (σ(b₁) − ½) σ(b₂) is a product with (σ(b₁) σ(b₂), σ(b₂)), which takes the gates' place.
         weights = [
             (conv.weight.squeeze(2).transpose(1, 2).flatten(1).contiguous(),
-             -layer.out.weight.flatten(1) / 2)
+             torch.cat([out := layer.out.weight.flatten(1), -out / 2], 1))
             for layer, conv in zip(layers, convs, strict=True)
         ]  # fmt: skip
+        # Of one image vectors, whose products take four fifths of the time of a column's.
+        self.product = torch.addmv if n == 1 else torch.addmm
         # Of each column and layer: the gates with their halves, what the convolution takes, the
-        # residual, g, the result, and both weights. g comes out as −2 g.
+        # residual, the result, and both weights.
         self.steps = [
             [
-                (all_gates[j], *all_gates[j].chunk(2), row.taken[j], row.column[j] if k else zero,
-                 g, out[j], *weights[k])
-                for k, (all_gates, row, out) in enumerate(
-                    zip(self.gates, self.rows, outs, strict=True)
-                )
+                (*(each.squeeze(1) if n == 1 else each for each in (
+                    gates[j], *gates[j].chunk(2), row.taken[j], row.column[j] if k else zero, out[j]
+                )), *weights[k])
+                for k, (gates, row, out) in enumerate(zip(self.gates, self.rows, outs, strict=True))
             ]
             for j in range(width)
         ]  # fmt: skip
@@ -298,11 +300,12 @@ class _Cache(PixelCache):
                 v = torch.addcmul(v, first, second, out=grown).sub_(second, alpha=0.5)
 
     def features(self, column: int) -> Tensor:
-        for gates, first, second, taken, residual, g, out, kernel, weight in self.steps[column]:
-            gates.addmm_(kernel, taken).sigmoid_()
-            torch.addcmul(second, first, second, value=-2, out=g)
-            torch.addmm(residual, weight, g, out=out)
-        return out
+        product = self.product
+        for gates, first, second, taken, residual, out, kernel, weight in self.steps[column]:
+            product(gates, kernel, taken, out=gates).sigmoid_()
+            first.mul_(second)
+            product(residual, weight, gates, out=out)
+        return self.out[column]
 
     def put(self, column: int, seen: Tensor) -> None:
         self.rows[0].column[column].copy_(seen)
