@@ -3,6 +3,7 @@
 from flexgen.callbacks.checkpoint import Checkpoint
 from flexgen.callbacks.code_length import CodeLength
 from flexgen.callbacks.density import DensityScore
+from flexgen.callbacks.early_stopping import EarlyStopping
 from flexgen.callbacks.figures import CodeMap, Disagreement, SampleGrid, Spectrum
 from flexgen.callbacks.inference import InferenceScore
 from flexgen.callbacks.likelihood import LikelihoodScore
@@ -17,6 +18,7 @@ from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
     "AggregatePosterior", "Checkpoint", "CodeLength", "CodeMap", "DensityScore", "Disagreement",
-    "InferenceScore", "LikelihoodScore", "Measurement", "PosteriorScore", "PriorRefit", "Progress",
-    "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality", "Scheduled", "Spectrum",
+    "EarlyStopping", "InferenceScore", "LikelihoodScore", "Measurement", "PosteriorScore",
+    "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality",
+    "Scheduled", "Spectrum",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from flexgen.callbacks import PriorRefit
+from flexgen.callbacks import EarlyStopping, PriorRefit
 from flexgen.files import keep_open
 from flexgen.training import CheckpointFiles, Loop, isolated_rng
 
@@ -44,6 +44,8 @@ def build(config: dict[str, Any]) -> Objects:
     # A callback with weights, a refit's prior, must not shift what training draws.
     with isolated_rng(config["seed"]):
         callbacks = {n: instantiate(c) for n, c in config["callbacks"].items() if c is not None}
+    # Early stopping looks at what the others logged.
+    callbacks = dict(sorted(callbacks.items(), key=lambda c: isinstance(c[1], EarlyStopping)))
     for callback in callbacks.values():
         if isinstance(callback, PriorRefit):
             callback.add_stages(model)

@@ -272,7 +272,7 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
             raise
         finally:
             signals.restore()
-        if (step := model.counters.generator_steps) < config["steps"]:
+        if (step := model.counters.generator_steps) < (model.schedule.end or 0):
             found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
             stopped = TrainingStopped(
                 f"stopped at step {step} of {config['steps']}, saved {found[0]}; go on with: "

@@ -55,6 +55,7 @@ class Loop(pl.LightningModule):
         schedule: where callbacks register the steps at which they must act.
         stop_requested: set it, from a signal handler say, to stop before the next step.
         last_losses: the means that were logged last.
+        logged: the last generator step at which values were logged, and all that were there.
 
     Raises:
         ValueError: if a size is out of range.
@@ -86,6 +87,7 @@ class Loop(pl.LightningModule):
         self.stop_requested = False
         self._stop_agreed = False
         self.last_losses: dict[str, float] = {}
+        self.logged: tuple[int, dict[str, float]] = (-1, {})
         self._losses: dict[str, list[Tensor]] = {}
         self._rng: dict[str, Any] | None = None
         self._statistics: list[Tensor] = []
@@ -337,8 +339,11 @@ class Loop(pl.LightningModule):
         `self.log` costs 300 µs a scalar and step and counts in Lightning's own steps.
         """
         self._show(values)
+        step = self.counters.generator_steps
+        before = self.logged[1] if self.logged[0] == step else {}
+        self.logged = step, before | values
         for logger in self.loggers:
-            logger.log_metrics({**self.counters.axes(), **values}, self.counters.generator_steps)
+            logger.log_metrics({**self.counters.axes(), **values}, step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["flexgen"] = {

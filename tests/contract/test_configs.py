@@ -345,6 +345,7 @@ def test_every_objective_has_both_sides(name: str) -> None:
 def test_every_callback_builds(name: str) -> None:
     extra = ["callbacks.refit.at=[3]"] if name.startswith("refit") else []
     extra += ["code_shape=[1,2,2]"] if name.endswith("pixelcnn") else []
+    extra += ["callbacks.early_stopping.metric=fid"] if name == "early_stopping" else []
     wanted = f"[reversal,{name}]" if name.startswith("refit") else f"[{name}]"
     for callback in config(f"callbacks={wanted}", *extra)["callbacks"].values():
         instantiate(callback)

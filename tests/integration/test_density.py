@@ -144,3 +144,35 @@ def test_a_sweep_of_densities(flexgen: Command, tmp_path: Path) -> None:
     flexgen("train", "-m", *TINY, "network.pixels.num_layers=1,2", f"hydra.sweep.dir={tmp_path}/s")
     assert len(list((tmp_path / "s").glob("*/metrics.json"))) == 2
     assert "nll/samples" in (tmp_path / "s" / "table.csv").read_text()
+
+
+def test_a_run_that_stops_early_ends_finished_with_its_best_weights(flexgen: Command) -> None:
+    early = (
+        *TINY, "callbacks=[progress,early_stopping,nll,samples,checkpoint]", "steps=40",
+        "callbacks.early_stopping.metric=nll/samples", "callbacks.early_stopping.patience=2",
+        "callbacks.early_stopping.min_change=200", "report=false",
+    )  # fmt: skip
+    run = flexgen("train", *early)  # the first value is the best, as no gain is large enough
+    nll = rows(run, "nll/samples")
+    assert len(nll) == 3
+    assert nll[2] == nll[0] > nll[1]
+    best, end = (load_checkpoint(run / "checkpoints" / f"step={step:08d}.ckpt") for step in (5, 15))
+    for name, weight in best["state_dict"].items():
+        assert torch.equal(weight, end["state_dict"][name])
+    assert json.loads((run / "metrics.json").read_text())["values"]["nll/samples"] == nll[0]
+
+    flexgen("resume", f"run={run}", "checkpoint=step=00000010.ckpt")
+    again = load_checkpoint(run / "checkpoints" / "step=00000015.ckpt")
+    for name, weight in end["state_dict"].items():
+        assert torch.equal(weight, again["state_dict"][name])
+    flexgen("resume", f"run={run}")
+    assert rows(run, "nll/samples") == nll
+
+    for key, told in (
+        ("metric=nll/sample", "'nll/sample', and nothing is logged as that"),
+        ("every=null", "no measurement is due before the end"),
+    ):
+        name = "nll" if key == "every=null" else "early_stopping"
+        with pytest.raises(SystemExit) as stopped:
+            flexgen("train", *early, f"callbacks.{name}.{key}", run_dir=name)
+        assert told in str(stopped.value.code)
