@@ -8,7 +8,8 @@ from flexgen._version import __version__ as __version__
 if TYPE_CHECKING:
     from flexgen import (  # noqa: I001
         analysis, callbacks, codes, data, distributions, drawing, flows, likelihoods, metrics,
-        models, networks, objectives, posteriors, priors, report, reversal, runs, training,
+        models, networks, objectives, posteriors, priors, regularisers, report, reversal, runs,
+        training,
     )  # fmt: skip
     from flexgen.reversal import posterior_codes, reverse
     from flexgen.runs.compose import compose
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Run", "TrainingStopped", "analysis", "callbacks", "codes", "compose", "data", "distributions",
     "drawing", "flows", "likelihoods", "metrics", "models", "networks", "objectives", "open_run",
-    "posterior_codes", "posteriors", "priors", "report", "reversal", "reverse", "runs", "train",
-    "training",
+    "posterior_codes", "posteriors", "priors", "regularisers", "report", "reversal", "reverse",
+    "runs", "train", "training",
 ]  # fmt: skip
 
 _MODULES = {

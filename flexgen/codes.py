@@ -248,8 +248,9 @@ def codes_of_data(
 ) -> Codes:  # fmt: skip
     """Codes of examples of a split, drawn from their posterior: a sample of the aggregate.
 
-    A model that has a likelihood draws from the q(z|x) that it trains with it; another by
-    :func:`drawn_codes`, mapped to Z, or, if it has an encoder, by that.
+    Codes of an autoencoder are its own encoder's: of a VAE they are draws from the q(z|x) that it
+    trains. Those of another model are :func:`drawn_codes`, mapped to Z, or, if it has an encoder
+    that is asked for, by that.
     There are `n` codes of fewer examples too, several of each: states of one chain, `thin` apart.
 
     Args:
@@ -269,7 +270,8 @@ def codes_of_data(
     # Of two splits by one seed: with the same noise, their codes would not be independent.
     own = int(np.random.SeedSequence([seed, *split.encode()]).generate_state(1)[0])
     of_each = None if context is None else context[datum]
-    if by_encoder or "likelihood" in model.capabilities:
+    by_encoder = by_encoder or "autoencoder" in model.capabilities
+    if by_encoder:
         codes = encoder_codes(model, x[datum], of_each, seed=own)
     else:
         sigma = sigma or supported_sigma(model, data, split="validation", seed=seed)
@@ -278,7 +280,7 @@ def codes_of_data(
             states = drawn_codes(model, x, context=context, **options).states[:, 0]
             codes = model.prior.base_space().to_code(states.transpose(0, 1).flatten(0, 1)[:n])
     log_prior, prior = None, model.prior
-    # Codes of a game's encoder are no draws of p(z|x), from which alone a gain follows.
+    # Codes of an encoder without a bound are no draws of p(z|x), from which alone a gain follows.
     drawn_by_model = not by_encoder or "likelihood" in model.capabilities
     if drawn_by_model and prior.has_log_prob and prior.normalised:
         with torch.no_grad(), model.evaluating():

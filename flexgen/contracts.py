@@ -569,6 +569,33 @@ class Objective(ABC):
         return logits
 
 
+class Regulariser(nn.Module):
+    """What an autoencoder minimises beside its reconstruction, nats per datum.
+
+    Its parameters, if it has any, learn with the encoder and the decoder.
+    """
+
+    def prepare(self, likelihood: Likelihood) -> None:
+        """Take the decoder before training; default: nothing.
+
+        Raises:
+            ValueError: if it does not have what is needed of it.
+        """
+
+    def forward(
+        self, z: Tensor, drawn: Tensor, likelihood: Likelihood, context: Tensor | None
+    ) -> Tensor:
+        """The term, `()`.
+
+        Args:
+            z: codes of a batch, `(n, latent_dim)`.
+            drawn: as many draws from the prior, without gradient.
+            likelihood: codes to p(x|z).
+            context: of each code, where the model is conditional.
+        """
+        raise NotImplementedError
+
+
 class Measurement(ABC):
     """Measures a model on data; draws from the global generators as it likes.
 

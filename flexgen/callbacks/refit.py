@@ -47,7 +47,7 @@ class PriorRefit(Scheduled):
         n_held_out: codes of held-out images.
         keep: "closer", "always" or "never".
         source: of the codes. "posterior": draws of p(z|x), from each image in turn, a sample of the
-            aggregate posterior: by the model's own q(z|x), or of a model without one as
+            aggregate posterior: by an autoencoder's own encoder, or of a model without one as
             :func:`flexgen.posterior_codes` draws them, under the prior in use. "encoder": codes by
             the model's own encoder, which an adversarial game has trained. "reversal": the ends
             of a search, which measure the search as well. "prior": draws from the prior in use,
@@ -144,7 +144,7 @@ class PriorRefit(Scheduled):
             rehearse(model, data, "train", self.options)
         if self.source == "encoder":
             encoder_codes(model, x.to(model.device), context, seed=self.seed)
-        if self.source == "posterior" and "likelihood" not in model.capabilities:
+        if self.source == "posterior" and "autoencoder" not in model.capabilities:
             short = {"sigma": 1.0, "num_temperatures": 1, "progress": False}
             codes_of_data(model, data, "train", 2, seed=self.seed, **self.posterior | short)
         end = model.schedule.end

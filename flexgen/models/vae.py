@@ -2,40 +2,26 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from flexgen.checks import check_integer, check_not_negative, check_positive, first_line
+from flexgen.checks import check_integer, check_not_negative, check_positive
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
 from flexgen.distributions import DiagonalNormal, HierarchicalNormal
-from flexgen.models.latent import Latent, in_parts
+from flexgen.models.autoencoder import Encoding
 from flexgen.networks.layers import initialise_from_data
 from flexgen.objectives import importance_weighted_bound, kl_floor
 from flexgen.posteriors import LevelDraws, LevelwiseDistribution
-from flexgen.training import EMA, copy_from_zero
-from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
+from flexgen.training import copy_from_zero
 
 CODES_AT_ONCE = 5_000
 """Codes that a likelihood decodes at once: more take memory, and no less time."""
 
 
-class _Mean(nn.Module):
-    """E[x|z], the picture of a code."""
-
-    def __init__(self, likelihood: nn.Module) -> None:
-        super().__init__()
-        self.likelihood = likelihood
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        mean: Tensor = in_context(self.likelihood, z, context).mean
-        return mean
-
-
-class VAE(Latent):
+class VAE(Encoding):
     r"""A posterior q(z|x), a likelihood p(x|z) and a prior p(z), trained by a bound on log p(x).
 
     .. math:: L_K(x) = E\left[\log \frac1K \sum_{k=1}^{K}
@@ -61,7 +47,6 @@ class VAE(Latent):
         posterior: data to q(z|x), with `rsample_and_log_prob`.
         likelihood: codes to p(x|z).
         prior: p(z), with a density that is positive everywhere; its parameters learn as well.
-        optimizer: parameters to an optimizer, e.g. a `functools.partial` of Adam.
         importance_samples: K.
         draws: draws of the bound that are averaged for each datum.
         kl_warmup: generator steps.
@@ -70,10 +55,7 @@ class VAE(Latent):
             estimate the whole code is one such group.
         data_init: standard deviation of each output of the weight-normed layers on the first batch,
             by :func:`~flexgen.networks.layers.initialise_from_data`; None: they stay as drawn.
-        ema_decay: decay of the weights' average, which then is what samples and is measured; None:
-            no average. A prior of a refit is not averaged.
-        scheduler: optimizer to a schedule of its step size, stepped once a generator step.
-        **loop: see :class:`~flexgen.training.Loop`.
+        **how: see :class:`~flexgen.models.autoencoder.Encoding`.
 
     Raises:
         ValueError: if the prior has no density everywhere, or is made of posteriors that have
@@ -91,17 +73,13 @@ class VAE(Latent):
         likelihood: Likelihood,
         prior: nn.Module,
         *,
-        optimizer: MakeOptimizer,
         importance_samples: int = 1,
         draws: int = 1,
         kl_warmup: int = 0,
         free_bits: float = 0.0,
         data_init: float | None = None,
-        ema_decay: float | None = None,
-        scheduler: MakeScheduler | None = None,
-        **loop: Any,
+        **how: Any,
     ) -> None:
-        super().__init__(prior, optimizers=(optimizer,), schedulers=(scheduler,), **loop)
         for name, count in (("importance_samples", importance_samples), ("draws", draws)):
             check_integer(name, count, 1, f"set `model.{name}=1`")
         for name, value in (("kl_warmup", kl_warmup), ("free_bits", free_bits)):
@@ -115,76 +93,23 @@ class VAE(Latent):
             raise ValueError(
                 f"a bound on log p(x) needs the density of q(z|x), and a "
                 f"{type(posterior).__name__} posterior has none; use posterior=diagonal, or "
-                "model=bigan"
+                "model=ae, wae or bigan"
             )
-        self.posterior, self.likelihood = posterior, likelihood
-        self.importance_samples, self.draws = importance_samples, draws
-        self.kl_warmup, self.free_bits = kl_warmup, free_bits
-        self.check_prior(self.prior.current)
-        self.bind(self.prior)
-        self.posterior.bind(prior=self.prior[0])
         if data_init is not None:
             check_positive("data_init", data_init, "null leaves the weights as drawn")
+        self.importance_samples, self.draws = importance_samples, draws
+        self.kl_warmup, self.free_bits = kl_warmup, free_bits
         self.data_init = data_init
-        self.ema = None if ema_decay is None else EMA(self._averaged(), ema_decay)
-        self._exchanged = False
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Everything in eval mode, and the averaged weights in the place of those that learn."""
-        with super().evaluating():
-            if self.ema is None or self._exchanged:
-                yield
-                return
-            self._exchange()
-            try:
-                yield
-            finally:
-                self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        assert self.ema is not None
-        for own, average in zip(
-            self._averaged().parameters(), self.ema.module.parameters(), strict=True
-        ):
-            kept = own.clone()
-            own.copy_(average)
-            average.copy_(kept)
-        self._exchanged = not self._exchanged
-
-    def _averaged(self) -> nn.ModuleList:
-        return nn.ModuleList([self.posterior, self.likelihood, self.prior[0]])
-
-    @property
-    def decoder(self) -> nn.Module | None:
-        """Codes `(n, latent_dim)` to E[x|z]; None where the likelihood has no mean."""
-        return _Mean(self.likelihood) if self.likelihood.has_mean else None
+        super().__init__(posterior, likelihood, prior, **how)
 
     @property
     def capabilities(self) -> frozenset[str]:
         believed = {"log_likelihood"} if self.prior.normalised else set()
-        return super().capabilities | {"encoder", "posterior", "likelihood"} | believed
-
-    def learners(self) -> tuple[nn.Module, ...]:
-        return (nn.ModuleList([self.posterior, self.likelihood, self.prior]),)
+        return super().capabilities | {"posterior", "likelihood"} | believed
 
     def offers(self) -> dict[str, Any]:
         ladder = self.likelihood.ladder
         return {"posterior": self.posterior} | ({} if ladder is None else {"ladder": ladder})
-
-    @torch.no_grad()
-    def encode(self, x: Tensor, context: Tensor | None = None, batch_size: int = 1000) -> Tensor:
-        """A draw from q(z|x) of each datum: together a sample of the aggregate posterior."""
-        with self.evaluating():
-            parts = in_parts(x, context, batch_size)
-            return torch.cat([in_context(self.posterior, *part).sample() for part in parts])
-
-    def _picture(self, z: Tensor, context: Tensor | None) -> Tensor:
-        if self.likelihood.has_mean:
-            return super()._picture(z, context)
-        x: Tensor = in_context(self.likelihood, z, context).sample()
-        return x.float()
 
     def check_prior(self, prior: Prior) -> None:
         name = type(prior).__name__
@@ -205,50 +130,11 @@ class VAE(Latent):
                 f"density, and that of a {name} prior is not; set `model.importance_samples=1`"
             )
 
-    def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
-        wanted = self.likelihood.data_range
-        if wanted not in (None, data_range):
-            raise ValueError(
-                f"a {type(self.likelihood).__name__} likelihood is of data in {wanted}, got data "
-                f"in {data_range}; use data=digits_static or mnist_static, or likelihood=gaussian"
-            )
-        labels = self.in_turn(2)
-        with torch.no_grad():
-            try:
-                q = in_context(self.posterior, torch.zeros(2, *shape, device=self.device), labels)
-                q.rsample()
-                p = in_context(self.likelihood, self.prior.draw(2, labels), labels)
-            except (RuntimeError, TypeError) as error:
-                raise ValueError(
-                    f"prior, posterior, likelihood and data do not fit: "
-                    f"{first_line(error)}; give them one `latent_dim` and one `data.shape`"
-                ) from error
-        if tuple(p.event_shape) != shape:
-            raise ValueError(
-                f"the likelihood must be of data of shape {shape}, got {tuple(p.event_shape)}; "
-                "set `network.decoder.shape=${data.shape}`"
-            )
-        if tuple(q.event_shape) != (self.latent_dim,):
-            raise ValueError(
-                f"the posterior's event shape must be the prior's ({self.latent_dim},), got "
-                f"{tuple(q.event_shape)}; set one `latent_dim` for both"
-            )
-
-    def check_data(self, x: Tensor) -> None:
-        self.likelihood.check_data(x)
-
-    def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
-        (optimizer,) = optimizers
-        optimizer.zero_grad()
-        for _ in range(self.accumulate):
-            batch = self.next_batch(stream)
-            if self.data_init is not None and self.counters.batches == 1:
-                self._initialise(batch, self.data_init)
-            self.accumulate_gradient(self.loss(batch.x, batch.context))
-        self.step_optimizer(optimizer, 0)
-        if self.ema is not None:
-            self.ema.update(self._averaged())
-        self.finish_step()
+    def next_batch(self, stream: Iterator[Batch]) -> Batch:
+        batch = super().next_batch(stream)
+        if self.data_init is not None and self.counters.batches == 1:
+            self._initialise(batch, self.data_init)
+        return batch
 
     def _initialise(self, batch: Batch, scale: float) -> None:
         x, context = batch

@@ -103,7 +103,7 @@ class VQVAE(Latent):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return super().capabilities | {"encoder", "likelihood", "codebook"}
+        return super().capabilities | {"encoder", "autoencoder", "likelihood", "codebook"}
 
     def learners(self) -> tuple[nn.Module, ...]:
         assert isinstance(self.encoder, nn.Module)

@@ -25,8 +25,8 @@ _PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "to
 # neither download a network nor take the name of one; of Lightning, what our YAML builds.
 _HOMES = (
     *(f"flexgen.{part}" for part in ("callbacks", "data", "flows", "likelihoods", "models",
-      "networks", "objectives", "outputs", "posteriors", "priors", "training.csv_logger",
-      "training.wandb_logger")),
+      "networks", "objectives", "outputs", "posteriors", "priors", "regularisers",
+      "training.csv_logger", "training.wandb_logger")),
     "torch.nn", "torch.optim", "torchvision.transforms", "zuko",
     *(f"torchmetrics.{part}" for part in ("aggregation", "classification", "clustering", "nominal",
       "regression", "retrieval")),

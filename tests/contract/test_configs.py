@@ -52,7 +52,8 @@ def size_for(prior: str, usual: int) -> tuple[str, ...]:
 
 
 INFERENCE = ["ali", "bigan", "hali"]
-OTHERS = ["adversarial", "density", "vae", "vq_vae", *INFERENCE]
+AUTOENCODERS = ["ae", "rae", "wae"]
+OTHERS = ["adversarial", "density", "vae", "vq_vae", *INFERENCE, *AUTOENCODERS]
 GAMES = [name for name in names("model") if name not in OTHERS]
 PIXELS = [
     name
@@ -227,6 +228,22 @@ def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str
     assert model.sample(3).shape == (3, 1, 8, 8)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [(f"model={name}",) for name in AUTOENCODERS]
+    + [("model=wae", f"regulariser@model.regulariser={name}") for name in names("regulariser")],
+    ids=lambda words: words[-1].rpartition("=")[2],
+)
+def test_every_autoencoder_trains_with_every_regulariser(words: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    model = instantiate(config(*words, "latent_dim=4", "conditional=true")["model"])
+    learns = trainable(*model.learners())
+    train(model, labelled(lambda: torch.randn(8, 1, 8, 8).tanh()))
+    assert without_gradient(learns) == []
+    assert model.encode(torch.zeros(3, 1, 8, 8), torch.arange(3)).shape == (3, 4)
+    assert model.sample(3).shape == (3, 1, 8, 8)
+
+
 # Labels do not meet the output: one is enough.
 @pytest.mark.parametrize(
     ("network", "output", "conditional"),
@@ -364,7 +381,7 @@ def test_every_trainer_composes(name: str) -> None:
 def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:
     tested = {
         "callbacks", "data", "experiment", "hydra", "likelihood", "logger", "model", "network",
-        "objective", "optimizer", "output", "posterior", "prior", "trainer",
+        "objective", "optimizer", "output", "posterior", "prior", "regulariser", "trainer",
     }  # fmt: skip
     assert {p.name for p in CONF.iterdir() if p.is_dir() and any(p.rglob("*.yaml"))} <= tested
 

@@ -90,6 +90,7 @@ def composed(name: str) -> dict[str, Any]:
         "output": ["model=density", f"output={stem}"],
         "posterior": ["model=vae", f"posterior={stem}"],
         "likelihood": ["model=vae", f"likelihood={stem}"],
+        "regulariser": ["model=wae", f"regulariser@model.regulariser={stem}"],
     }.get(group, [f"{group}={stem}"])  # fmt: skip
     if group == "network" and "joint_critic" in OmegaConf.load(FILES[name]):
         words.append("model=ali")
