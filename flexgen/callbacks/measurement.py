@@ -15,7 +15,7 @@ from flexgen import contracts
 from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.distributions import covariance
-from flexgen.metrics import EnergyDistance, GaussianKL, PriorAgreement, pag_interval
+from flexgen.metrics import NSCD, EnergyDistance, GaussianKL, PriorAgreement, pag_interval
 from flexgen.run_notes import RunNote, add_note
 from flexgen.training import isolated_rng, rank
 
@@ -36,6 +36,13 @@ def energy_distance(drawn: Tensor, codes: Tensor) -> float:
     distance = EnergyDistance(**ALONE).to(codes.device)
     distance.update(codes, real=True)
     return value_of(distance, drawn, False)
+
+
+def cosine_distance(drawn: Tensor, codes: Tensor) -> float:
+    """NSCD of codes to draws of a prior."""
+    distance = NSCD(**ALONE).to(codes.device)
+    distance.update(drawn, real=True)
+    return value_of(distance, codes, False)
 
 
 def divergence(codes: Tensor, draws: Tensor) -> float:

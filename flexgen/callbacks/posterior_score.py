@@ -12,6 +12,7 @@ from flexgen.callbacks.measurement import (
     agreement,
     by_level,
     check_codes,
+    cosine_distance,
     energy_distance,
 )
 from flexgen.checks import check_integer, check_positive
@@ -34,11 +35,13 @@ class PosteriorScore(Measurement):
 
     Logged: `pag/posterior` (unit, bias-corrected) with `pag/posterior_low` and `_high`;
     `own/pag_posterior` with the same ends; `pag/posterior_energy`, the energy distance from codes
-    to draws of p(ε); `nll/ais`, −log p(x) in nats, a mean over data, with `nll/ais_standard_error`
-    over them and `nll/ais_gap`: on the control's data the upper bound of log p less the lower one.
-    A level is known no better than that; differences between two models on the same data are, and
-    each datum's value is kept in `nll/step=….safetensors` to pair them. `ais/sigma` is σ,
-    without which no value means anything, and `ais/acceptance` that of the chains.
+    to draws of p(ε), and `pag/posterior_nscd` with its control `own/nscd_posterior`, see
+    :class:`~flexgen.metrics.NSCD`; `nll/ais`, −log p(x) in nats, a mean over data, with
+    `nll/ais_standard_error` over them and `nll/ais_gap`: on the control's data the upper bound of
+    log p less the lower one. A level is known no better than that; differences between two models
+    on the same data are, and each datum's value is kept in `nll/step=….safetensors` to pair them.
+    `ais/sigma` is σ, without which no value means anything, and `ais/acceptance` that of the
+    chains.
 
     Args:
         n: how many data; at most what the split holds.
@@ -125,6 +128,8 @@ class PosteriorScore(Measurement):
             "nll/ais_standard_error": float(nll.std() / n**0.5),
             "nll/ais_gap": float((above.log_prob - below.log_prob).mean()),
             "pag/posterior_energy": energy_distance(draws, found.z),
+            "pag/posterior_nscd": cosine_distance(draws, found.z),
+            "own/nscd_posterior": cosine_distance(draws, below.z),
             "ais/sigma": self.sigma,
             "ais/acceptance": float(found.acceptance.mean()),
         }

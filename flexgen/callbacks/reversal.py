@@ -12,6 +12,7 @@ from flexgen.callbacks.measurement import (
     Measurement,
     by_level,
     check_codes,
+    cosine_distance,
     energy_distance,
     value_of,
 )
@@ -43,7 +44,9 @@ class ReversalScore(Measurement):
     on, of each level's own noise; codes in Z against draws from the prior on Z,
     `pag/fit` (KL of their normals) and `pag/samples` (energy distance); `reversal/error` (the mean
     per-image loss) and `reversal/converged` (a share); `own/pag_true` and `own/pag_reversed`, the
-    score of codes that generated images and of those images reversed, with `own/error`.
+    score of codes that generated images and of those images reversed, with `own/error`; and
+    `pag/nscd` with its control `own/nscd`, of those reversed images, see
+    :class:`~flexgen.metrics.NSCD`.
 
     Args:
         n: how many images; at most what the split holds.
@@ -140,6 +143,9 @@ class ReversalScore(Measurement):
             pag = PriorAgreement(sigma=sigma, convention=convention, **ALONE).to(z.device)
             pag.update(z)
             values[name] = float(pag.compute())
+        drawn = prior.draw(n, context)
+        values["pag/nscd"] = cosine_distance(drawn, found.z)
+        values["own/nscd"] = cosine_distance(drawn, again.z)
         if self.space == "base":
             values |= by_level("pag/unit", found.z, current.levels, sigma)
         step = model.counters.generator_steps

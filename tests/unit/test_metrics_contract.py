@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 import flexgen.metrics
 from flexgen.metrics import (
+    NSCD,
     ClassBalance,
     Classifier,
     ClassifierScore,
@@ -72,6 +73,7 @@ BY_POSITION: dict[str, Case] = {
 TWO_CALLS: dict[str, Case] = {
     "emd": (EarthMoverDistance, two_samples),
     "energy": (EnergyDistance, two_samples),
+    "nscd": (NSCD, two_samples),
     "precision": (PrecisionRecall, two_samples),
     "precision_features": (lambda: PrecisionRecall(classifier()), two_samples),
     "fid": (lambda: frechet_distance(classifier()), two_samples),

@@ -9,7 +9,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from scipy.stats import energy_distance, wasserstein_distance
 
-from flexgen.metrics import EarthMoverDistance, EnergyDistance, earth_mover_distance, streaming
+from flexgen.metrics import (
+    NSCD,
+    EarthMoverDistance,
+    EnergyDistance,
+    earth_mover_distance,
+    streaming,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -101,6 +107,28 @@ def test_unbiased_energy_distance_is_zero_on_average_for_equal_distributions():
     assert abs(values.mean()) < 4 * error
     biased = measured(EnergyDistance(unbiased=False), normal(20, 3), normal(30, 3, seed=1))
     assert biased > 20 * error
+
+
+def test_nscd_is_the_squared_distance_of_mean_directions():
+    draws, codes = 2 + 3 * normal(4000, 3), 5 + normal(3000, 3, seed=1)
+    u = [
+        torch.nn.functional.normalize((z - draws.mean(0)) / draws.std(0)).mean(0)
+        for z in (draws, codes)
+    ]
+    got = measured(NSCD(), draws, codes)
+    assert got == pytest.approx(float((u[0] - u[1]).square().sum()), abs=1e-3)
+    assert got > 0.3
+    # In other units of the codes it is the same, and where they lie far apart too.
+    assert measured(NSCD(), 1 - 7 * draws, 1 - 7 * codes) == pytest.approx(got, rel=1e-9)
+
+
+def test_nscd_of_the_priors_own_codes_is_zero_within_its_error():
+    n, d = 50, 4
+    values = torch.tensor(
+        [measured(NSCD(), normal(n, d, seed=s), normal(n, d, seed=10**6 - s)) for s in range(300)]
+    )
+    assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values))
+    assert float(values.std()) == pytest.approx(8**0.5 / (n * d**0.5), rel=0.2)
 
 
 def test_energy_distance_in_blocks_is_the_same(monkeypatch):

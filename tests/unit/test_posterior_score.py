@@ -94,6 +94,9 @@ def test_of_a_wrong_prior_the_score_is_above_its_interval_and_the_control_is_not
     assert values["pag/posterior_low"] > 0.05
     assert values["own/pag_posterior_low"] < 0.02
     assert values["pag/posterior_energy"] > 0.02
+    # Wider codes lie in no other direction, which is all that NSCD sees.
+    for name in ("pag/posterior_nscd", "own/nscd_posterior"):
+        assert abs(values[name]) < 5 * 8**0.5 / (N * D**0.5), name
 
 
 def test_two_models_on_the_same_data_are_told_apart_by_pairs(

@@ -54,6 +54,8 @@ def test_codes_are_held_against_draws_of_the_prior(model: Generator, tmp_path: P
     assert values["pag/fit"] == pytest.approx(D * 2**2 / 2, abs=0.5)
     expected = energy_distance(z, torch.randn(N, D))
     assert expected > 1
+    assert values["pag/nscd"] > 0.2
+    assert abs(values["own/nscd"]) < 5 * 8**0.5 / (N * D**0.5)
     assert values["pag/samples"] == pytest.approx(expected, rel=0.1)
 
 
