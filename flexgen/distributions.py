@@ -126,48 +126,6 @@ class Point(Vectors):
         return self.loc.expand(*sample_shape, *self.loc.shape)
 
 
-class MarkovNormal(Vectors):
-    r"""Levels of a vector, each a diagonal normal given the level below it.
-
-    .. math:: q(z|x) = q(z_1|x) \prod_{l>1} N(z_l; m_l(z_{l-1}), s_l^2(z_{l-1}))
-
-    with z the levels side by side, the lowest first.
-
-    Args:
-        lowest: q(z_1|x), a batch.
-        above: of each level but the lowest: what is below it, `(*batch, d')`, to its normal.
-        levels: the size of each.
-    """
-
-    def __init__(
-        self, lowest: DiagonalNormal, above: Sequence[Callable[[Tensor], DiagonalNormal]],
-        levels: Sequence[int],
-    ) -> None:  # fmt: skip
-        self.lowest, self.above, self.levels = lowest, above, list(levels)
-        super().__init__(lowest.batch_shape, sum(levels))
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
-
-    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities, from the noise itself."""
-        own, log_prob = self.lowest.rsample_and_log_prob(sample_shape)
-        z = [own]
-        for of in self.above:
-            own, of_level = of(own).rsample_and_log_prob()
-            z.append(own)
-            log_prob = log_prob + of_level
-        return torch.cat(z, -1), log_prob
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        lowest, *rest = value.split(self.levels, -1)
-        log_prob, below = self.lowest.log_prob(lowest), lowest
-        for of, own in zip(self.above, rest, strict=True):
-            log_prob = log_prob + of(below).log_prob(own)
-            below = own
-        return log_prob
-
-
 class _DrawAndKL(Function):
     """z = loc + scale · eps and ½(r² + s² − 1) − log r of r = scale / scale', s = (loc − loc') /
     scale', as one node: fifteen small ones take as long as a layer of the networks around them."""

@@ -9,18 +9,9 @@ from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
 from flexgen.contracts import Cost, Encoder, Ladder, Posterior, Prior, in_context
-from flexgen.distributions import (
-    DiagonalNormal,
-    LowerNormal,
-    MarkovNormal,
-    Point,
-    Shape,
-    Vectors,
-    normal_of,
-)
+from flexgen.distributions import DiagonalNormal, LowerNormal, Point, Shape, Vectors, normal_of
 from flexgen.flows import FlowDistribution, Transform
 from flexgen.networks import layers
-from flexgen.networks.given import GivenNormal
 
 
 class DiagonalGaussian(Posterior):
@@ -69,53 +60,6 @@ class Deterministic(Posterior):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Point:
         return Point(self.head(in_context(self.encoder, x, context)))
-
-
-class MarkovGaussian(Posterior):
-    r"""q(z|x) = q(z_1|x) ∏ q(z_{l+1}|z_l): each level a diagonal normal given a draw of that below.
-
-    Args:
-        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`, of the lowest level.
-        latent_dim: d, at least 2.
-        levels: the size of each level, the lowest first, at least two, d in all; null: two halves.
-        hidden_features: of the network of each level but the lowest, in each hidden layer.
-        log_scale: where the logarithm of each scale starts.
-        constant_scale: whether the scales are parameters, the same for all data. As functions of
-            x they grow within a few hundred steps of a game to where a code says little of x.
-
-    Raises:
-        ValueError: for sizes out of range or that do not add up to d.
-
-    Source: Belghazi et al., "Hierarchical adversarially learned inference", 2018, eq. 2.
-    """
-
-    def __init__(
-        self, encoder: Encoder, latent_dim: int, levels: Sequence[int] | None = None,
-        hidden_features: Sequence[int] = (100,), *, log_scale: float = -3.0,
-        constant_scale: bool = True,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        d = check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
-        self.latent_dim = d
-        self.levels = check_sizes("levels", (d - d // 2, d // 2) if levels is None else levels)
-        if len(self.levels) < 2 or sum(self.levels) != d:
-            raise ValueError(
-                f"`levels` must be at least two sizes that add up to `latent_dim` {d}, got "
-                f"{list(self.levels)}; set `latent_dim={sum(self.levels)}`, or `posterior.levels` "
-                "as the prior's"
-            )
-        self.encoder = encoder
-        how: Any = {"log_scale": log_scale, "constant_scale": constant_scale}
-        features = _out_features(encoder)
-        self.lowest = GivenNormal(features, self.levels[0], (), **how)
-        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
-        self.above = nn.ModuleList(
-            GivenNormal(own, above, hidden_features, **how) for own, above in pairs
-        )
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> MarkovNormal:
-        lowest = self.lowest(in_context(self.encoder, x, context))
-        return MarkovNormal(lowest, list(self.above), self.levels)
 
 
 class FullGaussian(DiagonalGaussian):
@@ -303,7 +247,8 @@ class BottomUp(_OfLevels):
     r"""$q(z|x) = q(z_1|x) \prod_l q(z_{l+1}|z_l, x)$: the lowest level first.
 
     Each level is a diagonal normal of a network of the data's features and the level below, or a
-    flow on one. It shares nothing with the prior.
+    flow on one. It shares nothing with the prior. Without features of the data above the lowest
+    level it is the Markov chain q(z_1|x) ∏ q(z_{l+1}|z_l) of hierarchical ALI.
 
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
@@ -312,6 +257,10 @@ class BottomUp(_OfLevels):
             `functools.partial`; null: none.
         flow_levels: which levels have one, 1 the lowest; null: all.
         hidden_features: of each level's network but the lowest, in each hidden layer.
+        sees_data: whether the levels above the lowest see the data's features too.
+        log_scale: where the logarithm of each scale starts, about.
+        constant_scale: whether scales are parameters, the same for all data. As functions of x they
+            grow within a few hundred steps of an adversarial game to where a code says little of x.
 
     Raises:
         ValueError: for a size out of range; when it is bound, for a prior without levels, or of
@@ -319,16 +268,20 @@ class BottomUp(_OfLevels):
 
     Source: Kingma et al., "Improving variational inference with inverse autoregressive flow", 2016,
     section 2 (the ordering of levels); Sønderby et al., "Ladder variational autoencoders", 2016,
-    eq. 3 to 6. Departure: each level sees the data's features too.
+    eq. 3 to 6 (departure: each level sees the data's features too); Belghazi et al., "Hierarchical
+    adversarially learned inference", 2018, eq. 2 (without them).
     """
 
     def __init__(
         self, encoder: Encoder, latent_dim: int, *, hidden_features: Sequence[int] = (100,),
+        sees_data: bool = True, log_scale: float = 0.0, constant_scale: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(encoder, latent_dim, **options)
         self.hidden_features = check_sizes("hidden_features", hidden_features)
-        self.networks = nn.ModuleList()
+        self.sees_data = sees_data
+        self.log_scale, self.constant_scale = log_scale, constant_scale
+        self.networks, self.log_scales = nn.ModuleList(), nn.ParameterList()
 
     def bind(self, *, prior: Prior) -> None:
         if self.networks:
@@ -336,12 +289,16 @@ class BottomUp(_OfLevels):
         if not prior.levels:
             raise ValueError(_without_levels("bottom_up", prior))
         outputs = self._outputs(prior.levels, [(size,) for size in prior.levels])
-        for level, features in enumerate(outputs):
-            hidden = self.hidden_features if level else ()
-            below = prior.levels[level - 1] if level else 0
-            widths = (self.out_features + below, *hidden)
-            dense = layers.dense(widths, None, "ReLU", 0.0)
-            self.networks.append(nn.Sequential(*dense, nn.Linear(widths[-1], features)))
+        for level, (size, features) in enumerate(zip(self.levels, outputs, strict=True)):
+            seen = self.out_features if self.sees_data or not level else 0
+            below = self.levels[level - 1] if level else 0
+            widths = (seen + below, *(self.hidden_features if level else ()))
+            last = nn.Linear(widths[-1], features - size * self.constant_scale)
+            if self.constant_scale:
+                self.log_scales.append(torch.full((size,), float(self.log_scale)))
+            else:
+                last.bias.data[size : 2 * size] += self.log_scale
+            self.networks.append(nn.Sequential(*layers.dense(widths, None, "ReLU", 0.0), last))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> LevelwiseDistribution:
         h = in_context(self.encoder, x, context)
@@ -351,7 +308,13 @@ class BottomUp(_OfLevels):
             z: list[Tensor] = []
             log_q = []
             for level, network in enumerate(self.networks):
-                q = self._of(level, network(torch.cat([rows, *z[-1:]], 1)))
+                seen = [rows] if self.sees_data or not level else []
+                out = network(torch.cat([*seen, *z[-1:]], 1))
+                if self.constant_scale:
+                    size, log_scale = self.levels[level], self.log_scales[level]
+                    parts = out[:, :size], log_scale.expand(len(out), -1), out[:, size:]
+                    out = torch.cat(parts, 1)
+                q = self._of(level, out)
                 own, log_prob = _drawn(q, None if values is None else values[level])
                 z.append(own)
                 log_q.append(log_prob)

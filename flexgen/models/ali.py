@@ -33,8 +33,7 @@ class ALI(Adversarial):
 
     A BiGAN is the case of an encoder without noise, :class:`~flexgen.posteriors.Deterministic`.
     Hierarchical ALI is the case of a code of levels: :class:`~flexgen.priors.Hierarchical` as
-    prior, :class:`~flexgen.posteriors.MarkovGaussian` as posterior, and a generator of the lowest
-    level.
+    prior, :class:`~flexgen.posteriors.BottomUp` as posterior, and a generator of the lowest level.
 
     That x and z are independent, each by its own distribution, is an optimum of the game as well
     where q(z|x) and p(x|z) can have so much noise, so a Gaussian encoder starts with little of it.

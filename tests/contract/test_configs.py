@@ -149,7 +149,7 @@ def for_posterior(name: str) -> tuple[str, ...]:
     """The overrides that a posterior of conf/posterior takes: those of levels want some."""
     if name == "bidirectional_conv_iaf":
         return (*RESNET, f"posterior={name}", "posterior.flow.hidden_channels=[8]")
-    if name.startswith(("bottom_up", "bidirectional")):
+    if name.startswith(("bottom_up", "bidirectional", "markov")):
         return "prior=hierarchical", "latent_dim=4", f"posterior={name}"
     return (f"posterior={name}",)
 

@@ -56,6 +56,12 @@ VQ_VAE = (
     "model.codebook.restart=10", "trainer=ddp_cpu", "report=false", "steps=30",
     "callbacks=[progress,code_length,checkpoint]", "callbacks.checkpoint.every=10",
 )  # fmt: skip
+HALI = (
+    "model=hali", "data=ring8", "data.num_train=640", "data.batch_size=32", "latent_dim=4",
+    "network.generator.hidden_features=[16]", "network.encoder.hidden_features=[16]",
+    "network.joint_critic.hidden_features=[16]", "model.critic_steps=2", "trainer=ddp_cpu",
+    "report=false", "steps=30", "callbacks=[progress,checkpoint]", "callbacks.checkpoint.every=10",
+)  # fmt: skip
 
 RUNS: dict[str, tuple[str, ...]] = {
     "gan": (*SHARED, *REFIT, "callbacks.refit.source=reversal", "prior=masked", "model=gan"),
@@ -66,6 +72,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "stopped": NORMED,
     "density": DENSITY,
     "vq_vae": VQ_VAE,
+    "hali": HALI,
 }
 
 

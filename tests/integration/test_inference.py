@@ -138,13 +138,14 @@ def test_hierarchical_ali_resumes_to_the_bit(flexgen: Command) -> None:
     ("words", "told"),
     [
         (("model=ali", "network=dcgan_small"), "this network has no joint_critic.*`network=mlp`"),
+        (("model=ali", "prior=vamp"), "Vamp prior is made of a VAE.*use prior=mixture"),
         (("callbacks=[inference]",), "InferenceScore needs an encoder.*train model=vae, ali"),
         (
             ("callbacks=[reversal]", "callbacks.reversal.options.init=encoder"),
             "codes of an encoder are asked for, and a Adversarial has none; train model=ali",
         ),
     ],
-    ids=["network", "no-encoder", "no-start"],
+    ids=["network", "vamp", "no-encoder", "no-start"],
 )
 def test_what_does_not_go_together_is_refused_in_a_line(
     flexgen: Command, words: tuple[str, ...], told: str

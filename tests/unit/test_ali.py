@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.contracts import Batch
-from flexgen.distributions import DiagonalNormal, MarkovNormal
 from flexgen.models import ALI
 from flexgen.networks import (
     DCGANGenerator,
@@ -20,7 +19,7 @@ from flexgen.networks import (
     MLPStochasticGenerator,
 )
 from flexgen.objectives import GAN, LSGAN, WGANGP, Hinge, Objective
-from flexgen.posteriors import Deterministic, DiagonalGaussian, MarkovGaussian
+from flexgen.posteriors import BottomUp, Deterministic, DiagonalGaussian
 from flexgen.priors import Hierarchical, Normal
 from tests.training import noise, train
 
@@ -33,11 +32,12 @@ def model(
     torch.manual_seed(0)
     d = sum(levels or [2])
     encoder = MLPEncoder((3,), [8])
+    chain = functools.partial(BottomUp, sees_data=False, constant_scale=True)
     optimizers = {"generator_optimizer": SGD, "critic_optimizer": SGD} | options
     return ALI(
         (MLPFirstLevel if levels else MLPGenerator)(levels[0] if levels else d, (3,), None, [8]),
         JointCritic(MLPEncoder((3,), []), d, hidden_features=[8]),
-        MarkovGaussian(encoder, d, levels) if levels else DiagonalGaussian(encoder, d),
+        (chain if levels else DiagonalGaussian)(encoder, d),
         Hierarchical(d, levels) if levels else Normal(d),
         objective or GAN(),
         **optimizers,
@@ -159,35 +159,10 @@ def test_three_levels_learn_from_the_game_on_both_sides() -> None:
     made = model(WGANGP(), levels=[3, 2, 2])
     made.encode(torch.randn(5, 3))
     train(made, noise(8, 3))
-    networks = [*made.posterior.above, *made.prior.current.networks, made.posterior.lowest]
-    assert len(networks) == 5
+    networks = [made.posterior, *made.prior.current.networks]
+    assert len(made.posterior.networks) == 3
     for network in networks:
         assert all(p.grad is not None and p.grad.any() for p in network.parameters())
-
-
-def test_a_chain_of_normals_has_the_density_of_its_draws() -> None:
-    torch.manual_seed(0)
-    weights = [torch.randn(2, 3, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)]
-    lowest = DiagonalNormal(torch.randn(4, 3).double(), torch.rand(4, 3).double() + 0.5)
-
-    def of(weight: Tensor, below: Tensor) -> DiagonalNormal:
-        loc = below @ weight.T
-        return DiagonalNormal(loc, torch.full_like(loc, 0.5))
-
-    q = MarkovNormal(lowest, [functools.partial(of, weight) for weight in weights], [3, 2, 1])
-    z, log_prob = q.rsample_and_log_prob((5,))
-    assert z.shape == (5, 4, 6)
-    torch.testing.assert_close(q.log_prob(z), log_prob)
-    # The same as one normal of all: loc and covariance through both maps.
-    first, second = weights
-    through = torch.cat([torch.eye(3).double(), first, second @ first])
-    noises = [torch.cat([torch.zeros(3, 2).double(), torch.eye(2).double(), second])]
-    noises += [torch.cat([torch.zeros(5, 1), torch.ones(1, 1)]).double()]
-    spread = sum(0.25 * a @ a.T for a in noises)
-    for row in range(4):
-        whole = through @ torch.diag(lowest.scale[row] ** 2) @ through.T + spread
-        normal = torch.distributions.MultivariateNormal(through @ lowest.loc[row], whole)
-        torch.testing.assert_close(normal.log_prob(z[:, row]), log_prob[:, row])
 
 
 def test_noise_of_a_generator_is_of_training_alone() -> None:

@@ -21,7 +21,11 @@ from tests.training import train, trainable, without_gradient
 from tests.unit.linear_gaussian import ADAM, Encoder
 
 FEATURES, NOISE = 3, 0.7
-POSTERIORS = {"bottom_up": BottomUp, "bidirectional": Bidirectional}
+POSTERIORS = {
+    "bottom_up": functools.partial(BottomUp, hidden_features=()),
+    "markov": functools.partial(BottomUp, hidden_features=(), sees_data=False),
+    "bidirectional": Bidirectional,
+}
 
 
 class Linear:
@@ -38,8 +42,7 @@ class Linear:
         s, b = torch.tensor([0.6, 0.9]).double(), torch.randn(FEATURES).double()
         prior = Hierarchical(3, [2, 1], hidden_features=())
         decoder = MLPFirstLevel(2, (FEATURES,), None, [])
-        hidden = {"hidden_features": ()} if name == "bottom_up" else {}
-        posterior = POSTERIORS[name](Encoder(), 3, **hidden)
+        posterior = POSTERIORS[name](Encoder(), 3)
         likelihood = Gaussian(decoder, NOISE, learn_scale=False)
         self.model = VAE(posterior, likelihood, prior, optimizer=ADAM, **options).double()
         first = torch.diag(s**2) + a[:, None] * a  # of z₁
@@ -56,16 +59,15 @@ class Linear:
             decoder.output.bias.copy_(b)
             for parameter in posterior.parameters():
                 parameter.zero_()
-            if name == "bottom_up":
-                # q(z₁|x), then q(z₂|z₁).
+            if name != "bidirectional":
+                # q(z₁|x), then q(z₂|z₁): what is fed on of x has columns of zeros.
                 scale = (seen @ w + torch.linalg.inv(first)).diagonal().rsqrt()
                 lowest, top = (network[-1] for network in posterior.networks)
                 gain = scale[:, None] ** 2 * seen
                 own = scale**2 * (torch.linalg.inv(first) @ c) - gain @ b
                 variance = 1 / (1 + a[0] ** 2 / s[0] ** 2)
-                top.weight[0, FEATURES] = variance * a[0] / s[0] ** 2
-                top.bias.copy_(torch.stack([-top.weight[0, FEATURES] * c[0], variance.log() / 2]))
-                # Fed on in the columns of features: none of x.
+                top.weight[0, -2] = variance * a[0] / s[0] ** 2
+                top.bias.copy_(torch.stack([-top.weight[0, -2] * c[0], variance.log() / 2]))
             else:
                 # q(z₂|x), then q(z₁|z₂, x), whose prior's mean and log-scale the ladder gives.
                 lowest, top = posterior.up
