@@ -1,8 +1,9 @@
 """Codes of held-out digits by an encoder, by search and by draws: their price and what they keep.
 
     python experiments/inference/codes.py multirun/… --out experiments/inference/figures
+    python experiments/inference/codes.py multirun/… --nearest --out experiments/inference/figures
 
-The runs are of `experiment=inference/digits`, one a seed. Codes of all held-out digits and of all
+The runs are of `experiment=inference/baseline`, one a seed. Codes of all held-out digits and of all
 training digits under each run's generator:
 
     encoder: E(x), the one that the game has trained
@@ -17,6 +18,9 @@ encoder learned afterwards: and its training once), PAG, the share of reconstruc
 classifier takes for the digit's own class, and how often the class is named by the nearest of the
 training digits' codes (1-NN, Euclidean) and by a logistic regression on them. `pixels` are the data
 themselves in the place of codes. Writes codes.csv, prints means ± standard errors over runs.
+
+With --nearest, for runs of `experiment=inference/mnist`: reconstruction error and 1-NN of the
+encoder's codes and of the pixels alone; writes nearest.csv.
 """
 
 import argparse
@@ -45,16 +49,19 @@ Find = Callable[[Tensor], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", type=Path, help="runs, or folders of runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder for codes.csv")
+    parser.add_argument("--nearest", action="store_true", help="1-NN alone, of encoder and pixels")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the CSV")
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for path in [run for p in asked.paths for run in find_runs(p)]:
         run = open_run(path)
-        for row in ways(run):
+        for row in (nearest_alone if asked.nearest else ways)(run):
             rows.append({"seed": run.config["seed"], **row})
             print(", ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    with (asked.out / "codes.csv").open("w", newline="") as file:
+    with (asked.out / ("nearest.csv" if asked.nearest else "codes.csv")).open(
+        "w", newline=""
+    ) as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -108,6 +115,19 @@ def ways(run: Run) -> list[dict[str, Any]]:
     return [*rows, {"codes": "pixels", **plain(unknown | pixels)}]
 
 
+def nearest_alone(run: Run) -> list[dict[str, Any]]:
+    """A row of the encoder and one of the pixels, in one run."""
+    (x, label), (seen, seen_label) = run.data.split("validation"), run.data.split("train")
+    z, of_seen = (encoder_codes(run.latent, data, None, seed=0) for data in (x, seen))
+    error = float(0.5 * (x - run.latent.decode(z)).double().square().flatten(1).sum(1).mean())
+    by_code = nearest(z, label, of_seen, seen_label)
+    by_pixel = nearest(x.flatten(1), label, seen.flatten(1), seen_label)
+    return [
+        {"codes": "encoder", **plain({"error": error, "nearest": by_code})},
+        {"codes": "pixels", **plain({"error": float("nan"), "nearest": by_pixel})},
+    ]
+
+
 def scores(
     model: Any, z: Tensor, x: Tensor, label: Tensor, classifier: Classifier
 ) -> dict[str, float]:
@@ -122,16 +142,22 @@ def scores(
 
 def classes(z: Tensor, label: Tensor, seen: Tensor, seen_label: Tensor) -> dict[str, float]:
     """How often codes of training digits name the class of a held-out one."""
-    nearest = seen_label[torch.cdist(z.double(), seen.double()).argmin(1)]
     # Codes that ran off have another scale, which a penalty on weights would feel.
     mean, std = seen.mean(0), seen.std(0).clamp(min=1e-6)
     linear = LogisticRegression(max_iter=2000)
     linear.fit(((seen - mean) / std).numpy(), seen_label.numpy())
     named = torch.from_numpy(linear.predict(((z - mean) / std).numpy()))
     return {
-        "nearest": float((nearest == label).double().mean()),
+        "nearest": nearest(z, label, seen, seen_label),
         "linear": float((named == label).double().mean()),
     }
+
+
+def nearest(z: Tensor, label: Tensor, seen: Tensor, seen_label: Tensor) -> float:
+    """How often the nearest of the training digits' codes has the class of a held-out one."""
+    parts = z.double().split(500)
+    named = torch.cat([seen_label[torch.cdist(part, seen.double()).argmin(1)] for part in parts])
+    return float((named == label).double().mean())
 
 
 def plain(values: dict[str, float]) -> dict[str, str]:
