@@ -12,10 +12,13 @@ from flexgen.flows.continuous import Continuous
 from flexgen.flows.conv_autoregressive import ConvAutoregressive
 from flexgen.flows.coupling import Coupling
 from flexgen.flows.distribution import FlowDistribution
+from flexgen.flows.mixing import ActNorm, LULinear
 from flexgen.flows.planar import Planar
+from flexgen.flows.spline import SplineCoupling
 from flexgen.flows.transform import Chain, Inverse, LocationScale, Permutation, Transform
 
 __all__ = [
-    "Autoregressive", "Chain", "Continuous", "ConvAutoregressive", "Cost", "Coupling",
-    "FlowDistribution", "Inverse", "LocationScale", "Permutation", "Planar", "Transform",
+    "ActNorm", "Autoregressive", "Chain", "Continuous", "ConvAutoregressive", "Cost", "Coupling",
+    "FlowDistribution", "Inverse", "LULinear", "LocationScale", "Permutation", "Planar",
+    "SplineCoupling", "Transform",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ class Autoregressive(Stack):
         }  # fmt: skip
         check_one_of("update", update, updates)
         step = updates[update]
-        degrees = _degrees(features, hidden_features, step.num_outputs, context_features > 0)
+        degrees = degrees_of(features, hidden_features, step.num_outputs, context_features > 0)
         net = Conditioner(
             num_layers, features, hidden_features, features, step.num_outputs,
             context_features=context_features, activation=activation, has_gain=step.has_gain,
@@ -165,7 +165,7 @@ class Autoregressive(Stack):
         return reach[degree - 1] if degree else 0, reach[degree]
 
 
-def _degrees(
+def degrees_of(
     features: int, hidden_features: Sequence[int], num_outputs: int, has_context: bool
 ) -> list[Tensor]:
     """Of inputs, hidden units and outputs: the number of coordinates that each depends on."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from flexgen.distributions import Shape, Vectors
+from flexgen.distributions import Shape, Vectors, drawn
 from flexgen.flows.transform import Transform
 
 
@@ -16,7 +16,8 @@ class FlowDistribution(Vectors):
     .. math:: \log p(z) = \log p_0(ε) - \log |\det ∂z/∂ε|
 
     Args:
-        base: distribution over vectors, for all contexts or one for each.
+        base: distribution over vectors, for all contexts or one for each; of one whose draws have
+            no gradient, these have none.
         transform: f.
         context: c, `(*batch, context_features)`; None for none.
     """
@@ -31,6 +32,10 @@ class FlowDistribution(Vectors):
             base = base.expand(batch)
         self.base, self.transform, self.context = base, transform, context
         super().__init__(batch, base.event_shape[0])
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         z: Tensor = self.transform(self._noise(sample_shape), self.context)[0]
@@ -56,4 +61,4 @@ class FlowDistribution(Vectors):
     def _noise(self, sample_shape: Shape) -> Tensor:
         # One base for all contexts: draws for different contexts are independent all the same.
         missing = () if self.base.batch_shape else self._batch_shape
-        return self.base.rsample(torch.Size((*sample_shape, *missing)))
+        return drawn(self.base, (*sample_shape, *missing))

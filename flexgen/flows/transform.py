@@ -43,6 +43,9 @@ class Transform(nn.Module):
             "`rsample_and_log_prob`, or a coupling or autoregressive map"
         )
 
+    def start(self, z: Tensor) -> None:
+        """Start from codes `(n, features)`, where a map's first weights depend on data."""
+
     def compile(self, *args: Any, **options: Any) -> None:
         """Hand both directions to `torch.compile`, in place."""
         super().compile(*args, **options)
@@ -77,6 +80,14 @@ class Chain(Transform):
         self.transforms = nn.ModuleList(parts)
         self.forward_cost = max(part.forward_cost for part in parts)
         self.inverse_cost = max(part.inverse_cost for part in parts)
+
+    @torch.no_grad()
+    def start(self, z: Tensor) -> None:
+        first, *others = self.transforms
+        for part in reversed(others):
+            part.start(z)  # type: ignore[operator]
+            z = part.inverse(z)[0]  # type: ignore[operator]
+        first.start(z)  # type: ignore[operator]
 
     def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         z, total = eps, eps.new_zeros(())

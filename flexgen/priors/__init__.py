@@ -5,12 +5,13 @@ zuko flow say, is one too: :func:`as_prior` adapts it.
 """
 
 from flexgen.contracts import BaseSpace, Prior
+from flexgen.priors.autoregressive import AutoregressiveMixture, MixtureMADE
 from flexgen.priors.categorical import Categorical
 from flexgen.priors.critic_sampling import Langevin, Rejection
 from flexgen.priors.dequantised import Dequantised
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.fixed import Normal, Uniform
-from flexgen.priors.flow import MAF, FlowPrior, RealNVP
+from flexgen.priors.flow import MAF, NSF, FlowPrior, RealNVP
 from flexgen.priors.flow_matching import FlowMatching
 from flexgen.priors.gaussian import Gaussian
 from flexgen.priors.hierarchical import Hierarchical, TopDown
@@ -25,9 +26,10 @@ from flexgen.priors.tilted import LARS, LatentEnergy, NoiseContrastive
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
-    "LARS", "MAF", "BaseSpace", "Categorical", "Dequantised", "FlowMatching", "FlowPrior",
-    "Gaussian", "Hierarchical", "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture",
-    "Masked", "Mixture", "MixtureOfPosteriors", "NoiseContrastive", "Normal", "PerClass",
-    "PixelPrior", "Prior", "Pushforward", "RealNVP", "Rejection", "Staged", "TopDown", "Uniform",
-    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
+    "LARS", "MAF", "NSF", "AutoregressiveMixture", "BaseSpace", "Categorical", "Dequantised",
+    "FlowMatching", "FlowPrior", "Gaussian", "Hierarchical", "KernelDensity", "Langevin",
+    "LatentEnergy", "LearnableMixture", "Masked", "Mixture", "MixtureMADE",
+    "MixtureOfPosteriors", "NoiseContrastive", "Normal", "PerClass", "PixelPrior", "Prior",
+    "Pushforward", "RealNVP", "Rejection", "Staged", "TopDown", "Uniform", "Vamp", "Weighted",
+    "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

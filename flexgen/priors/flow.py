@@ -1,20 +1,24 @@
 """Flows as priors: RealNVP, MAF, and any other map of :mod:`flexgen.flows`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
+from flexgen.checks import check_integer
 from flexgen.contracts import BaseSpace, Draws, Prior, Report
 from flexgen.distributions import covariance
 from flexgen.flows import (
+    ActNorm,
     Autoregressive,
     Chain,
     Coupling,
     FlowDistribution,
     Inverse,
     LocationScale,
+    LULinear,
     Permutation,
+    SplineCoupling,
     Transform,
 )
 from flexgen.priors.fitting import maximise_likelihood
@@ -56,7 +60,7 @@ class FlowPrior(Prior):
         self.latent_dim, self.log_prob_cost = flow.features, flow.inverse_cost
         self.transform = Chain([flow, LocationScale(flow.features)])
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
-        self.base = Normal(flow.features)
+        self.base: Prior = Normal(flow.features)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
         return FlowDistribution(self.base(), self.transform)
@@ -86,7 +90,8 @@ class FlowPrior(Prior):
         assert isinstance(frame, LocationScale)
         frame.factor.copy_(covariance_factor(covariance(codes, correction=0)))
         frame.loc.copy_(codes.double().mean(0))
-        z = codes.to(self.base.loc)
+        z = codes.to(frame.loc)
+        self.transform.start(z)
         return maximise_likelihood(
             self,
             z,
@@ -111,10 +116,13 @@ class RealNVP(FlowPrior):
         shape: `(channels, height, width)` of a code, for the checkerboard.
         volume_preserving: whether the couplings only shift.
         activation: of their networks: "ReLU", "ELU" or "Tanh".
+        mixing: whether a learned matrix (:class:`~flexgen.flows.LULinear`) and an
+            :class:`~flexgen.flows.ActNorm`, which a fit starts from its codes, stand before every
+            two couplings, towards the base: for deep flows.
         fit: options of :class:`FlowPrior`.
 
     Raises:
-        ValueError: as :class:`~flexgen.flows.Coupling` does.
+        ValueError: as :class:`~flexgen.flows.Coupling` does; for mixing with an odd number.
 
     Source: Dinh et al., 2017; Huang et al., "Learnable explicit density", 2017, table 1 (one
     hidden layer of 100, 4 to 16 layers, random masks) for the defaults.
@@ -130,15 +138,63 @@ class RealNVP(FlowPrior):
         shape: Sequence[int] | None = None,
         volume_preserving: bool = False,
         activation: str = "ReLU",
+        mixing: bool = False,
         **fit: Any,
     ) -> None:
-        flow: Transform = Permutation(range(latent_dim))
-        if num_layers:
-            flow = Coupling(
-                latent_dim, num_layers=num_layers, hidden_features=hidden_features, mask=mask,
+        def couplings(num: int) -> Transform:
+            return Coupling(
+                latent_dim, num_layers=num, hidden_features=hidden_features, mask=mask,
                 shape=shape, volume_preserving=volume_preserving, activation=activation,
             )  # fmt: skip
+
+        flow: Transform = Permutation(range(latent_dim))
+        if num_layers and not mixing:
+            flow = couplings(num_layers)
+        elif num_layers:
+            if num_layers % 2:
+                raise ValueError(
+                    f"`num_layers` must be even with `mixing`, which stands before every two, got "
+                    f"{num_layers}; set `prior.num_layers={num_layers + 1}`"
+                )
+            flow = _mixed(couplings(2) for _ in range(num_layers // 2))
         super().__init__(flow, **fit)
+
+
+class NSF(FlowPrior):
+    """Spline couplings with mixing between: draws and densities both take one pass.
+
+    Args:
+        latent_dim: d, at least 2.
+        num_layers: how many couplings, at least 1, an :class:`~flexgen.flows.ActNorm` and an
+            :class:`~flexgen.flows.LULinear` with each.
+        hidden_features: width of each hidden layer of their networks.
+        bins: of each spline.
+        bound: of whitened codes, beyond which a spline is the identity.
+        fit: options of :class:`FlowPrior`.
+
+    Raises:
+        ValueError: as :class:`~flexgen.flows.SplineCoupling` does.
+
+    Source: Durkan et al., "Neural spline flows", 2019, section 5.1 (couplings with LU layers).
+    Departure: an ActNorm with each in the place of batch norm.
+    """
+
+    def __init__(
+        self, latent_dim: int, *, num_layers: int = 8, hidden_features: Sequence[int] = (100,),
+        bins: int = 8, bound: float = 5.0, **fit: Any,
+    ) -> None:  # fmt: skip
+        check_integer("num_layers", num_layers, 1, "set `prior.num_layers=8`")
+        splines = [
+            SplineCoupling(latent_dim, hidden_features=hidden_features, bins=bins, bound=bound)
+            for _ in range(num_layers)
+        ]
+        super().__init__(_mixed(splines), **fit)
+
+
+def _mixed(layers: Iterable[Transform]) -> Chain:
+    """Layers, each with a learned matrix and an ActNorm towards the base."""
+    parts = ((LULinear(layer.features), ActNorm(layer.features), layer) for layer in layers)
+    return Chain([part for triple in parts for part in triple])
 
 
 class MAF(FlowPrior):

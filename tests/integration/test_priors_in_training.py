@@ -47,15 +47,25 @@ RUN = (
 )  # fmt: skip
 FLOW = {"num_layers": 2, "hidden_features": [8]}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "autoregressive": FLOW,
     "maf": FLOW,
+    "nsf": FLOW,
+    "nsf_deep": FLOW,
     "realnvp": FLOW,
+    "realnvp_deep": FLOW,
     "realnvp_small": FLOW,
     "zuko_nsf": {"transforms": 1, "hidden_features": [8]},
     "per_class": {"base": {"_target_": "flexgen.priors.Gaussian", "latent_dim": 2}},
 }
-SMALL = {"steps": 3, "chain_steps": 3, "num_samples": 100, "train_samples": 100}
+SMALL = {
+    "steps": 3,
+    "chain_steps": 3,
+    "num_samples": 100,
+    "train_samples": 100,
+    "num_calibration": 20,
+}
 """What takes long, in any prior that has it."""
-CHOSEN = ("lars", "noise_contrastive", "energy")
+CHOSEN = ("autoregressive", "lars", "noise_contrastive", "energy")
 """Whose draws are chosen: they cannot learn from a game."""
 ELSEWHERE = (
     "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real", "top_down",

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from flexgen.flows import Coupling, Planar
-from flexgen.priors import MAF, FlowMatching, FlowPrior, Gaussian, RealNVP, Staged
+from flexgen.priors import (
+    MAF,
+    NSF,
+    AutoregressiveMixture,
+    FlowMatching,
+    FlowPrior,
+    Gaussian,
+    MixtureMADE,
+    RealNVP,
+    Staged,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +32,10 @@ def codes() -> torch.Tensor:
 BUILDS: dict[str, Callable[[], FlowPrior]] = {
     "realnvp": lambda: RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
     "maf": lambda: MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3),
+    "nsf": lambda: NSF(2, num_layers=3, hidden_features=[16], steps=150, lr=5e-3),
+    "mixtures": lambda: AutoregressiveMixture(
+        2, num_layers=1, hidden_features=[16], num_components=3, steps=200, lr=1e-2
+    ),
     "flow_matching": lambda: FlowMatching(2, hidden_features=32, steps=600, lr=1e-2),
     "optimal": lambda: FlowMatching(
         2, hidden_features=32, coupling="optimal", steps=400, batch_size=100, lr=1e-2
@@ -81,6 +95,45 @@ def test_no_couplings_are_a_standard_normal(codes: torch.Tensor) -> None:
         prior.fit(codes)
 
 
+def test_a_deep_flow_starts_from_the_codes(codes: torch.Tensor) -> None:
+    """However far its first weights take them, each coordinate has mean 0 and deviation 1."""
+    torch.manual_seed(0)
+    flow = RealNVP(2, num_layers=6, hidden_features=[8], mixing=True).transform
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    flow.start(codes)
+    eps = flow.inverse(codes)[0]
+    rotation = flow.transforms[0].transforms[0]
+    normal = rotation(eps)[0]
+    torch.testing.assert_close(normal.std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(normal.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
+
+
+def test_mixtures_are_exact_and_autoregressive() -> None:
+    """The density integrates to 1, has the moments of its draws, and none of them sees ahead."""
+    torch.manual_seed(0)
+    prior = MixtureMADE(2, num_components=3, hidden_features=[8])
+    near = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    z = torch.randn(500, 2)
+    assert (prior().log_prob(z) - near.log_prob(z)).mean().abs() < 0.3
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter) * (parameter != 0))
+        side = torch.linspace(-15, 15, 501)
+        grid = torch.cartesian_prod(side, side)
+        mass = prior().log_prob(grid).exp() * (side[1] - side[0]) ** 2
+        draws = prior().sample((20_000,))
+    assert float(mass.sum()) == pytest.approx(1, abs=1e-3)
+    for moment in (lambda z: z[:, 0], lambda z: z[:, 1], lambda z: z.prod(1)):
+        error = float(moment(draws).std()) / 20_000**0.5
+        assert float(moment(draws).mean()) == pytest.approx(
+            float((mass * moment(grid)).sum()), abs=4 * error
+        )
+    given = prior.parameters_given(z.mT)
+    assert torch.equal(prior.parameters_given((z + torch.tensor([0.0, 1.0])).mT), given)
+
+
 def test_what_a_flow_prior_cannot_do(codes: torch.Tensor) -> None:
     planar = FlowPrior(Planar(2))
     assert not planar.has_log_prob
@@ -91,5 +144,7 @@ def test_what_a_flow_prior_cannot_do(codes: torch.Tensor) -> None:
         FlowPrior(Coupling(2, context_features=1))
     with pytest.raises(ValueError, match=r"\(n, 2\)"):
         RealNVP(2).fit(torch.zeros(9, 3))
+    with pytest.raises(ValueError, match=r"set `prior\.num_layers=4`"):
+        RealNVP(2, num_layers=3, mixing=True)
     with pytest.raises(FloatingPointError, match=r"lower `prior\.lr`"):
         RealNVP(2, num_layers=2, lr=1e30, steps=40).fit(codes)
