@@ -263,7 +263,8 @@ class Prior(_OverCodes):
         takes_context: whether it is another distribution for another context.
         levels: the sizes of a code's levels, the lowest first; (): it has none.
         learns: whether :meth:`fit` has anything to learn from codes.
-        needs: what it must be bound to before a draw, of "score", "posterior", "ladder" and "data".
+        needs: what it must be bound to before a draw, of "score", "critic", "decoder", "posterior",
+            "ladder" and "data".
         ladder: its levels one by one, from the top down; None: it has none.
         statistics: what it says of its last draw, by name; scalars.
         unmasked: the prior whose draws a score chooses from; None: no score chooses.
@@ -292,19 +293,27 @@ class Prior(_OverCodes):
         return frozenset[str]().union(*(prior.needs for prior in self._parts()))
 
     def bind(
-        self, *, score: Score | None = None, posterior: "Posterior | None" = None,
+        self, *, score: Score | None = None, critic: Callable[[Tensor], Tensor] | None = None,
+        decoder: Callable[..., Tensor] | None = None, posterior: "Posterior | None" = None,
         ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Take what `needs` says of a model and its data; what is None is left as it was.
 
         Args:
             score: of codes, by a critic; called without gradient.
+            critic: data `(n, *shape)` to the same critic's score of them, `(n,)`.
+            decoder: codes, and a context where there is one, to data; differentiable.
             posterior: data to q(z|x), a module of the model's own.
             ladder: a decoder that draws its levels itself, a module of the model's own.
             data: a number n to n training data `(n, *shape)` at random, or all if there are fewer.
         """
+        offers: dict[str, Any] = {
+            "score": score, "critic": critic, "decoder": decoder, "posterior": posterior,
+            "ladder": ladder, "data": data,
+        }  # fmt: skip
+        given = {name: offer for name, offer in offers.items() if offer is not None}
         for prior in self._parts():
-            prior.bind(score=score, posterior=posterior, ladder=ladder, data=data)
+            prior.bind(**given)
 
     def at(
         self, player: str, step: int, score: Score | None, context: Tensor | None = None

@@ -82,6 +82,19 @@ class DiagonalNormal(_Located):
     def log_prob(self, value: Tensor) -> Tensor:
         return self._log_prob((value - self.loc) / self.scale)
 
+    def log_prob_of_each(self, value: Tensor) -> Tensor:
+        """Of each of n values `(n, d)` under each of K normals, `loc` `(K, d)`, `(n, K)`.
+
+        By two matrix products, in float64: the squares that they add up cancel.
+        """
+        z, loc = value.double(), self.loc.double()
+        precision = self.scale.double().square().reciprocal()
+        weighed = loc * precision
+        own = (loc * weighed).sum(-1) + 2 * self.scale.double().log().sum(-1)
+        own = own + z.shape[-1] * math.log(2 * math.pi)
+        squares = z.square() @ precision.mT - 2 * z @ weighed.mT + own
+        return (-0.5 * squares).to(value.dtype)
+
     def rsample_and_kl(
         self, other: "DiagonalNormal", sample_shape: Shape = ()
     ) -> tuple[Tensor, Tensor]:
@@ -294,6 +307,37 @@ class BoxUniform(Vectors):
         inside = ((value >= self.low) & (value <= self.high)).all(-1)
         volume = (self.high - self.low).log().sum()
         return torch.where(inside, -volume, -math.inf)
+
+
+class TruncatedNormal(Vectors):
+    """N(0, diag(scale²)) over vectors, each coordinate within `bound` of 0; −inf outside.
+
+    Args:
+        scale: standard deviations before the cut, `(d,)`, above 0.
+        bound: above 0.
+    """
+
+    def __init__(self, scale: Tensor, bound: float) -> None:
+        self.scale, self.bound = scale, bound
+        super().__init__((), len(scale))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self.scale)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        u = torch.empty(*sample_shape, len(self.scale), device=self.scale.device).uniform_(-1, 1)
+        z = math.sqrt(2) * self.scale * (u * self._mass()).erfinv()
+        return z.clamp(-self.bound, self.bound)  # rounding may pass a wall
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = (value.abs() <= self.bound).all(-1)
+        normal = DiagonalNormal(self.mean, self.scale).log_prob(value)
+        return torch.where(inside, normal - self._mass().log().sum(), -math.inf)
+
+    def _mass(self) -> Tensor:
+        """Of the normal, within the bound, of each coordinate."""
+        return (self.bound / (math.sqrt(2) * self.scale)).erf()
 
 
 class LowerNormal(_Located):

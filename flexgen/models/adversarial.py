@@ -122,7 +122,8 @@ class Adversarial(Latent):
         return nn.ModuleList([self.generator, self.prior]), self.critic
 
     def offers(self) -> dict[str, Any]:
-        return {"score": self.score}
+        own = {"score": self.score} | ({} if self.num_classes else {"critic": self.score_of_data})
+        return super().offers() | own
 
     def bind(self, prior: nn.Module) -> Prior:
         bound = super().bind(prior)
@@ -133,6 +134,13 @@ class Adversarial(Latent):
     def score(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """How real the critic finds the data of codes `(n, latent_dim)`, `(n,)`; eval mode."""
         return critic_score(self.decoder, self.critic, z, context, shown=self.shown)
+
+    @torch.no_grad()
+    def score_of_data(self, x: Tensor) -> Tensor:
+        """How real the critic finds data `(n, *shape)`, `(n,)`; without labels, in eval mode."""
+        with self.evaluating():
+            parts = x.to(self.device).split(1000)
+            return torch.cat([self.critic(*self.real(Batch(part))) for part in parts])
 
     def try_out(self, shape: tuple[int, ...], data_range: DataRange = None) -> None:
         labels = self.in_turn(2)

@@ -13,6 +13,10 @@ from flexgen.training.loop import Loop
 _WITHOUT = {
     "score": "draws by a critic's score, and this model has no critic; use it on an adversarial "
     "run, or another prior",
+    "critic": "calibrates a critic on data without labels, and this model has no such critic; use "
+    "it on an adversarial run without classes, or another prior",
+    "decoder": "weighs codes by the slope of a decoder, and this model has none, only draws; use "
+    "another prior",
     "ladder": "is that of a decoder that draws its levels itself, and this model has none; use "
     "prior=hierarchical, or model=vae with network=resnet_vae",
     "posterior": "is made of a VAE's posteriors, which this model does not have; use "
@@ -74,7 +78,9 @@ class Latent(Loop):
 
     def offers(self) -> dict[str, Any]:
         """What a prior can be bound to here, as arguments of its `bind`."""
-        return {}
+        if self.decoder is None:
+            return {}
+        return {"decoder": self.decoder}
 
     def bind(self, prior: nn.Module) -> Prior:
         """Give a prior what it needs of this model: a critic's score, or a posterior.
@@ -92,7 +98,7 @@ class Latent(Loop):
                 f"the codes of a {type(self).__name__} are {_kind(self.num_values)}, and a "
                 f"{_name(prior)} prior is over {_kind(prior.num_values)}; use {remedy}"
             )
-        prior.bind(**offers)
+        prior.bind(**{name: offers[name] for name in prior.needs & offers.keys()})
         return prior
 
     def points(self, z: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ class VAE(Encoding):
 
     def offers(self) -> dict[str, Any]:
         ladder = self.likelihood.ladder
-        return {"posterior": self.posterior} | ({} if ladder is None else {"ladder": ladder})
+        own = {"posterior": self.posterior} | ({} if ladder is None else {"ladder": ladder})
+        return super().offers() | own
 
     def check_prior(self, prior: Prior) -> None:
         name = type(prior).__name__

@@ -117,7 +117,55 @@ class Rejection(Reweighted):
         return logits.sigmoid()
 
 
-class LangevinDistribution(ReweightedDistribution):
+class ClimbingDistribution(ReweightedDistribution):
+    """Draws of a base that are moved by the gradient of the scores; they carry none themselves."""
+
+    prior: "Climbing"
+
+    def _start(self, num: int, label: Tensor | None) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"a {type(self.prior).__name__} prior needs gradients, which torch.inference_mode "
+                "rules out; draw outside, or build the trainer with Trainer(inference_mode=False)"
+            )
+        return self._base(num, label)
+
+    def _energy(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """E `(n,)`, its gradient `(n, d)` and the scores `(n,)` at codes `(n, d)`."""
+        passes = [self._energy_of_pass(codes, label) for codes in z.split(_CODES_A_PASS)]
+        energy, slope, scores = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        return energy, slope, scores
+
+    def _energy_of_pass(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            scores = self._scores(z, label)
+            if not scores.requires_grad:
+                raise ValueError(
+                    f"`score` must pass gradients to the codes for a {type(self.prior).__name__} "
+                    "prior, got scores without; compute them without `torch.no_grad` and `detach`"
+                )
+            energy = self.prior.energy(z, scores, None if label is None else label.expand(len(z)))
+            # By `grad`, not `backward`: the networks' own gradients are the optimizers' business.
+            (slope,) = torch.autograd.grad(energy.sum(), z)
+        return energy.detach(), slope, scores.detach()
+
+
+class Climbing(Reweighted):
+    """A prior whose draws are moved down the gradient of an energy that the critic's scores make.
+
+    Training draws from the base.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base, where="generation")
+
+    def energy(self, z: Tensor, scores: Tensor, context: Tensor | None) -> Tensor:
+        """E `(n,)` of codes `(n, d)` and their scores; by default the scores' negative."""
+        return -scores
+
+
+class LangevinDistribution(ClimbingDistribution):
     """The last states of chains that a :class:`Langevin` runs from draws of `base`.
 
     They carry no gradient to the base. Their statistics are the standard deviation of the first
@@ -128,14 +176,9 @@ class LangevinDistribution(ReweightedDistribution):
     prior: "Langevin"
 
     def _draw(self, num: int, label: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "a Langevin prior needs gradients, which torch.inference_mode rules out; draw "
-                "outside, or build the trainer with Trainer(inference_mode=False)"
-            )
         prior, eps = self.prior, self.prior.step_size
         with torch.no_grad():
-            z = self._base(num, label)
+            z = self._start(num, label)
             if not len(z):
                 return z, {}
             energy, slope, scores = self._energy(z, label)
@@ -166,29 +209,8 @@ class LangevinDistribution(ReweightedDistribution):
             statistics["acceptance"] = torch.stack(accepted).mean()
         return z, statistics
 
-    def _energy(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """E `(n,)`, its gradient `(n, d)` and the scores `(n,)` at codes `(n, d)`."""
-        passes = [self._energy_of_pass(codes, label) for codes in z.split(_CODES_A_PASS)]
-        energy, slope, scores = (torch.cat(parts) for parts in zip(*passes, strict=True))
-        return energy, slope, scores
 
-    def _energy_of_pass(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            scores = self._scores(z, label)
-            if not scores.requires_grad:
-                raise ValueError(
-                    "`score` must pass gradients to the codes for a Langevin prior, got scores "
-                    "without; compute them without `torch.no_grad` and `detach`"
-                )
-            context = None if label is None else label.expand(len(z))
-            energy = -self.prior.base(context).log_prob(z) - scores / self.prior.temperature
-            # By `grad`, not `backward`: the networks' own gradients are the optimizers' business.
-            (slope,) = torch.autograd.grad(energy.sum(), z)
-        return energy.detach(), slope, scores.detach()
-
-
-class Langevin(Reweighted):
+class Langevin(Climbing):
     r"""Chains in latent space that climb the critic's score and the base's density, with noise.
 
     .. math:: E(z) = −\log p(z) − s(z)/T, \quad
@@ -228,7 +250,7 @@ class Langevin(Reweighted):
         self, base: nn.Module, *, steps: int = 100, step_size: float = 0.05,
         temperature: float = 1.0, metropolis: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(base, where="generation")
+        super().__init__(base)
         if not self.base.has_log_prob:
             raise ValueError(
                 f"`base` must have a density for a Langevin prior, got {type(base).__name__}, "
@@ -240,6 +262,10 @@ class Langevin(Reweighted):
         check_positive("temperature", temperature, "set `prior.temperature=1`")
         self.steps, self.step_size = steps, float(step_size)
         self.temperature, self.metropolis = float(temperature), metropolis
+
+    def energy(self, z: Tensor, scores: Tensor, context: Tensor | None) -> Tensor:
+        log_prob: Tensor = self.base(context).log_prob(z)
+        return -log_prob - scores / self.temperature
 
     def reflect(self, z: Tensor) -> Tensor:
         """Codes `(n, d)` folded back into the support, by as many reflections as it takes."""

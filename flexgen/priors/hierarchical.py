@@ -1,23 +1,13 @@
 """Priors of levels, each a normal given those above: by networks of their own, or a decoder's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flexgen.checks import check_integer, check_sizes
-from flexgen.contracts import (
-    BaseSpace,
-    Decodes,
-    Draws,
-    Ladder,
-    Posterior,
-    Prior,
-    Report,
-    Rung,
-    Score,
-)
+from flexgen.contracts import BaseSpace, Decodes, Draws, Ladder, Prior, Report, Rung
 from flexgen.distributions import HierarchicalNormal, normal_of
 from flexgen.networks.given import GivenNormal
 from flexgen.priors.fitting import maximise_likelihood
@@ -187,10 +177,7 @@ class TopDown(_OfLevels):
     def levels(self) -> tuple[int, ...]:  # type: ignore[override]
         return () if self.ladder is None else self.ladder.levels
 
-    def bind(
-        self, *, score: Score | None = None, posterior: Posterior | None = None,
-        ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    def bind(self, *, ladder: Decodes | None = None, **offers: Any) -> None:
         if ladder is None:
             return
         if (size := sum(ladder.levels)) != self.latent_dim:

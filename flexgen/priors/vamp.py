@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from flexgen.checks import check_integer
-from flexgen.contracts import Decodes, Draws, Posterior, Prior, Report, Score
-from flexgen.distributions import Shape, Vectors
+from flexgen.contracts import Draws, Posterior, Prior, Report
+from flexgen.distributions import DiagonalNormal, Shape, Vectors
 from flexgen.modes import restored
 from flexgen.priors.fitting import maximise_likelihood
 from flexgen.priors.gaussian import check_codes
@@ -50,12 +50,18 @@ class PosteriorMixture(Vectors):
         return torch.cat(draws).view(*sample_shape, *self._event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = value.reshape(-1, 1, *self._event_shape)
+        z = value.reshape(-1, *self._event_shape)
         rows = max(1, _AT_ONCE // (len(self.inputs) * z.shape[-1]))
+        each = self.components
         parts = [
-            (self.components.log_prob(part) + self.log_weights).logsumexp(1)
+            (
+                each.log_prob_of_each(part)
+                if isinstance(each, DiagonalNormal)
+                else each.log_prob(part[:, None])
+            )
             for part in z.split(rows)
         ]
+        parts = [(part + self.log_weights).logsumexp(1) for part in parts]
         return torch.cat(parts).view(value.shape[:-1])
 
 
@@ -108,8 +114,8 @@ class _OfPosteriors(Prior):
             self._place(x)
 
     def bind(
-        self, *, score: Score | None = None, posterior: Posterior | None = None,
-        ladder: Decodes | None = None, data: Callable[[int], Tensor] | None = None,
+        self, *, posterior: Posterior | None = None,
+        data: Callable[[int], Tensor] | None = None, **offers: Any,
     ) -> None:  # fmt: skip
         """Be a mixture of this posterior from now on, and put the inputs at data.
 

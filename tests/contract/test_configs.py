@@ -318,10 +318,12 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
         if "ladder" in prior.needs
         else None
     )
-    prior.bind(
-        score=score, posterior=posterior, ladder=decoder,
-        data=lambda n: torch.rand(n, *cfg["data"]["shape"]),
-    )  # fmt: skip
+    offers = {
+        "score": score, "critic": lambda x: x.flatten(1).sum(1), "posterior": posterior,
+        "decoder": lambda z: z.sin(), "ladder": decoder,
+    }  # fmt: skip
+    data = {"data": lambda n: torch.rand(n, *cfg["data"]["shape"])}
+    prior.bind(**offers, **data)
     p = prior()
     assert p.event_shape == (d,)
     assert p.sample((5,)).shape == drawn(p, (5,)).shape == (5, d)
@@ -340,7 +342,7 @@ def test_every_prior_keeps_the_contract(name: str) -> None:
             p.log_prob(first)
     restored = as_prior(instantiate(cfg["prior"]))
     restored.load_state_dict(prior.state_dict())
-    restored.bind(score=score, posterior=posterior, ladder=decoder)
+    restored.bind(**offers, **(data if "critic" in prior.needs else {}))
     torch.manual_seed(1)
     torch.testing.assert_close(restored().sample((4,)), first)
     if (support := prior.support) is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flexgen.distributions import DiagonalNormal
 from flexgen.flows import Autoregressive, Planar
 from flexgen.likelihoods import Bernoulli
 from flexgen.models import VAE
@@ -44,6 +45,15 @@ def prior(kind: type[Vamp] | type[MixtureOfPosteriors] = Vamp, **options: Any) -
 def vae(**options: Any) -> VAE:
     likelihood = Bernoulli(MLPGenerator(D, SHAPE, None, [8]))
     return VAE(posterior(), likelihood, prior(weighted=True, **options), optimizer=ADAM)
+
+
+def test_products_are_as_exact_as_differences() -> None:
+    """Of narrow normals far from 0 the squares are 10⁷ times what is left of them."""
+    torch.manual_seed(0)
+    q = DiagonalNormal(5 * torch.randn(7, 3), 0.001 + 0.01 * torch.rand(7, 3))
+    z = q.rsample((4,)).flatten(0, 1)
+    exact = DiagonalNormal(q.loc.double(), q.scale.double()).log_prob(z.double()[:, None])
+    torch.testing.assert_close(q.log_prob_of_each(z).double(), exact, rtol=1e-6, atol=1e-5)
 
 
 KINDS = pytest.mark.parametrize("kind", [Vamp, MixtureOfPosteriors])
