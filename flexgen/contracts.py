@@ -235,9 +235,11 @@ class _OverCodes(nn.Module):
         latent_dim: size d of a code.
         log_prob_cost: of the density of codes from outside; `Cost.ABSENT`: there is none, or none
             but that of its own draws.
+        spherical: whether codes have length 1, and densities are against the sphere's area.
     """
 
     latent_dim: int
+    spherical: bool = False
     log_prob_cost: Cost = Cost.PARALLEL
 
     @property

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize, softplus
 
 from flexgen.checks import check_integer, check_sizes
 from flexgen.contracts import Cost, Encoder, Ladder, Posterior, Prior, in_context
+from flexgen.directional import PowerSpherical
 from flexgen.distributions import DiagonalNormal, LowerNormal, Point, Shape, Vectors, normal_of
 from flexgen.flows import FlowDistribution, Transform
 from flexgen.networks import layers
@@ -38,6 +40,33 @@ class DiagonalGaussian(Posterior):
     def of(self, h: Tensor) -> DiagonalNormal:
         """q(z|x) from the encoder's features `(n, out_features)`."""
         return normal_of(*self.head(h).chunk(2, dim=-1))
+
+
+class PowerSphericalPosterior(Posterior):
+    """q(z|x) over directions, |z| = 1, around a mean direction of x with a concentration of x.
+
+    Its prior is `prior=hyperspherical`, to which the KL is in closed form, or a mixture of such
+    posteriors, vamp.
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        latent_dim: d, at least 2; directions in d dimensions.
+
+    Source: De Cao & Aziz, "The power spherical distribution", 2020; in the place of von
+    Mises-Fisher in Davidson et al., "Hyperspherical variational auto-encoders", 2018, section 3.
+    """
+
+    spherical = True
+
+    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
+        super().__init__()
+        check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
+        self.encoder, self.latent_dim = encoder, latent_dim
+        self.head = nn.Linear(_out_features(encoder), latent_dim + 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> PowerSpherical:
+        out = self.head(in_context(self.encoder, x, context)).float()
+        return PowerSpherical(normalize(out[:, :-1], dim=1), softplus(out[:, -1]))
 
 
 class Deterministic(Posterior):

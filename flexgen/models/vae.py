@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from flexgen.checks import check_integer, check_not_negative, check_positive
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
+from flexgen.directional import PowerSpherical, UniformSphere
 from flexgen.distributions import DiagonalNormal, HierarchicalNormal
 from flexgen.models.autoencoder import Encoding
 from flexgen.networks.layers import initialise_from_data
@@ -112,6 +113,16 @@ class VAE(Encoding):
         own = {"posterior": self.posterior} | ({} if ladder is None else {"ladder": ladder})
         return super().offers() | own
 
+    def bind(self, prior: nn.Module) -> Prior:
+        bound = super().bind(prior)
+        if bound.spherical != self.posterior.spherical:
+            raise ValueError(
+                "codes of length 1 have a density against the sphere's area, on both sides of a "
+                "VAE's bound or on none; use posterior=power_spherical with prior=hyperspherical "
+                "or vamp, or posterior=diagonal with a VAE's other priors, as prior=normal"
+            )
+        return bound
+
     def check_prior(self, prior: Prior) -> None:
         name = type(prior).__name__
         if not prior.has_log_prob and prior.normalised:
@@ -182,6 +193,8 @@ class VAE(Encoding):
         elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal) and p.is_normal:
             z = q.rsample(draws)
             kl = q.kl(p.given(z)).flatten(0, -2).mean(0)
+        elif isinstance(q, PowerSpherical) and isinstance(p, UniformSphere):
+            z, kl, sizes = q.rsample(draws), q.kl_to_uniform().mean().view(1), self.latent_dim
         else:
             z, log_q = q.rsample_and_log_prob(draws)
             kl = (log_q + self.prior.cross_entropy(z, context)).mean().view(1)

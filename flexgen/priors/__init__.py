@@ -11,7 +11,7 @@ from flexgen.priors.critic_sampling import Langevin, Rejection
 from flexgen.priors.critic_transport import GradientFlow, OptimalTransport
 from flexgen.priors.dequantised import Dequantised
 from flexgen.priors.fitting import maximise_likelihood
-from flexgen.priors.fixed import Normal, Truncation, Uniform
+from flexgen.priors.fixed import Hyperspherical, Normal, Truncation, Uniform
 from flexgen.priors.flow import MAF, NSF, FlowPrior, RealNVP
 from flexgen.priors.flow_matching import FlowMatching
 from flexgen.priors.gaussian import Gaussian
@@ -30,10 +30,10 @@ from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
 
 __all__ = [
     "LARS", "MAF", "NSF", "AutoregressiveMixture", "BaseSpace", "Categorical", "Dequantised",
-    "FlowMatching", "FlowPrior", "Gaussian", "GradientFlow", "Hierarchical", "KernelDensity",
-    "Langevin", "LatentEnergy", "LearnableMixture", "Masked", "MetropolisHastings", "Mixture",
-    "MixtureMADE", "MixtureOfPosteriors", "NoiseContrastive", "Normal", "OptimalTransport",
-    "PerClass", "PixelPrior", "Polarity", "Prior", "Pushforward", "RealNVP", "Rejection",
-    "Staged", "TopDown", "Truncation", "Uniform", "Vamp", "Weighted", "as_prior", "base_codes",
-    "maximise_likelihood",
+    "FlowMatching", "FlowPrior", "Gaussian", "GradientFlow", "Hierarchical", "Hyperspherical",
+    "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture", "Masked",
+    "MetropolisHastings", "Mixture", "MixtureMADE", "MixtureOfPosteriors", "NoiseContrastive",
+    "Normal", "OptimalTransport", "PerClass", "PixelPrior", "Polarity", "Prior", "Pushforward",
+    "RealNVP", "Rejection", "Staged", "TopDown", "Truncation", "Uniform", "Vamp", "Weighted",
+    "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
-"""The fixed priors: normal, truncated normal and uniform."""
+"""The fixed priors: normal, truncated normal, uniform in a box and on a sphere."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from flexgen.checks import check_integer, check_positive
-from flexgen.contracts import Prior
+from flexgen.contracts import BaseSpace, Prior
+from flexgen.directional import UniformSphere
 from flexgen.distributions import BoxUniform, DiagonalNormal, TruncatedNormal
 
 
@@ -67,6 +69,38 @@ class Truncation(Prior):
 
     def forward(self, context: Tensor | None = None) -> TruncatedNormal:
         return TruncatedNormal(self.sigma, self.threshold)
+
+
+class Hyperspherical(Prior):
+    """All directions alike: codes of length 1, in d dimensions.
+
+    Of a VAE, for `posterior=power_spherical`. A game takes it too; codes of data are then found in
+    the space of ε from N(0, I), with z = ε/|ε|.
+
+    Args:
+        latent_dim: d, at least 2.
+
+    Raises:
+        ValueError: for a `latent_dim` under 2.
+
+    Source: Davidson et al., "Hyperspherical variational auto-encoders", 2018, section 3.
+    """
+
+    spherical = True
+    centre: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
+        self.register_buffer("centre", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self, context: Tensor | None = None) -> UniformSphere:
+        return UniformSphere(self.centre)
+
+    def base_space(self) -> BaseSpace:
+        """The space of ε, in which a direction has no one point."""
+        base = Normal(self.latent_dim).to(self.centre)
+        return BaseSpace(base, lambda eps: normalize(eps, dim=-1), None)
 
 
 class Uniform(Prior):

@@ -54,7 +54,8 @@ class _Foreign(Prior):
                 self.log_prob_cost = Cost.ABSENT
         self.latent_dim = len(z)
         for name in (
-            "log_prob_cost", "normalised", "support", "normal_scale", "num_values", "takes_context"
+            "log_prob_cost", "normalised", "spherical", "support", "normal_scale", "num_values",
+            "takes_context",
         ):  # fmt: skip
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))
@@ -116,6 +117,7 @@ class Staged(Prior):
     stage: Tensor
     log_prob_cost = _of_current("log_prob_cost")
     normalised = _of_current("normalised")
+    spherical = _of_current("spherical")
     support = _of_current("support")
     normal_scale = _of_current("normal_scale")
     num_values = _of_current("num_values")

@@ -95,6 +95,10 @@ class _OfPosteriors(Prior):
         self._posterior: tuple[Posterior] | None = None
 
     @property
+    def spherical(self) -> bool:  # type: ignore[override]
+        return self._posterior is not None and self._posterior[0].spherical
+
+    @property
     def inputs(self) -> Tensor:
         """u, `(num_components, *shape)`."""
         raise NotImplementedError
