@@ -39,7 +39,7 @@ class SplineCoupling(Transform):
     """
 
     def __init__(
-        self, features: int, *, hidden_features: Sequence[int] = (100,), bins: int = 8,
+        self, features: int, *, hidden_features: Sequence[int] = (32,), bins: int = 4,
         bound: float = 5.0,
     ) -> None:  # fmt: skip
         check_integer("features", features, 2, "a coupling moves one part given the other")

@@ -9,6 +9,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from flexgen.likelihoods import Bernoulli
+from flexgen.models import VAE
+from flexgen.networks import MLPGenerator
+from flexgen.posteriors import DiagonalGaussian
 from flexgen.priors import (
     GradientFlow,
     MetropolisHastings,
@@ -19,6 +23,7 @@ from flexgen.priors import (
     Truncation,
     Uniform,
 )
+from tests.unit.linear_gaussian import ADAM, Encoder
 
 
 def first(z: Tensor) -> Tensor:
@@ -139,6 +144,20 @@ def test_truncation_is_scipys() -> None:
 def test_what_is_not_bound_is_told(build: Callable[[Prior], Prior], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         build(Normal(2))().sample((3,))
+
+
+def test_a_model_without_a_critic_refuses_what_needs_one_and_takes_the_others() -> None:
+    torch.manual_seed(0)
+    likelihood = Bernoulli(MLPGenerator(2, (3,), None, [8]))
+    model = VAE(DiagonalGaussian(Encoder(3), 2), likelihood, Normal(2), optimizer=ADAM)
+    for prior in (OptimalTransport(Normal(2)), GradientFlow(Normal(2))):
+        with pytest.raises(ValueError, match="this model has no critic; use it on an adversarial"):
+            model.bind(prior)
+    with pytest.raises(ValueError, match="no such critic; use it on an adversarial run without"):
+        model.bind(MetropolisHastings(Normal(2)))
+    polarity = model.bind(Polarity(Normal(2)))
+    assert polarity().sample((5,)).shape == (5, 2)
+    assert float(polarity.statistics["effective_sample_size"]) < 1
 
 
 def test_a_copy_takes_no_model_along() -> None:
