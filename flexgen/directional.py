@@ -53,7 +53,7 @@ class PowerSpherical(Vectors):
         loc: μ, `(*batch, d)`, of length 1.
         concentration: κ, `(*batch,)`, at least 0.
 
-    Source: De Cao & Aziz, "The power spherical distribution", 2020, eq. 7, 9 and 12, Algorithm 1.
+    Source: De Cao & Aziz, "The power spherical distribution", 2020, Algorithm 1 (draws).
     """
 
     def __init__(self, loc: Tensor, concentration: Tensor) -> None:

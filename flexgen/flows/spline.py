@@ -35,7 +35,7 @@ class SplineCoupling(Transform):
     Raises:
         ValueError: for sizes out of range.
 
-    Source: Durkan, Bekasov, Murray & Papamakarios, "Neural spline flows", 2019, eq. 4, 5 and 29.
+    Source: Durkan, Bekasov, Murray & Papamakarios, "Neural spline flows", 2019, section 3.1.
     """
 
     def __init__(

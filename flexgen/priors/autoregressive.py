@@ -59,7 +59,7 @@ class MixtureMADE(Prior):
         ValueError: for sizes out of range or an unknown activation.
 
     Source: Papamakarios, Pavlakou & Murray, "Masked autoregressive flow for density estimation",
-    2017, section 4.1 (MADE MoG); Germain et al., "MADE", 2015.
+    2017 (MADE MoG); Germain et al., "MADE", 2015.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class AutoregressiveMixture(FlowPrior):
     Raises:
         ValueError: as :class:`~flexgen.flows.Autoregressive` does.
 
-    Source: Papamakarios, Pavlakou & Murray, 2017, section 3.3 and table 1 (MAF MoG, ten
-    components).
+    Source: Papamakarios, Pavlakou & Murray, 2017, table 1 (MAF MoG).
     """
 
     def __init__(

@@ -75,8 +75,7 @@ class OptimalTransport(Transported):
     Raises:
         ValueError: for a value out of range.
 
-    Source: Tanaka, "Discriminator optimal transport", 2019, eq. 10 and 15, Algorithm 2 (latent
-    space; 0.01 a step).
+    Source: Tanaka, "Discriminator optimal transport", 2019, Algorithm 2 (latent space).
     """
 
     def __init__(self, base: nn.Module, *, steps: int = 100, step_size: float = 0.01) -> None:
@@ -112,7 +111,7 @@ class GradientFlow(Transported):
         ValueError: for a value out of range or another divergence.
 
     Source: Ansari, Ang & Soh, "Refining deep generative models via discriminator gradient flow",
-    2021, eq. 10, Algorithm 1 and table 1 (25 steps, γ = 0.01).
+    2021, Algorithm 1.
     """
 
     def __init__(

@@ -175,9 +175,9 @@ class NSF(FlowPrior):
     Raises:
         ValueError: as :class:`~flexgen.flows.SplineCoupling` does.
 
-    Source: Durkan et al., "Neural spline flows", 2019, section 5.1 (couplings with LU layers).
-    Departures: an ActNorm with each in the place of batch norm; four bins and 32 units, as with
-    their eight and hundreds it learns 10,000 codes by heart.
+    Source: Durkan et al., "Neural spline flows", 2019 (couplings with LU layers between).
+    Departures: an ActNorm with each; four bins and 32 units, as with eight and 100 it learns
+    10,000 codes by heart.
     """
 
     def __init__(

@@ -49,7 +49,8 @@ class Polarity(Reweighted):
     .. math:: p_ρ(z) ∝ p(z) \Big( \prod_{i ≤ k} σ_i(J_G(z)) \Big)^ρ
 
     with σ_i the singular values of G's Jacobian, resampled from a pool. Data on G's manifold are
-    p/∏σ dense: ρ = 1 makes them uniform on it, ρ > 0 goes to where they are rare, ρ < 0 to modes.
+    p/∏σ dense: ρ > 0 goes to where they are rare, ρ < 0 to modes, and ρ = 1 undoes what G does to
+    the density of codes.
     Any model with a decoder has it, without a critic. A code of the pool costs d passes with a
     tangent through G. Training draws from the base.
 
@@ -63,7 +64,7 @@ class Polarity(Reweighted):
         ValueError: for a value out of range.
 
     Source: Humayun, Balestriero & Baraniuk, "Polarity sampling: quality and diversity control of
-    pre-trained generative networks via singular values", 2022, eq. 5, Algorithm 1.
+    pre-trained generative networks via singular values", 2022, Algorithm 1.
     """
 
     distribution = PolarityDistribution
