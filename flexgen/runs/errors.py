@@ -124,6 +124,9 @@ def _did_you_mean(key: str) -> str:
         known.add(path.parent.name if path.parent != conf_dir() else path.stem)
     key = key.lstrip("+~")
     if key in known:
-        return ", which is a key of another part; `--help` lists those that are here"
+        return (
+            ", which is a key of another part; `--help` lists those that are here, and a sweep over "
+            "the parts that have it takes `++key=value`"
+        )
     near = get_close_matches(key, known, 1)
     return f"; did you mean `{near[0]}`?" if near else "; `--help` lists the keys"
