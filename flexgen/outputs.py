@@ -293,7 +293,7 @@ def _first_above(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulated = logits.mT.softmax(1).cumsum_(1)
     # A sum that rounding leaves below 1 may be below u too.
     last = logits.shape[0] - 1
-    return torch.searchsorted(cumulated, uniform.mT, right=True).clamp_(max=last).mT
+    return torch.searchsorted(cumulated, uniform.mT.contiguous(), right=True).clamp_(max=last).mT
 
 
 class LogisticMixture(_Levels):

@@ -97,7 +97,8 @@ _LACKED = {
     "prior": "a prior over codes, which this model does not have",
     "decoder": "a differentiable picture of each code to reverse, which this model does not have: "
     "its codes are names, or its likelihood has no mean",
-    "encoder": "an encoder to codes, which this model does not have; train model=vae, ae or bigan",
+    "encoder": "an encoder to codes, which this model does not have; train model=vae, ali, bigan "
+    "or ae",
     "codebook": "codes that name vectors, which this model does not have; train model=vq_vae",
     "posterior": "a posterior, which this model does not have; train model=vae",
     "likelihood": "a likelihood p(x|z), which this model does not have; train model=vae",

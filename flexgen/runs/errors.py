@@ -125,8 +125,8 @@ def _did_you_mean(key: str) -> str:
     key = key.lstrip("+~")
     if key in known:
         return (
-            ", which is a key of another part; `--help` lists those that are here, and a sweep over "
-            "the parts that have it takes `++key=value`"
+            ", which is a key of another part; `--help` lists those that are here, and a sweep "
+            "over the parts that have it takes `++key=value`"
         )
     near = get_close_matches(key, known, 1)
     return f"; did you mean `{near[0]}`?" if near else "; `--help` lists the keys"

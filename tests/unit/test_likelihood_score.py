@@ -186,7 +186,7 @@ def test_the_estimate_rises_with_the_draws_as_the_variance_of_the_weights_says()
 class Flat(Prior):
     """Prior, posterior and likelihood in one: every code is alike, and log p(x|z) is x."""
 
-    latent_dim, is_point = 1, False
+    latent_dim, is_point, has_mean = 1, False, False
 
     def forward(self, _: Tensor | None = None) -> "Flat":
         return self
