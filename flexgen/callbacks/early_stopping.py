@@ -78,12 +78,16 @@ class EarlyStopping(pl.Callback):
 
     def _look(self, trainer: pl.Trainer, model: Any) -> None:
         """Take in what was logged at this step, once."""
-        step, (logged_at, values) = model.counters.generator_steps, model.logged
-        if self.stopped or model.counters.critic_phase or not self._looked_at < step == logged_at:
+        step, end = model.counters.generator_steps, model.schedule.end
+        measured = any(m.is_due(step, end) for m in _measurements(trainer))
+        due = measured or step % model.log_every == 0
+        if self.stopped or model.counters.critic_phase or not due or step <= self._looked_at:
             return
         self._looked_at = step
-        # Of several processes it may be that only the first measures.
-        value = trainer.strategy.broadcast(values.get(self.metric))
+        # Of several processes the first may measure alone: all must come here, and ask it.
+        logged_at, values = model.logged
+        value = values.get(self.metric) if logged_at == step else None
+        value = trainer.strategy.broadcast(value)
         if value is None:
             if self.best_step < 0 and step >= self._measured_by:
                 raise ValueError(
@@ -104,7 +108,8 @@ class EarlyStopping(pl.Callback):
         self._weights, self.stopped = {}, True
         model.schedule.end = step
         trainer.should_stop = True
-        log.warning(self._verdict())
+        if trainer.is_global_zero:
+            log.warning(self._verdict())
         for measurement in _measurements(trainer):
             if measurement.at_end:
                 measurement.act(trainer, model)
