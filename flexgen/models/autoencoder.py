@@ -152,11 +152,7 @@ class Encoding(Latent):
         self.likelihood.check_data(x)
 
     def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
-        (optimizer,) = optimizers
-        optimizer.zero_grad()
-        for _ in range(self.accumulate):
-            self.accumulate_gradient(self.loss(*self.next_batch(stream)))
-        self.step_optimizer(optimizer, 0)
+        self.descend(stream, optimizers[0], self.loss)
         if self.ema is not None:
             self.ema.update(self._averaged())
         self.finish_step()

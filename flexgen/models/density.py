@@ -78,17 +78,16 @@ class DensityModel(Loop):
         self.density.check_data(x)
 
     def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
-        (optimizer,) = optimizers
-        optimizer.zero_grad()
-        for _ in range(self.accumulate):
-            x, context = self.next_batch(stream)
-            loss = -self.density(context).log_prob(x).mean()
-            self.record("loss/nll", loss)
-            self.accumulate_gradient(loss)
-        self.step_optimizer(optimizer, 0)
+        self.descend(stream, optimizers[0], self.loss)
         if self.ema is not None:
             self.ema.update(self.density)
         self.finish_step()
+
+    def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The training loss of a batch, nats per datum; records it."""
+        loss = -self.density(context).log_prob(x).mean()
+        self.record("loss/nll", loss)
+        return loss
 
     @torch.no_grad()
     def log_likelihood(

@@ -175,11 +175,7 @@ class VQVAE(Latent):
         self.likelihood.check_data(x)
 
     def update(self, stream: Iterator[Batch], *optimizers: Any) -> None:
-        (optimizer,) = optimizers
-        optimizer.zero_grad()
-        for _ in range(self.accumulate):
-            self.accumulate_gradient(self.loss(*self.next_batch(stream)))
-        self.step_optimizer(optimizer, 0)
+        self.descend(stream, optimizers[0], self.loss)
         self.finish_step()
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:

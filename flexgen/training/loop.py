@@ -255,6 +255,15 @@ class Loop(pl.LightningModule):
         """Add the gradient of one batch's loss, of which a step takes `accumulate`."""
         self.manual_backward(loss if self.accumulate == 1 else loss / self.accumulate)
 
+    def descend(
+        self, stream: Iterator[Batch], optimizer: Optimizer, loss: Callable[..., Tensor]
+    ) -> None:
+        """Step the first learner's optimizer down a loss of data and context, over batches."""
+        optimizer.zero_grad()
+        for _ in range(self.accumulate):
+            self.accumulate_gradient(loss(*self.next_batch(stream)))
+        self.step_optimizer(optimizer, 0)
+
     def step_optimizer(self, optimizer: Optimizer, learner: int) -> None:
         """Clip the gradient of a learner and step its optimizer.
 
