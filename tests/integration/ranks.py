@@ -45,10 +45,12 @@ NORMED = (
     "prior=masked",
     "network.generator.norm=batch",
 )
-DENSITY = (
+DENSITY = (  # which stops early at step 30, at what one process measures
     "model=density", "data=digits_static", "data.batch_size=32", "network.pixels.channels=4",
-    "network.pixels.num_layers=2", "trainer=ddp_cpu", "report=false", "steps=30",
-    "callbacks.samples.every=null", "callbacks.checkpoint.every=10",
+    "network.pixels.num_layers=2", "trainer=ddp_cpu", "report=false", "steps=60",
+    "callbacks=[progress,nll,early_stopping,checkpoint]", "callbacks.checkpoint.every=10",
+    "callbacks.nll.every=10", "callbacks.early_stopping.metric=nll/samples", "model.log_every=7",
+    "callbacks.early_stopping.patience=2", "callbacks.early_stopping.min_change=1000",
 )  # fmt: skip
 VQ_VAE = (
     "model=vq_vae", "data=digits_static", "data.batch_size=32", "latent_dim=16",
