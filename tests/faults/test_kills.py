@@ -22,7 +22,7 @@ SHORT = (*SMALL, "steps=10", "report=false")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize(
     ("script", "kills", "told"),
-    [("faults.py", 5, "the same bits"), ("command_faults.py", 6, "the same files")],
+    [("faults.py", 3, "the same bits"), ("command_faults.py", 3, "the same files")],
 )
 def test_what_is_killed_ends_as_if_left_alone(script: str, kills: int, told: str) -> None:
     words = [sys.executable, f"benchmarks/{script}", f"--kills={kills}", "--seed=3"]
