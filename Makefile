@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-ray lint format wheel clean
+.PHONY: help install demo test test-all test-ray lint format docs wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "FlexGen needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: install  ## the whole idea on real digits, a GAN's and a VAE's: before, after, control, report
@@ -46,6 +46,10 @@ format: install  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: install  ## build the documentation into site/, without the network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: site/index.html"
+
 wheel: install  ## build the wheel, install it beside the same packages, run a command outside
 	rm -rf dist build/wheel-env
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -59,4 +63,4 @@ wheel: install  ## build the wheel, install it beside the same packages, run a c
 		paths.run_dir=$(CURDIR)/build/wheel-run/$$(date +%s%N) trainer=cpu
 
 clean:  ## remove what was built, not the runs
-	rm -rf $(VENV) .venv-ray dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-ray dist build site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -43,12 +43,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> flexgen.Run:
     return flexgen.train(flexgen.compose(words))
 
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "python.md"
 
 
-def test_the_readmes_own_lines_run(here: Path) -> None:
-    lines = README.read_text().partition("## From Python")[2].partition("```python")[2]
-    code = lines.partition("```")[0]
+def test_the_documentations_own_lines_run(here: Path) -> None:
+    code = PAGE.read_text().partition("```python")[2].partition("```")[0]
     words = ["network.generator.hidden_features=[16]", "callbacks.reversal.options.steps=5",
              "callbacks.reversal.num_resamples=40", "trainer=cpu"]  # fmt: skip
     assert '"steps=2000"' in code

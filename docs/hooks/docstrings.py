@@ -1,0 +1,30 @@
+"""Docstrings as the site shows them: their reStructuredText roles and formulas as Markdown."""
+
+import re
+
+import griffe
+
+_ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc|obj):`~?([^`]+)`")
+_FORMULA = re.compile(r"^([ ]*)\.\. math::((?:.*\n?)(?:\1[ ]+\S.*\n?)*)", re.MULTILINE)
+
+
+def readable(text: str) -> str:
+    return _ROLE.sub(_linked, _FORMULA.sub(_formula, text))
+
+
+def _linked(found: re.Match[str]) -> str:
+    # Linked where the site has it, else its name alone.
+    shown = found[1].rpartition(".")[2]
+    return f'<autoref optional identifier="{found[1]}"><code>{shown}</code></autoref>'
+
+
+def _formula(found: re.Match[str]) -> str:
+    return f"\n{found[1]}$$ {' '.join(found[2].split())} $$\n"
+
+
+class Readable(griffe.Extension):
+    """mkdocstrings' hook on each object of the package."""
+
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        if obj.docstring:
+            obj.docstring.value = readable(obj.docstring.value)
