@@ -47,7 +47,7 @@ format: install  ## format the code
 	$(BIN)/ruff check --fix .
 
 docs: install  ## build the documentation into site/, without the network; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
 wheel: install  ## build the wheel, install it beside the same packages, run a command outside

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import griffe
 import yaml
-from docstrings import readable
+from docstrings import linked, readable
 from hydra.utils import get_object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -139,7 +139,7 @@ def file_lines(path: Path) -> list[str]:
         lines += ["Stands on " + ", ".join(f"`{parent(entry)}`" for entry in below) + ".", ""]
     keys = list(file_keys(path))
     for target in dict.fromkeys(key.value for key in keys if key.place.endswith("_target_")):
-        lines += [f"Builds {reference(target)}.", ""]
+        lines += [f"Builds {linked(target)}.", ""]
     shown = [key for key in keys if not key.place.endswith(("_target_", "_partial_", "_convert_"))]
     if shown:
         lines += ["| key | default | what it is |", "|---|---|---|"]
@@ -246,11 +246,6 @@ def arguments(target: str) -> dict[str, str]:
                     said = " ".join(argument.description.split()).replace("|", "&#124;")
                     found.setdefault(argument.name, sentence(said))
     return found
-
-
-def reference(target: str) -> str:
-    name = target.rpartition(".")[2]
-    return f"[`{name}`][{target}]" if target.startswith("flexgen.") else f"`{target}`"
 
 
 def plain(said: str) -> str:

@@ -9,13 +9,14 @@ _FORMULA = re.compile(r"^([ ]*)\.\. math::((?:.*\n?)(?:\1[ ]+\S.*\n?)*)", re.MUL
 
 
 def readable(text: str) -> str:
-    return _ROLE.sub(_linked, _FORMULA.sub(_formula, text))
+    """A docstring, its roles and formulas as Markdown."""
+    return _ROLE.sub(lambda found: linked(found[1]), _FORMULA.sub(_formula, text))
 
 
-def _linked(found: re.Match[str]) -> str:
-    # Linked where the site has it, else its name alone.
-    shown = found[1].rpartition(".")[2]
-    return f'<autoref optional identifier="{found[1]}"><code>{shown}</code></autoref>'
+def linked(name: str) -> str:
+    """A dotted name, shown as its last part; a link where the site has it."""
+    shown = name.rpartition(".")[2]
+    return f'<autoref optional identifier="{name}"><code>{shown}</code></autoref>'
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             added = File.generated(config, place, abs_src_path=str(path))
         elif path.parent.is_dir() and path.name == FOLDER_PAGE:
             text = folder_page(path.parent)
-            added = File.generated(config, place, content=text)
+            hidden = InclusionLevel.NOT_IN_NAV
+            added = File.generated(config, place, content=text, inclusion=hidden)
         else:
             continue  # made by another hook
         if not place.startswith("docs/"):
