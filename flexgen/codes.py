@@ -17,7 +17,7 @@ from flexgen.contracts import Draws, Prior, in_context
 from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
-from flexgen.reversal.losses import ToUnit
+from flexgen.reversal.losses import ToUnit, in_unit_range
 from flexgen.training import Loop, gather_from_all, isolated_rng
 
 Found = TypeVar("Found", Reversal, PosteriorCodes)
@@ -174,7 +174,11 @@ def reverse_data(
     `together` all processes call this alike and share the work. Other options are those of
     :func:`prior_options`.
     """
-    if options.get("loss") == "bce" and value_range is not None and value_range != (0.0, 1.0):
+    if (
+        in_unit_range(options.get("loss", "mse"))
+        and value_range is not None
+        and value_range != (0.0, 1.0)
+    ):
         to_unit = ToUnit(*value_range)
         generator, x = _InUnit(generator, to_unit), to_unit(x)
     options = prior_options(prior, options)

@@ -14,7 +14,7 @@ from flexgen.contracts import Prior
 from flexgen.files import file_sha256
 from flexgen.reversal.freezing import Generator
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
-from flexgen.reversal.losses import FromUnit, ToUnit
+from flexgen.reversal.losses import FromUnit, ToUnit, in_unit_range
 from flexgen.runs.build import instantiate
 
 Range = tuple[float, float]
@@ -63,7 +63,7 @@ def open_generator(
         raise ValueError(
             f"`encoder` goes with reverse.init=encoder, got {options.get('init')!r}; give both"
         )
-    return _in_unit_range(found) if options.get("loss") == "bce" else found
+    return _in_unit_range(found) if in_unit_range(options.get("loss", "mse")) else found
 
 
 def pair(name: str, value: Any, rising: bool = True) -> Range | None:

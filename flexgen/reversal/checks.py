@@ -28,3 +28,30 @@ def check_unit(name: str, x: Tensor) -> None:
             f"{name} must lie in [0, 1] under loss='bce', got values from {float(x.min()):.4g} to "
             f"{float(x.max()):.4g}; train with `data.range=[0,1]` or use loss='mse'"
         )
+
+
+def check_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask as booleans of x's shape, some of them true for each sample."""
+    try:
+        known = mask.to(x.device).bool().expand_as(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`mask` must fit data of shape {tuple(x.shape)}, got {tuple(mask.shape)}; give "
+            "(height, width), (*shape) or (n, *shape)"
+        ) from error
+    if not ((mask == 0) | (mask == 1)).all() or not known.flatten(1).any(1).all():
+        raise ValueError(
+            "`mask` must be 1 where x is known and 0 elsewhere, some of it 1 for each sample, got "
+            f"values from {float(mask.min()):.4g} to {float(mask.max()):.4g}"
+        )
+    return known
+
+
+def check_loss(loss: Tensor) -> None:
+    """Refuse a loss, of 32 samples, that is not one number for each."""
+    if not isinstance(loss, Tensor) or loss.dim() != 1:
+        raise ValueError(
+            "`loss` must give one number for each sample, (batch,), got "
+            f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}; sum over "
+            "a sample's elements, not over the batch"
+        )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexgen.reversal.losses import Loss, moment_penalty
+from flexgen.reversal.losses import Loss, Penalty, moment_penalty
 from flexgen.reversal.passes import Generate, Work
 
 # Bit for bit the published algorithms; each keeps its state per element, so per sample.
@@ -33,6 +33,7 @@ class Descent:
     constraint_weight: float
     tolerance: float
     history: bool
+    penalty: Penalty | None = None
 
     @torch.no_grad()
     def run(self, generate: Generate, work: Work) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class Descent:
         return result
 
     def objective(self, loss: Tensor, z: Tensor, num_elements: int) -> Tensor:
-        """What is minimised for each sample: its loss, or eq. 5 under the moment constraint."""
+        """What is minimised for each sample: its loss and penalty, or eq. 5 under the moments."""
         if self.moments is None:
-            return loss
+            return loss if self.penalty is None else loss + self.penalty(z)
         return loss / num_elements + self.constraint_weight * moment_penalty(z, *self.moments)

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from flexgen.checks import check_integer, check_not_negative, check_one_of, check_positive
-from flexgen.reversal.checks import check_data, check_unit
+from flexgen.reversal.checks import check_data, check_loss, check_mask, check_unit
 from flexgen.reversal.descent import OPTIMIZERS, Descent
 from flexgen.reversal.freezing import Generator, frozen, home
 from flexgen.reversal.lbfgs import LBFGS
-from flexgen.reversal.losses import LOSSES
+from flexgen.reversal.losses import Term, in_unit_range, loss_of, normal_penalty, of_known
 from flexgen.reversal.passes import OfSamples, Passes, Work, fill
 from flexgen.reversal.preparation import Contexts, check_context, checked, faster, tried
 from flexgen.reversal.progress import bar
@@ -55,7 +56,8 @@ def reverse(
     *,
     latent_shape: int | Sequence[int],
     context: Tensor | None = None,
-    loss: Literal["mse", "bce"] = "mse",
+    loss: Term | Sequence[Term] = "mse",
+    mask: Tensor | None = None,
     method: Literal["auto", "lbfgs", "adam", "rmsprop", "gd"] = "auto",
     lr: float = 0.05,
     steps: int | None = None,
@@ -64,7 +66,7 @@ def reverse(
     bank: int | Tensor = 2048,
     starts: int = 4,
     precision: Literal["auto", "float32", "plain"] = "auto",
-    constraint: Literal["clip", "moments"] | None = None,
+    constraint: Literal["clip", "moments", "map"] | None = None,
     bounds: tuple[float, float] | None = None,
     moments: tuple[float, float] = (0.0, 1.0),
     constraint_weight: float = 1.0,
@@ -112,7 +114,12 @@ def reverse(
         context: what the generator is called with beside the codes, of each sample: labels `(n,)`,
             or features `(n, c)`. A bank is made for each different one, of which there may be 64.
         loss: "mse", half the squared error ½‖G(z) − x‖², or "bce", the binary cross-entropy (x and
-            G(z) in [0, 1]); summed over the elements of a sample, in nats for "bce".
+            G(z) in [0, 1]), in nats; "l1" or "huber"; all summed over the elements of a sample.
+            "lpips", features' distance ("perceptual"), weighted terms and several scales:
+            `[{name: l1}, {name: mse, weight: 0.1, scales: 3}]`, see `flexgen.reversal.losses`; or
+            any function of G(z) and x, `(batch, *shape)` both, to losses `(batch,)`.
+        mask: what of x is known: true (or 1) there, `(*shape)` or `(n, *shape)`, or broadcast to
+            it. The loss is of these elements alone, and G(z) fills in the others.
         method: see above. "auto" is "lbfgs", but "adam" where codes are tied to their batch or the
             history is asked for.
         lr: step size η of the papers' loop.
@@ -132,10 +139,12 @@ def reverse(
             γ [(μ − μ̂)² + (σ − σ̂)²] to each sample's loss, with μ̂ and σ̂ the mean and standard
             deviation of all code elements of its batch. The regulariser does nothing beside a loss
             summed over hundreds of pixels, so with it the loss that is minimised (not the one
-            reported) is the mean over a sample's elements.
+            reported) is the mean over a sample's elements. "map" adds γ ½‖(z − μ)/σ‖² to each
+            sample's loss, γ times −log N(z; μ, σ²I): with "mse" and γ = s² the code is the maximum
+            of p(z|x) under noise of standard deviation s on x.
         bounds: (low, high) of the prior's support, for "clip" alone.
-        moments: (μ, σ) of the prior, for "moments" alone.
-        constraint_weight: γ, for "moments" alone.
+        moments: (μ, σ) of the prior, for "moments" and "map".
+        constraint_weight: γ, for "moments" and "map".
         norm: "eval" uses the running statistics of batch norm. "batch" uses those of each batch, as
             a network whose statistics were never tracked needs; then a code depends on the samples
             beside it, and the batch should be large and mixed. Running statistics do not change.
@@ -185,9 +194,9 @@ def reverse(
             "`reverse` needs gradients, which torch.inference_mode rules out; call it outside, or "
             "build the trainer with Trainer(inference_mode=False)"
         )
-    check_one_of("loss", loss, LOSSES)
+    measure, unit = loss_of(loss), in_unit_range(loss)
     check_one_of("method", method, ("auto", "lbfgs", *OPTIMIZERS))
-    check_one_of("constraint", constraint, (None, "clip", "moments"))
+    check_one_of("constraint", constraint, (None, "clip", "moments", "map"))
     check_one_of("norm", norm, ("eval", "batch"))
     check_one_of("precision", precision, ("auto", "float32", "plain"))
     tied = norm == "batch" or constraint == "moments"
@@ -222,7 +231,12 @@ def reverse(
             f"`latent_shape` must be a size or sizes of at least 1, got {latent_shape}; "
             "a code that is a number is latent_shape=1"
         )
-    check_data(x, unit=loss == "bce")
+    if mask is not None:
+        known = check_mask(mask, x)
+        x, measure = x.masked_fill(~known, 0), partial(of_known, loss=measure)
+    check_data(x, unit=unit)
+    if mask is not None:
+        x = x.masked_fill(~known, torch.nan)
     check_context(context, len(x))
     if norm == "batch" and len(x) < 2:
         raise ValueError("`norm='batch'` needs at least 2 samples to share statistics, got 1")
@@ -241,8 +255,9 @@ def reverse(
         probe = first.probe().to(device, dtype)
         given = contexts.of(torch.arange(len(probe)) % len(x))
         made = tried(generate, probe, *given)
-        if loss == "bce":
+        if unit:
             check_unit("the generator's output", made)
+        check_loss(measure(made, made))
         passes = Passes(generate, generate, "plain passes")
         own_pass = isinstance(generator, ScriptModule) or precision == "plain"
         if searching and isinstance(generator, nn.Module) and not own_pass:
@@ -251,14 +266,18 @@ def reverse(
         codes = first.bank_codes(bank, elements).to(device, dtype)
         banks = contexts.banks(lambda one: Bank(passes.coarse, codes, one))
         solver: LBFGS | Descent
+        penalty = None
+        if constraint == "map":
+            loc, scale = moments
+            penalty = partial(normal_penalty, loc=loc, scale=scale, weight=constraint_weight)
         if searching:
-            solver = LBFGS(LOSSES[loss], steps, bounds, tolerance)
+            solver = LBFGS(measure, steps, bounds, tolerance, penalty)
             how = f"lbfgs, {first}, {passes.how}"
         else:
             wanted = moments if constraint == "moments" else None
             solver = Descent(
-                LOSSES[loss], method, lr, steps, bounds, wanted, constraint_weight, tolerance,
-                history,
+                measure, method, lr, steps, bounds, wanted, constraint_weight, tolerance, history,
+                penalty,
             )  # fmt: skip
             how = f"{method}, step size {lr:g}, at most {steps} steps, {first}"
         if progress:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexgen.reversal.losses import Loss
+from flexgen.reversal.losses import Loss, Penalty
 from flexgen.reversal.passes import Generate, Passes, Work, fill
 
 # Curvature pairs kept; more gave nothing on latent sizes of 20.
@@ -50,6 +50,7 @@ class LBFGS:
     steps: int
     bounds: tuple[float, float] | None
     tolerance: float
+    penalty: Penalty | None = None
 
     @torch.no_grad()
     def run(self, passes: Passes, work: Work) -> dict[str, Tensor]:
@@ -110,6 +111,8 @@ class LBFGS:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
                 loss = self.loss(generate(z.clone().unflatten(1, shape), *context), x)
+                if self.penalty is not None:
+                    loss = loss + self.penalty(z)
                 (gradient,) = torch.autograd.grad(loss.sum(), z)
             return loss.detach(), gradient
 

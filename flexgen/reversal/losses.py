@@ -1,11 +1,25 @@
-"""What reversal minimises: the reconstruction loss of each sample, and the moment regulariser."""
+"""What reversal minimises: the reconstruction loss of each sample, and what is added to it."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flexgen.checks import check_integer, check_one_of, check_positive
+from flexgen.reversal.perceptual import FeatureLoss, lpips
+
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of reconstructions and data, both `(batch, *shape)`: a loss of each sample, `(batch,)`."""
+
+Penalty = Callable[[Tensor], Tensor]
+"""Of codes `(batch, …)`: what is added to the loss of each, `(batch,)`."""
+
+Term = str | Loss | Mapping[str, Any]
+"""A loss by its name, itself, or as `{name: l1, weight: 0.1, scales: 3}`."""
 
 
 def half_squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -28,7 +42,131 @@ def cross_entropy(x_hat: Tensor, x: Tensor) -> Tensor:
     return -(x * log_p + (1 - x) * log_q).flatten(1).sum(1)
 
 
-LOSSES: dict[str, Loss] = {"mse": half_squared_error, "bce": cross_entropy}
+def absolute_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """‖x̂ − x‖₁ of each sample, `(batch,)`."""
+    return (x_hat - x).abs().flatten(1).sum(1)
+
+
+def huber(x_hat: Tensor, x: Tensor, delta: float = 0.1) -> Tensor:
+    """Σ h(x̂ − x) of each sample, `(batch,)`: h(e) = ½e² up to |e| = δ, δ(|e| − δ/2) beyond.
+
+    Source: Huber, "Robust estimation of a location parameter", 1964. δ is `delta`, in units of x.
+    """
+    return F.huber_loss(x_hat, x, reduction="none", delta=delta).flatten(1).sum(1)
+
+
+def multi_scale(x_hat: Tensor, x: Tensor, loss: Loss, scales: int) -> Tensor:
+    """Σₖ 4ᵏ ℓ(x̂ₖ, xₖ) of each sample, `(batch,)`, over k = 0 … `scales` − 1.
+
+    x₀ is x, xₖ₊₁ the means of xₖ over squares of 2 × 2 pixels; 4ᵏ makes up for their number.
+    """
+    total = loss(x_hat, x)
+    for k in range(1, scales):
+        x_hat, x = F.avg_pool2d(x_hat, 2), F.avg_pool2d(x, 2)
+        total = total + 4**k * loss(x_hat, x)
+    return total
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mse": half_squared_error, "bce": cross_entropy, "l1": absolute_error, "huber": huber,
+    "lpips": lpips, "perceptual": FeatureLoss,
+}  # fmt: skip
+"""By name; the last two make a loss of their arguments."""
+
+_MADE = ("lpips", "perceptual")
+
+
+def loss_of(loss: Term | Sequence[Term]) -> Loss:
+    """The loss that is meant: one term, or the sum of several, each times its weight.
+
+    Args:
+        loss: a name of :data:`LOSSES`, a function, a mapping with `name`, `weight` (1 by default),
+            `scales` (1 by default, see :func:`multi_scale`) and the arguments of that loss, such as
+            `delta` of :func:`huber`; or a list of them.
+
+    Raises:
+        ValueError: for an unknown name or argument, or a weight that is not positive.
+        FileNotFoundError: if "lpips" lacks the file of its network.
+    """
+    if isinstance(loss, str) or callable(loss):
+        return _named(loss, {})
+    terms = [loss] if isinstance(loss, Mapping) else list(loss)
+    if not terms:
+        raise ValueError("`loss` must name at least one term, got []; as in [{name: l1}]")
+    weighted = [_weighted(term) for term in terms]
+    return weighted[0] if len(weighted) == 1 else partial(_sum, terms=weighted)
+
+
+def loss_text(loss: Term | Sequence[Term]) -> str:
+    """A loss as a person writes it: "l1 + 0.1 perceptual"."""
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, Mapping):
+        weight = "" if loss.get("weight", 1) == 1 else f"{loss['weight']:g} "
+        return f"{weight}{loss['name']}" + (f" of {n} scales" if (n := loss.get("scales")) else "")
+    if callable(loss):
+        return getattr(loss, "__name__", type(loss).__name__)
+    return " + ".join(map(loss_text, loss))
+
+
+def in_unit_range(loss: Term | Sequence[Term]) -> bool:
+    """Whether a loss is of data in [0, 1] alone, as a cross-entropy is."""
+    if isinstance(loss, str):
+        return loss == "bce"
+    if isinstance(loss, Mapping):
+        return loss.get("name") == "bce"
+    return not callable(loss) and any(map(in_unit_range, loss))
+
+
+def of_known(x_hat: Tensor, x: Tensor, loss: Loss) -> Tensor:
+    """ℓ where both sides are 0 at the elements of x that are not known, which hold NaN there."""
+    unknown = x.isnan()
+    return loss(x_hat.masked_fill(unknown, 0), x.masked_fill(unknown, 0))
+
+
+def _weighted(term: Term) -> Loss:
+    if not isinstance(term, Mapping):
+        return _named(term, {})
+    given = dict(term)
+    weight = check_positive("weight", given.pop("weight", 1))
+    scales = check_integer("scales", given.pop("scales", 1))
+    loss = _named(given.pop("name", None), given)
+    if scales > 1:
+        loss = partial(multi_scale, loss=loss, scales=scales)
+    return loss if weight == 1 else lambda x_hat, x: weight * loss(x_hat, x)
+
+
+def _named(name: Any, arguments: dict[str, Any]) -> Loss:
+    if callable(name):
+        found: Loss = name
+        return found
+    check_one_of("loss", name, LOSSES)
+    try:
+        return LOSSES[name](**arguments) if name in _MADE else _with(LOSSES[name], arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"loss {name!r} does not take these arguments, got {', '.join(arguments) or 'none'} "
+            f"({error}); see `flexgen.reversal.losses`"
+        ) from error
+
+
+def _with(loss: Loss, arguments: dict[str, Any]) -> Loss:
+    if not arguments:
+        return loss
+    inspect.signature(loss).bind(None, None, **arguments)
+    return partial(loss, **arguments)
+
+
+def _sum(x_hat: Tensor, x: Tensor, terms: Sequence[Loss]) -> Tensor:
+    return torch.stack([term(x_hat, x) for term in terms]).sum(0)
+
+
+def normal_penalty(z: Tensor, loc: float, scale: float, weight: float) -> Tensor:
+    """γ ½‖(z − μ)/σ‖² of each code, `(batch,)`: γ times −log N(z; μ, σ²I), without its constant.
+
+    μ is `loc`, σ `scale`, γ `weight`.
+    """
+    return weight * ((z - loc) / scale).square().flatten(1).sum(1) / 2
 
 
 def moment_penalty(z: Tensor, loc: float, scale: float) -> Tensor:

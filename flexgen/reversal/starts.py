@@ -58,10 +58,15 @@ class Bank:
         """Codes whose data lie nearest to x, `(batch, *shape)`, by Euclidean distance.
 
         They are `(batch, count, *latent_shape)`, the nearest first, every fourth of them: the very
-        nearest resemble each other and often lead to the same end.
+        nearest resemble each other and often lead to the same end. Elements of x that are NaN are
+        not known, and do not count.
         """
-        rows = fill(x.flatten(1))
-        distance = torch.addmm(self.squares, rows, self.data.T, alpha=-2)[: len(x)]
+        unknown = fill(x.flatten(1)).isnan()
+        rows = fill(x.flatten(1)).masked_fill(unknown, 0)
+        squares = self.squares
+        if unknown.any():
+            squares = (~unknown).to(rows.dtype) @ self.data.square().T
+        distance = torch.addmm(squares, rows, self.data.T, alpha=-2)[: len(x)]
         count = min(count, len(self.codes))
         stride = min(4, len(self.codes) // count)
         near = distance.topk(min(stride * count, len(self.codes)), largest=False).indices
@@ -177,7 +182,7 @@ class Starts:
 
     def _guess(self, encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with torch.no_grad():
-            codes = encoder(fill(x))[: len(x)]
+            codes = encoder(fill(x).nan_to_num(0))[: len(x)]
         if codes.shape != (len(x), *self.shape):
             raise ValueError(
                 f"`init` gave codes of shape {tuple(codes.shape)} for {len(x)} samples, expected "

@@ -31,7 +31,7 @@ FILES = {
 PARENTS = {"data/images", "data/toys", "model/adversarial"}  # whole in their heirs alone
 GROUPS = sorted({name for name in FILES if "/" in name} - PARENTS)
 
-GIVEN = {"context", "generator", "x", "latent_shape", "index", "seed", "history", "watch"}
+GIVEN = {"context", "generator", "mask", "x", "latent_shape", "index", "seed", "history", "watch"}
 PASSED: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("callbacks/reversal", "reversal.options"): (reverse, GIVEN),
     ("reverse", "reverse"): (ReversalScore, {"every", "at", "at_end"}),

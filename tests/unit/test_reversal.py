@@ -505,7 +505,7 @@ def test_the_generators_precision_is_used():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "l1"}, "`loss` must be one of mse, bce, got 'l1'"),
+        ({"loss": "l2"}, "`loss` must be one of mse, bce, l1, huber, lpips, perceptual, got 'l2'"),
         ({"method": "sgd"}, "`method` must be one of auto, lbfgs, gd, rmsprop, adam"),
         ({"norm": "train"}, "`norm` must be one of"),
         ({"constraint": "box"}, "`constraint` must be one of"),
