@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from flexgen.contracts import Draws, Prior, in_context
+from flexgen.contracts import Draws, Prior
 from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
-from flexgen.reversal.losses import ToUnit, in_unit_range
+from flexgen.reversal.losses import Moved, ToUnit, in_unit_range
 from flexgen.training import Loop, gather_from_all, isolated_rng
 
 Found = TypeVar("Found", Reversal, PosteriorCodes)
@@ -43,18 +43,6 @@ def load_codes(path: Path) -> dict[str, Tensor]:
             return load(file.read())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and reverse again") from error
-
-
-class _InUnit(nn.Module):
-    """G's data moved to [0, 1]."""
-
-    def __init__(self, generator: nn.Module, to_unit: ToUnit) -> None:
-        super().__init__()
-        self.generator, self.to_unit = generator, to_unit
-
-    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        x: Tensor = self.to_unit(in_context(self.generator, z, context))
-        return x
 
 
 class Codes(NamedTuple):
@@ -180,7 +168,7 @@ def reverse_data(
         and value_range != (0.0, 1.0)
     ):
         to_unit = ToUnit(*value_range)
-        generator, x = _InUnit(generator, to_unit), to_unit(x)
+        generator, x = Moved(generator, to_unit), to_unit(x)
     options = prior_options(prior, options)
     return (
         in_shares(reverse, generator, x, **options)

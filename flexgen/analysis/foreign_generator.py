@@ -4,17 +4,21 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexgen.analysis.code_spaces import flat, in_space
+from flexgen.analysis.reversal_inputs import read_labels
 from flexgen.contracts import Prior
 from flexgen.files import file_sha256
-from flexgen.reversal.freezing import Generator
+from flexgen.reversal.freezing import Generator, frozen
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
-from flexgen.reversal.losses import FromUnit, ToUnit, in_unit_range
+from flexgen.reversal.losses import FromUnit, Moved, ToUnit, in_unit_range
 from flexgen.runs.build import instantiate
 
 Range = tuple[float, float]
@@ -25,7 +29,9 @@ class Found:
     """A generator, the shape of its codes, what it makes of some, and how it is to be reversed.
 
     `range` is (low, high) of its black and white, `data_range` that of floats in an array, where
-    that is known to be another; `options` are for `reverse`.
+    that is known to be another; `options` are for `reverse`; `context` is what it is called with
+    beside the codes, of all data; `original` is what was loaded, before its codes were made those
+    of a space; `samples` gives so many samples of its own.
     """
 
     loaded: Loaded
@@ -34,6 +40,9 @@ class Found:
     range: Range
     data_range: Range | None
     options: dict[str, Any]
+    context: Tensor | None
+    original: Generator
+    samples: Callable[[int], Tensor]
 
 
 def open_generator(
@@ -42,7 +51,9 @@ def open_generator(
     """Load a generator, find out what its codes and images are, and settle the options; ValueError
     if it does not fit what was asked, FileNotFoundError if it is not there."""
     loaded, its_range, prior = _load(asked, device)
-    options = dict(options)
+    original = loaded.generator
+    loaded, asked = flat(loaded, asked)
+    options, context = dict(options), read_labels(asked)
     if options.get("norm") == "batch" and loaded.kind.startswith("TorchScript"):
         raise ValueError(
             "norm=batch reaches the batch norms of a torch.nn.Module, got a TorchScript file; "
@@ -55,10 +66,21 @@ def open_generator(
         options = prior_options(prior, options)
         del options["latent_shape"]
     black_white = pair("range", asked["range"]) or its_range or (-1.0, 1.0)
-    tried = probe(loaded, latent_shape, device)
-    found = Found(loaded, latent_shape, tried, black_white, None, options)
+    bounds, mapped = options.get("bounds"), asked["space"] != "z"
+    draw = _draw(latent_shape, loaded.dtype, None if mapped else bounds, prior, device)
+    samples = partial(_samples, loaded.generator, context, draw, options)
+    spaced, shape, options = in_space(loaded, latent_shape, asked, options, context, device)
+    if spaced is not loaded:  # codes of its prior are N(0, I), and labels went into w
+        context = None if mapped else context
+        draw = _draw(shape, loaded.dtype, bounds, None, device)
+    first = None if context is None else context[:1]
+    one = replace(spaced, generator=partial(_in_turn, spaced.generator, first))
+    tried = probe(spaced if first is None else one, shape, device)
+    found = Found(spaced, shape, tried, black_white, None, options, context, original, samples)
+    if options.get("init") == "encoder" and context is not None:
+        raise ValueError("reverse.init=encoder does not go with labels=; leave one of them out")
     if options.get("init") == "encoder":
-        options["init"] = _encoder(asked, found, prior, device, rank)
+        options["init"] = _encoder(asked, found, draw, rank).to(device)
     elif asked["encoder"]:
         raise ValueError(
             f"`encoder` goes with reverse.init=encoder, got {options.get('init')!r}; give both"
@@ -90,9 +112,9 @@ def _in_unit_range(found: Found) -> Found:
     lowest, highest = ((value - low) / (high - low) for value in (tried.low, tried.high))
     generator, to_unit = found.loaded.generator, ToUnit(low, high)
     moved: Generator = (
-        nn.Sequential(generator, to_unit)
+        Moved(generator, to_unit)
         if isinstance(generator, nn.Module)
-        else lambda z: to_unit(generator(z))
+        else lambda z, *context: to_unit(generator(z, *context))
     )
     options = dict(found.options)
     if callable(options.get("init")):  # learned on the generator's own range
@@ -100,6 +122,7 @@ def _in_unit_range(found: Found) -> Found:
     return replace(
         found, options=options, loaded=replace(found.loaded, generator=moved),
         probe=replace(tried, low=lowest, high=highest), range=(0.0, 1.0), data_range=found.range,
+        samples=lambda n: to_unit(found.samples(n)),
     )  # fmt: skip
 
 
@@ -126,9 +149,27 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     return loaded, run.data.range, prior
 
 
-def _encoder(
-    asked: dict[str, Any], found: Found, prior: Prior | None, device: torch.device, rank: int
-) -> Any:
+def _samples(
+    generator: Generator, context: Tensor | None, draw: Callable[[int], Tensor],
+    options: dict[str, Any], n: int,
+) -> Tensor:  # fmt: skip
+    """Samples of a generator's own, for each in turn of some contexts."""
+    norm, seed = options.get("norm", "eval"), options.get("seed", 0)
+    with torch.no_grad(), frozen(generator, norm), torch.random.fork_rng():
+        # Not the seed itself, by which others draw codes to start from.
+        torch.manual_seed(int(np.random.SeedSequence([seed, n]).generate_state(1)[0]))
+        return _in_turn(generator, context, draw(n)).float()
+
+
+def _in_turn(generator: Callable[..., Tensor], context: Tensor | None, z: Tensor) -> Tensor:
+    """Data of codes, for each in turn of some contexts."""
+    if context is None:
+        return generator(z)
+    rows = torch.arange(len(z)) % len(context)
+    return generator(z, context[rows].to(z.device))
+
+
+def _encoder(asked: dict[str, Any], found: Found, draw: Callable[[int], Tensor], rank: int) -> Any:
     """The encoder of a generator, learned now if it is not there."""
     from flexgen.reversal.encoder import load_or_train_encoder, train_encoder
 
@@ -143,19 +184,20 @@ def _encoder(
             "first, with processes=1 n=1"
         )
     loaded = found.loaded
-    draw = _draw(found, prior, device)
     seed = found.options.get("seed", 0)
     return load_or_train_encoder(
         path,
         f"{loaded.sha256} {found.latent_shape} {found.options.get('bounds')}",
         lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
         say=rank == 0,
-    ).to(device)
+    )
 
 
-def _draw(found: Found, prior: Prior | None, device: torch.device) -> Callable[[int], Tensor]:
+def _draw(
+    shape: tuple[int, ...], dtype: torch.dtype, bounds: Range | None, prior: Prior | None,
+    device: torch.device,
+) -> Callable[[int], Tensor]:  # fmt: skip
     """Codes as the generator was trained on: the run's prior, the given box, or N(0, I)."""
-    shape, dtype, bounds = found.latent_shape, found.loaded.dtype, found.options.get("bounds")
 
     def draw(n: int) -> Tensor:
         if prior is not None:

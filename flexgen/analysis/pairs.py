@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -16,55 +17,84 @@ from flexgen.drawing import draw_images
 from flexgen.files import write_text
 from flexgen.report.pairs import Pair, pairs_page
 from flexgen.reversal.freezing import frozen
+from flexgen.reversal.losses import loss_text
 from flexgen.reversal.stream import Streamed
 
+ERRORS = {"psnr": "PSNR, dB", "rmse": "RMSE", "ssim": "SSIM"}
+"""What is shown beside the loss, see `flexgen.metrics.reconstruction_error`."""
 
-def sum_up(done: Streamed, seconds: float, job: Job) -> list[tuple[str, str]]:
-    """Print how it went; the same figures are returned by name."""
+
+def read_values(codes: Path) -> dict[str, Tensor]:
+    """What a file of codes says of each sample, `(n,)`: its loss, errors, and more."""
+    with safe_open(codes, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name != "z"}  # noqa: SIM118
+
+
+def sum_up(
+    done: Streamed, values: dict[str, Tensor], seconds: float, job: Job, num_own: int
+) -> list[tuple[str, str]]:
+    """Print how it went, beside so many of the generator's own samples reversed by the same
+    settings; the same figures are returned by name."""
     with safe_open(done.codes, "pt") as file:
-        loss, converged = file.get_tensor("loss").double(), file.get_tensor("converged")
         how = file.metadata()["how"]
-    finite = loss[loss.isfinite()]
-    mean = median = tail = torch.tensor(math.nan)
-    if len(finite):
-        mean, median = (
-            finite.mean(),
-            finite.quantile(0.5) if len(finite) < 2**24 else finite.median(),
-        )
-        tail = finite.kthvalue(max(1, int(0.9 * len(finite)))).values
-        if len(finite) < 2**24:
-            tail = finite.quantile(0.9)
+    own, converged = _own(job, num_own), values["converged"]
     now = done.samples - done.before
     before = f"{done.before} were done before, " if done.before else ""
     before += "then " if now and before else "none are left" if before else ""
     speed = f"{now} samples in {seconds:.1f} s, {now / seconds:.3g}/s" if now else ""
-    bce = job.options.get("loss") == "bce"
+    kind = loss_text(job.loss)
+    names = {"loss": f"loss ({_LOSSES.get(kind, kind)} a sample)", **ERRORS}
     share = 100 * float(converged.float().mean())
     facts = [
         ("method", how),
         ("reversed", before + speed),
-        (
-            f"loss ({'cross-entropy, nats' if bce else 'half the squared error'} a sample)",
-            f"mean {mean:.4g}, median {median:.4g}, 90th percentile {tail:.4g}",
-        ),
+        *((names[k], _spread(k, values[k], own.get(k))) for k in names if k in values),
         ("converged", f"{share:.1f} % ({int(converged.sum())} of {done.samples})"),
     ]
-    if len(finite) < len(loss):
-        facts.append(("not finite", f"the loss of {len(loss) - len(finite)} samples"))
+    if not_finite := int((~values["loss"].isfinite()).sum()):
+        facts.append(("not finite", f"the loss of {not_finite} samples"))
     for name, text in facts:
         print(f"{name}: {text}")
     return facts
 
 
-def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[str, Any]) -> None:
+_LOSSES = {"mse": "half the squared error", "bce": "cross-entropy, nats"}
+
+
+def _own(job: Job, n: int) -> dict[str, Tensor]:
+    """The errors of the generator's own samples: what the search itself leaves."""
+    if not n:
+        return {}
+    given = (
+        {} if job.context is None else {"context": job.context[torch.arange(n) % len(job.context)]}
+    )
+    return job.find(
+        job.loaded.generator, job.samples(n), latent_shape=job.latent_shape, **given, **job.options
+    ).tensors()
+
+
+def _spread(name: str, values: Tensor, own: Tensor | None) -> str:
+    finite = values[values.isfinite()].double().numpy()
+    if not len(finite):
+        return "none is finite"
+    worse = 10 if name in ("psnr", "ssim") else 90  # of these more is better
+    median, tail = np.percentile(finite, [50, worse])
+    floor = "" if own is None else f"; its own samples {own[own.isfinite()].mean():.4g}"
+    return f"mean {finite.mean():.4g}, median {median:.4g}, {worse}th percentile {tail:.4g}{floor}"
+
+
+def show_pairs(
+    codes: Path, values: dict[str, Tensor], job: Job, facts: list[tuple[str, str]],
+    asked: dict[str, Any],
+) -> None:  # fmt: skip
     """Draw the worst, the best and some between: `pairs.png` and `pairs.html` beside the codes."""
     if len(job.probe.shape) != 3 or job.probe.shape[0] not in (1, 3):
         print("pairs: none drawn, for the samples are not images in grey or colour")
         return
+    loss, converged = values["loss"], values["converged"]
+    groups = _groups(loss, asked["pairs"])
+    rows = torch.cat(list(groups.values()))
     with safe_open(codes, "pt") as file:
-        loss, converged = file.get_tensor("loss"), file.get_tensor("converged")
-        groups = _groups(loss, asked["pairs"])
-        rows = torch.cat(list(groups.values()))
         stored = file.get_slice("z")
         z = torch.cat([stored[row : row + 1] for row in rows.tolist()])
     order = rows.argsort()
@@ -72,7 +102,10 @@ def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[
     x[order] = job.reader.read(job.index[rows[order]])
     norm = job.options.get("norm", "eval")
     with torch.no_grad(), frozen(job.loaded.generator, norm):
-        x_hat = job.loaded.generator(z.to(job.device, job.loaded.dtype)).float().cpu()
+        given = () if job.context is None else (job.context[job.index[rows]].to(job.device),)
+        x_hat = job.loaded.generator(z.to(job.device, job.loaded.dtype), *given).float().cpu()
+    if job.mask is not None:  # what the search did not see is grey
+        x = x.masked_fill(~job.mask.cpu(), sum(job.range) / 2)
     out = codes.parent
     # Rows of originals, each above the row of its reconstructions.
     columns = min(16, len(x))
@@ -83,9 +116,10 @@ def show_pairs(codes: Path, job: Job, facts: list[tuple[str, str]], asked: dict[
     tested = job.options.get("tolerance") != 0
     found = job.index[rows].tolist()
     names = [job.reader.names[i] if job.reader.names else f"sample {i}" for i in found]
+    errors = [{k: float(values[k][row]) for k in ERRORS if k in values} for row in rows.tolist()]
     pairs = iter(
-        Pair(_png(a, b, job.range), name, float(loss[row]), bool(converged[row]) or not tested)
-        for a, b, name, row in zip(x, x_hat, names, rows.tolist(), strict=True)
+        Pair(_png(a, b, job.range), name, float(loss[row]), bool(converged[row]) or not tested, e)
+        for a, b, name, row, e in zip(x, x_hat, names, rows.tolist(), errors, strict=True)
     )
     shown = {title: list(islice(pairs, len(group))) for title, group in groups.items()}
     about = [

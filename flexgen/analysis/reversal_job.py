@@ -4,16 +4,23 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexgen.analysis.foreign_generator import Found, open_generator, pair
+from flexgen.analysis.reversal_inputs import loss_terms, read_mask
 from flexgen.checks import check_integer
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
-from flexgen.reversal import reverse
+from flexgen.files import file_sha256
+from flexgen.metrics import reconstruction_error
+from flexgen.reversal import Reversal, reverse
+from flexgen.reversal.freezing import Generator
 from flexgen.reversal.stream import Streamed, reverse_stream
+
+_MOST_TUNED = 256
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,25 @@ class Job(Found):
 
     reader: Reader
     index: Tensor
+    mask: Tensor | None
+    loss: Any
     device: torch.device
     identity: dict[str, Any]
+
+    def find(self, generator: Generator, x: Tensor, **options: Any) -> "Measured":
+        """:func:`~flexgen.reversal.reverse`, and the errors of what it finds."""
+        found = reverse(generator, x, mask=self.mask, **options)
+        errors = reconstruction_error(found.x_hat, x.to(found.x_hat), self.range, self.mask)
+        return Measured(**{**vars(found), **errors})
+
+
+@dataclass(frozen=True)
+class Measured(Reversal):
+    """A reversal with the errors of each sample, see `flexgen.metrics.reconstruction_error`."""
+
+    rmse: Tensor | None = None
+    psnr: Tensor | None = None
+    ssim: Tensor | None = None
 
 
 def prepare(asked: dict[str, Any], rank: int) -> Job:
@@ -32,25 +56,50 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     options = _options(asked["reverse"])
     device = _device(asked["device"], rank)
     processes = asked["processes"]
-    for name, least in (("pairs", 0), ("n", 1), ("chunk", 1), ("threads", 1)):
+    for name, least in (
+        ("pairs", 0),
+        ("own", 0),
+        ("n", 1),
+        ("chunk", 1),
+        ("threads", 1),
+        ("tune", 1),
+    ):
         if asked[name] is not None:
             check_integer(name, asked[name], least)
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))
+    typed = options.get("loss", "mse")
     found = open_generator(asked, options, device, rank)
+    if typed != "mse":
+        found.options["loss"] = loss_terms(typed, found.range, asked, device)
     data_range = pair("data_range", asked["data_range"]) or found.data_range
     shape, value_range = found.probe.shape, found.range
     reader = _reader(asked, shape, value_range, data_range)
     size = len(reader)
     n = min(asked["n"] or size, size)
+    if found.context is not None and len(found.context) != size:
+        raise ValueError(
+            f"`labels` must hold one for each of {size} samples, got {len(found.context)}"
+        )
+    if asked["tune"] is not None and (n > _MOST_TUNED or not isinstance(found.original, nn.Module)):
+        raise ValueError(
+            f"`tune` fits one module to all data, at most {_MOST_TUNED}, got a {found.loaded.kind} "
+            f"and {n} samples; give n=16, say"
+        )
+    mask = read_mask(asked["mask"], shape)
     identity = {
         "generator": found.loaded.sha256, "data": asked["data"], "key": asked["key"],
         "shape": list(shape), "range": list(value_range),
-        "data_range": data_range and list(data_range),
+        "data_range": data_range and list(data_range), "loss": typed,
+        "codes": {name: asked[name] for name in ("latent_shape", "space", "slope", "noise")},
+        "mask": asked["mask"] and file_sha256(Path(asked["mask"])),
     }  # fmt: skip
     index = torch.arange(n) * size // n
-    return Job(**vars(found), reader=reader, index=index, device=device, identity=identity)
+    return Job(
+        **vars(found), reader=reader, index=index, mask=None if mask is None else mask.to(device),
+        loss=typed, device=device, identity=identity,
+    )  # fmt: skip
 
 
 def work(
@@ -61,8 +110,9 @@ def work(
     chunk = asked["chunk"] or (256 if job.device.type == "cpu" else 2048)
     return reverse_stream(
         job.loaded.generator, job.reader, asked["out"], latent_shape=job.latent_shape,
-        identity=job.identity, index=job.index, chunk=chunk, device=job.device, rank=rank,
-        world_size=world_size, check=check, progress=asked["progress"], **job.options,
+        find=job.find, identity=job.identity, index=job.index, context=job.context, chunk=chunk,
+        device=job.device, rank=rank, world_size=world_size, check=check,
+        progress=asked["progress"], **job.options,
     )  # fmt: skip
 
 
@@ -84,7 +134,17 @@ def _reader(
 
 
 def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    theirs = {"generator", "x", "latent_shape", "index", "history", "progress", "watch"}
+    theirs = {
+        "generator",
+        "x",
+        "latent_shape",
+        "context",
+        "mask",
+        "index",
+        "history",
+        "progress",
+        "watch",
+    }
     known = set(inspect.signature(reverse).parameters) - theirs
     options = {name: value for name, value in asked.items() if value is not None}
     if unknown := sorted(options.keys() - known):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flexgen.analysis.foreign_generator import shape_text
-from flexgen.analysis.pairs import show_pairs, sum_up
+from flexgen.analysis.pairs import read_values, show_pairs, sum_up
 from flexgen.analysis.reversal_job import Job, prepare, work
+from flexgen.analysis.tuning import tuned
 from flexgen.analysis.workers import shards
 from flexgen.checks import check_integer
 from flexgen.data.sources import printable
@@ -31,10 +32,14 @@ def find_codes(asked: dict[str, Any]) -> None:
     started = time.perf_counter()
     with shards(asked, asked["processes"]) as check:
         done = work(asked, job, 0, max(world_size, asked["processes"]), check)
-    facts = sum_up(done, time.perf_counter() - started, job)
+    values = read_values(done.codes)
+    facts = sum_up(done, values, time.perf_counter() - started, job, asked["own"])
+    if asked["tune"]:
+        job, values, told = tuned(done.codes, job, values, asked)
+        facts.append(told)
     print(f"codes: {done.codes}")
     if asked["pairs"]:
-        show_pairs(done.codes, job, facts, asked)
+        show_pairs(done.codes, values, job, facts, asked)
 
 
 def _describe(asked: dict[str, Any], job: Job) -> None:

@@ -125,12 +125,13 @@ class _Safetensors(Rows):
 _KINDS: dict[str, type[Rows]] = {".npy": _Npy, ".npz": _Npz, ".safetensors": _Safetensors}
 
 
-def open_array(path: Path, key: str | None = None) -> Rows:
+def open_array(path: Path, key: str | None = None, *, numbers: bool = False) -> Rows:
     """The array of a file, not read yet.
 
     Args:
         path: a .npy, .npz or .safetensors file.
         key: name of the array; needed where a file holds several.
+        numbers: whether an example may be a number of any type, as a label is.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -150,12 +151,12 @@ def open_array(path: Path, key: str | None = None) -> Rows:
             "save the array with numpy.save"
         )
     rows = _KINDS[path.suffix](path, key)
-    if len(rows.shape) < 2 or not rows.shape[0]:
+    if len(rows.shape) < (1 if numbers else 2) or not rows.shape[0]:
         raise ValueError(
             f"the array in {path} must hold at least one example along its first axis, (n, …), "
             f"got shape {tuple(rows.shape)}"
         )
-    if rows.dtype != torch.uint8 and not rows.dtype.is_floating_point:
+    if not numbers and rows.dtype != torch.uint8 and not rows.dtype.is_floating_point:
         raise ValueError(
             f"the array in {path} must be uint8 in [0, 255] or floating point, got {rows.dtype}; "
             "convert it"

@@ -68,6 +68,21 @@ def load_or_train_classifier(
     return classifier.to(x.device)
 
 
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a file of :func:`load_or_train_classifier`'s.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    classifier = _load(Path(path), {"version": _VERSION})
+    if classifier is None:
+        raise ValueError(
+            f"{path} holds no classifier of FlexGen's; `flexgen evaluate` of a run with "
+            "callbacks=[…,quality] and callbacks.quality.classifier=true saves one"
+        )
+    return classifier
+
+
 def _load(path: Path, wanted: dict[str, str]) -> Classifier | None:
     """The classifier in the file, if there is a whole one for what is wanted."""
     if not path.exists():

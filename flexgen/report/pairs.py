@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flexgen.report.templating import render
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A sample above its reconstruction, a PNG; its name, its loss, whether its code converged."""
+    """A sample above its reconstruction, a PNG; its name, its loss, whether its code converged, and
+    what else there is of "psnr", "rmse" and "ssim"."""
 
     png: bytes
     name: str
     loss: float
     converged: bool
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def failure(self) -> str | None:
@@ -35,5 +37,7 @@ def pairs_page(
     failed = sum(pair.failure is not None for pair in pairs)
     return render(
         "pairs.html", title=title, facts=facts, groups=groups, shown=len(pairs), failed=failed,
+        measured=any(pair.errors for pair in pairs),
+        similar=any("ssim" in pair.errors for pair in pairs),
         data={"facts": dict(facts), "curves": {}},
     )  # fmt: skip

@@ -196,3 +196,15 @@ class FromUnit(ToUnit):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (self.high - self.low) + self.low
+
+
+class Moved(nn.Module):
+    """G's data moved to another range."""
+
+    def __init__(self, generator: Callable[..., Tensor], move: nn.Module) -> None:
+        super().__init__()
+        self.generator, self.move = generator, move
+
+    def forward(self, z: Tensor, *context: Tensor) -> Tensor:
+        x: Tensor = self.move(self.generator(z, *context))
+        return x

@@ -77,6 +77,7 @@ def reverse_stream(
     find: Callable[..., Reversal | PosteriorCodes] = reverse,
     identity: Mapping[str, Any] | None = None,
     index: Tensor | None = None,
+    context: Tensor | None = None,
     chunk: int = 256,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -106,6 +107,7 @@ def reverse_stream(
             work of another identity is refused. A hash of the weights, if None and the generator is
             a module; its options and the data's names are always part of it.
         index: which examples, `(n,)`, rising; all if None.
+        context: what the generator is called with beside the codes, of each example of the data.
         chunk: samples at a time, best a multiple of `batch_size`.
         device: where a chunk's data are put, for a generator that is no module.
         rank, world_size: number of this process, and of all.
@@ -149,6 +151,7 @@ def reverse_stream(
         "chunk": chunk,
         "samples": len(index),
         "index": _digest(index.tolist()),
+        "context": _plain(context),
         "names": None if source.names is None else _digest(source.names),
         "flexgen": __version__,
         "torch": torch.__version__,
@@ -171,7 +174,8 @@ def reverse_stream(
                 continue
             started = time.perf_counter()
             x = source.read(chunks[number]).to(device)
-            found = find(generator, x, index=chunks[number], **options)
+            given = {} if context is None else {"context": context[chunks[number]]}
+            found = find(generator, x, index=chunks[number], **given, **options)
             tensors = {k: v.cpu() for k, v in found.tensors().items() if k != "x_hat"}
             tensors["index"] = chunks[number]
             about = {
@@ -196,9 +200,12 @@ def _digest(values: Sequence[object]) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, Tensor):
-        return _digest(value.tolist())
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
     if isinstance(value, nn.Module):
         return weights_sha256(value)
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

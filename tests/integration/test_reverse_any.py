@@ -93,6 +93,7 @@ def test_a_torchscript_file_and_a_folder(
     found = load_file("my codes/codes.safetensors")
     assert {name: tuple(value.shape) for name, value in found.items()} == {
         "z": (13, 4), "loss": (13,), "steps": (13,), "converged": (13,), "index": (13,),
+        "rmse": (13,), "psnr": (13,),
     }  # fmt: skip
     with safe_open("my codes/codes.safetensors", "pt") as file:
         assert '"00.png", "01.png"' in file.metadata()["names"]

@@ -61,3 +61,49 @@ def export(path: Path, batch: int = 4, dynamic: bool = True) -> Path:
     program = torch.export.export(small(), (torch.zeros(batch, 4),), dynamic_shapes=shapes)
     torch.export.save(program, path)
     return path
+
+
+class Style(nn.Module):
+    """Codes of 4 by a mapping network and three layers with noise to images of 1×12×12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.mapping = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.2))
+            self.synthesis = Synthesis()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.synthesis(self.mapping(z)[:, None].expand(-1, 3, -1))
+
+
+class Synthesis(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 144) for _ in range(3))
+        self.register_buffer("noise_const", torch.randn(12, 12))
+
+    def forward(self, ws: Tensor) -> Tensor:
+        pairs = zip(self.layers, ws.unbind(1), strict=True)
+        x = torch.stack([layer(w) for layer, w in pairs]).sum(0).view(-1, 1, 12, 12)
+        return torch.tanh(x + 0.1 * self.noise_const)
+
+
+style = Style().eval()
+
+
+class Conditional(nn.Module):
+    """Codes of 4 and one of 3 labels to images of 1×12×12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.classes = nn.Embedding(3, 144)
+            self.layer = nn.Linear(4, 144)
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return torch.tanh(self.layer(z) + self.classes(label)).view(-1, 1, 12, 12)
+
+
+conditional = Conditional().eval()

@@ -1,0 +1,90 @@
+"""Labels, mask and losses of `flexgen reverse generator=…`, as the library takes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flexgen.data.array_files import open_array
+from flexgen.data.sources import printable
+from flexgen.metrics import load_classifier
+from flexgen.reversal.loading import load_generator
+
+
+def read_labels(asked: dict[str, Any]) -> Tensor | None:
+    """Labels `(n,)` or features `(n, c)` of all data: a file of their own, or an array beside x."""
+    name = asked["labels"]
+    if name is None:
+        return None
+    own = Path(name).is_file()
+    path, key = (Path(name), None) if own else (Path(asked["path"]), name)
+    rows = open_array(path, key, numbers=True)
+    labels = rows.read(torch.arange(rows.shape[0]))
+    return labels.float() if labels.is_floating_point() else labels.long()
+
+
+def read_mask(name: str | None, shape: tuple[int, ...]) -> Tensor | None:
+    """What is known of each sample, true there, `(*shape)`: an image, white there, or an array."""
+    if name is None:
+        return None
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no mask {name}; give an image, or an array in .npy")
+    if path.suffix == ".npy":
+        known = torch.from_numpy(np.load(path, allow_pickle=False)) > 0
+    else:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            known = torch.from_numpy(np.array(image.convert("L"))) > 127
+    try:
+        known = known.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the mask {printable(name)} must be of the generator's images, {shape[-2:]} or "
+            f"{shape}, got {tuple(known.shape)}"
+        ) from error
+    if not known.any():
+        raise ValueError(f"the mask {printable(name)} leaves nothing known; white is known")
+    return known
+
+
+def loss_terms(
+    loss: Any, value_range: tuple[float, float], asked: dict[str, Any], device: torch.device
+) -> Any:
+    """A loss as asked for, with the range of the images and the networks of features filled in."""
+    if isinstance(loss, list):
+        return [loss_terms(term, value_range, asked, device) for term in loss]
+    term = {"name": loss} if isinstance(loss, str) else dict(loss)
+    if term.get("name") == "lpips":
+        return {"range": value_range, **term}
+    if term.get("name") == "perceptual":
+        return {**term, "features": _features(term.get("features"), asked, device)}
+    return loss
+
+
+def _features(
+    source: str | None, asked: dict[str, Any], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network that is named; of a FlexGen run, if none is, the classifier of its data."""
+    if source is None:
+        if not (Path(asked["generator"]) / "config.yaml").is_file():
+            raise ValueError(
+                "loss 'perceptual' needs a network of features: a classifier's .safetensors of "
+                "FlexGen's, or with trust=true a program; reverse.loss=[{name: perceptual, "
+                "features: FILE}]; a FlexGen run's data have their own"
+            )
+        from flexgen.callbacks.quality import classifier_of
+        from flexgen.runs.run import open_run
+
+        data = open_run(Path(asked["generator"]), asked["trust"]).data
+        if not data.num_classes:
+            raise ValueError(f"{data.name} has no classes to learn features from; give features")
+        cache = Path(asked["paths"]["cache_dir"]) / "classifiers"
+        return classifier_of(data, "validation", cache).to(device).features
+    if str(source).endswith(".safetensors"):
+        return load_classifier(source).to(device).features
+    return load_generator(source, trust=asked["trust"], device=device).generator
