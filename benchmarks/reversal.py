@@ -1,18 +1,22 @@
 """Reversal by `method="lbfgs"` against the papers' loop: how much sooner, and how much better.
 
     OMP_NUM_THREADS=1 python benchmarks/reversal.py RUN [RUN …]
+    OMP_NUM_THREADS=1 python benchmarks/reversal.py RUN --foreign --n 128
 
 Each RUN is a trained run directory, as `flexgen train experiment=inverting/benchmark` writes it.
 The papers' loop is RMSprop with step size 0.05 from N(0, 1e-4²), in eval mode with frozen
 parameters (which alone makes it 1.25 times faster than a loop that collects their gradients).
-Both sides run in turn in one process, `--rounds` times; medians are printed.
+Both sides run in turn in one process, `--rounds` times; medians are printed. With `--foreign` both
+sides have the run's generator as a module, from a TorchScript file and from a torch.export archive.
 """
 
 import argparse
 import ctypes
 import platform
 import statistics
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 
 from flexgen.reversal import reverse, train_encoder
 from flexgen.reversal.fast import FastPass
+from flexgen.reversal.loading import load_generator
 from flexgen.reversal.losses import half_squared_error
 from flexgen.runs.run import open_run
 
@@ -177,6 +182,51 @@ def measure(path: Path, args: argparse.Namespace) -> list[tuple[str, str]]:
     return rows
 
 
+def foreign(path: Path, args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Rows of a table with a column a form of the generator; nothing is learned in advance."""
+    run = open_run(path)
+    module = run.model.decoder.eval().requires_grad_(False)
+    run.data.setup("test")
+    x = run.data.split("test", min(args.n, run.data.size("test")), 0)[0]
+    d = int(run.model.prior().event_shape[0])
+    z = torch.randn(4, d)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out
+        torch.jit.trace(module, z).save(f"{folder}/g.pt")
+        shapes = ({0: torch.export.Dim("batch")},)
+        torch.export.save(
+            torch.export.export(module, (z,), dynamic_shapes=shapes), f"{folder}/g.pt2"
+        )
+        forms = {"module": module} | {
+            name: load_generator(f"{folder}/{file}", trust=True).generator
+            for name, file in (("TorchScript", "g.pt"), ("torch.export", "g.pt2"))
+        }
+    for generator in forms.values():
+        papers_loop(generator, x, d, 10)
+        reverse(generator, x, latent_shape=d, steps=3)  # both sides are warm
+    found = {name: [] for name in forms}
+    for _ in range(args.rounds):
+        for name, generator in forms.items():
+            seconds, at400 = papers_loop(generator, x, d, 400)
+            times, curve = searched(generator, x, d, "bank")
+            us = milestones(times, curve, at400, at400)
+            ratios = {key: seconds / us[key] for key in ("mean", "median", "own", "all")}
+            found[name].append(ratios | {key: us[key] for key in ("worse", "ratio")})
+    named = {
+        "mean": ("to the loop's 400-step mean", "{:.1f}×"),
+        "median": ("half the images at the loop's 400-step median", "{:.1f}×"),
+        "own": ("90 % of the images at 1.05 of their own 400-step loss", "{:.1f}×"),
+        "all": ("all images to the end, against the loop's 400 steps", "{:.1f}×"),
+        "ratio": ("final mean loss over the loop's after 400 steps", "{:.3f}"),
+        "worse": ("images worse than 1.05 of their own at the end", "{:.1f} %"),
+    }
+    rows: list[tuple[str, ...]] = [(f"{run.config['name']}, {len(x)} images", *forms)]
+    for key, (what, form) in named.items():
+        middle = (statistics.median(one[key] for one in all_) for all_ in found.values())
+        rows.append((what, *map(form.format, middle)))
+    return rows
+
+
 def roofline(
     generator: nn.Module, x: Tensor, d: int, inner: dict[str, float], args: argparse.Namespace
 ) -> list[tuple[str, str]]:
@@ -197,6 +247,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--foreign", action="store_true", help="forms of files, on the CPU")
     parser.add_argument("--n", type=int, default=256, help="images (a GPU wants 1024)")
     parser.add_argument("--rounds", type=int, default=3, help="both sides in turn, so often")
     parser.add_argument("--repeats", type=int, default=15, help="of one inner step")
@@ -213,7 +264,11 @@ def main() -> None:
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {args.device}")
-    for run in args.runs:
+    for run in args.runs if args.foreign else ():
+        head, *rows = foreign(run, args)
+        print(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+        print(*(f"| {' | '.join(row)} |" for row in rows), sep="\n", flush=True)
+    for run in () if args.foreign else args.runs:
         print(f"\n| {run.name} | |\n|---|---|")
         for name, value in measure(run, args):
             print(f"| {name} | {value} |", flush=True)

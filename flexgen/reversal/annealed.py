@@ -220,7 +220,7 @@ def posterior_codes(
         given = contexts.of(torch.zeros(16, dtype=torch.long))
         made = tried(generate, probe, *given)
         passes = Passes(generate, generate, "plain passes")
-        if precision == "auto" and isinstance(generator, nn.Module):
+        if precision == "auto":
             passes = faster(generator, generate, "float32", probe, made, *given)
         with bar(len(x), progress, None, "posterior codes") as told:
             for place in torch.arange(len(x)).split(max(1, batch_size // chains)):

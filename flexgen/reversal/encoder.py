@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flexgen.checks import check_integer
 from flexgen.files import write_tensors
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, frozen, home
+from flexgen.reversal.passes import Generate, NoFastPass
 
 # Pairs drawn at a time, and how often each is learned from: drawing them is half the cost.
 _PAIRS = 4096
@@ -92,11 +94,11 @@ def train_encoder(
         if not x.isfinite().all():
             raise ValueError("the generator must make finite data; check its weights")
         encoder = Encoder(x.shape[1:], z.shape[1:]).to(z.device, z.dtype)
-        generate = make
-        if isinstance(generator, nn.Module):
-            half = own == torch.float32 and worth_bfloat16(generator, z[:32])
+        generate: Generate = make
+        with suppress(NoFastPass):
+            half = own == torch.float32 and worth_bfloat16(make, z[:32])
             dtype = torch.bfloat16 if half else z.dtype
-            generate = fast_pass(generator, dtype, z[:32], x) or make
+            generate = fast_pass(generator, dtype, z[:32], x)
         optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, fused=True)
         rounds, step = range(0, steps, _EPOCHS * _PAIRS // _BATCH), 0
         for _ in track(rounds, "encoder", console=Console(stderr=True), disable=not progress):

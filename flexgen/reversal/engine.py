@@ -8,8 +8,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.jit import ScriptModule
+from torch import Tensor
 
 from flexgen.checks import check_integer, check_not_negative, check_one_of, check_positive
 from flexgen.reversal.checks import check_data, check_loss, check_mask, check_unit
@@ -259,8 +258,7 @@ def reverse(
             check_unit("the generator's output", made)
         check_loss(measure(made, made))
         passes = Passes(generate, generate, "plain passes")
-        own_pass = isinstance(generator, ScriptModule) or precision == "plain"
-        if searching and isinstance(generator, nn.Module) and not own_pass:
+        if searching and precision != "plain":
             passes = faster(generator, generate, precision, probe, made, *given)
         elements = made[0].numel() * contexts.count
         codes = first.bank_codes(bank, elements).to(device, dtype)

@@ -1,25 +1,23 @@
 """A faster copy of a generator's pass, for the hundreds of passes that a reversal takes."""
 
 import copy
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from flexgen.reversal.passes import residual
+from flexgen.checks import first_line
+from flexgen.reversal.dense import COLUMNS, Dense, dense_layers, dense_residual
+from flexgen.reversal.folding import fold_batch_norms, rectify_in_place
+from flexgen.reversal.freezing import Generator, batch_norms, home
+from flexgen.reversal.graphs import as_layers
+from flexgen.reversal.passes import Generate, NoFastPass, residual
 
 # Transposed convolutions with so few output channels leave the library's vector units idle.
 _FEW_CHANNELS = 4
-
-# MKL's products with 5 to 11 columns round a row by its place in the batch; 16 do not.
-_COLUMNS = 16
 
 WORTH_BFLOAT16 = 1_000_000
 """Floating-point operations of one sample's pass from which bfloat16 pays."""
@@ -47,9 +45,9 @@ class FastPass(nn.Module):
         generator = copy.deepcopy(generator).eval().requires_grad_(False)
         for module in list(generator.modules()):
             if isinstance(module, nn.Sequential):
-                _fold_batch_norms(module)
-                _rectify_in_place(module)
-        self.residual = _dense_residual(generator) if dtype != torch.bfloat16 else None
+                fold_batch_norms(module)
+                rectify_in_place(module)
+        self.residual = dense_residual(generator) if dtype != torch.bfloat16 else None
         wrapper = nn.Sequential(generator)  # so that a bare layer is replaced as any other
         last = [m for m in wrapper.modules() if next(m.parameters(recurse=False), None) is not None]
         last = last[-1:]
@@ -61,10 +59,11 @@ class FastPass(nn.Module):
         self.generator, self.dtype = wrapper.to(dtype), dtype
         for module in list(wrapper.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, nn.Sequential) and (layers := _dense_layers(child)):
-                    setattr(module, name, _Dense(layers))
-        if dtype.is_floating_point:
-            self.generator.to(memory_format=torch.channels_last)  # of four-dimensional weights
+                if isinstance(child, nn.Sequential) and (layers := dense_layers(child)):
+                    setattr(module, name, Dense(layers))
+        for weight in self.generator.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor, *context: Tensor) -> Tensor:
         x: Tensor = self.generator[0](z.to(self.dtype), *context)
@@ -72,42 +71,77 @@ class FastPass(nn.Module):
 
 
 def fast_pass(
-    generator: nn.Module, dtype: torch.dtype, z: Tensor, x_hat: Tensor, *context: Tensor
-) -> FastPass | None:
-    """The fast copy of `generator`, or None where it could not be made or is not the same function.
+    generator: Generator, dtype: torch.dtype, z: Tensor, x_hat: Tensor, *context: Tensor
+) -> FastPass:
+    """The fast copy of `generator`: of the module itself, or of the layers that its pass comes to.
+
+    The module itself where that leaves no batch norm and no weight norm standing; else what
+    :func:`~flexgen.reversal.graphs.as_layers` makes of it.
 
     Its data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm, its gradients
-    within 1 % or 30 %. A generator that draws noise, or one whose forward pass reads a batch norm
-    that was folded away, has none.
+    within 1 % or 30 %; of a generator in half precision within ten roundings, as its own pass is.
 
     Args:
-        generator: in eval mode, its parameters without gradients.
+        generator: in eval mode, its parameters without gradients; or any callable.
         dtype: precision of the copy.
         z: codes to compare the two on, `(batch, *latent_shape)`.
         x_hat: what the generator itself makes of them, `(batch, *shape)`.
         *context: of each code, if the generator takes one.
+
+    Raises:
+        NoFastPass: where it could not be made or is not the same function, saying why.
     """
-    try:
-        fast = FastPass(generator, dtype).to(z.device)
-        ours, our_gradient = _with_gradient(fast, z, x_hat, *context)
-        theirs, gradient = _with_gradient(generator, z, x_hat, *context)
-    except Exception:  # any module may come here; one that cannot be copied is run as it is
-        return None
+    own = home(generator, z)[1]
+
+    def plain(z: Tensor, *context: Tensor) -> Tensor:
+        x: Tensor = generator(z.to(own), *context)
+        return x.to(x_hat.dtype)
+
+    theirs, gradient = _with_gradient(plain, z, x_hat, *context)
+    rounding = 10 * torch.finfo(own).eps
     of_data, of_gradients = (0.05, 0.3) if dtype == torch.bfloat16 else (1e-4, 1e-2)
-    agrees = (ours - x_hat).norm() <= of_data * x_hat.norm()
-    agrees &= (our_gradient - gradient).norm() <= of_gradients * gradient.norm()
-    agrees &= (theirs - x_hat).norm() <= of_data * x_hat.norm()
-    if not agrees:
-        return None
-    if fast.residual is not None and not context:
-        pairs = zip(fast.residual(z, x_hat + 1), residual(fast, z, x_hat + 1), strict=True)
-        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs):
-            fast.residual = None
-    return fast
+    of_data, of_gradients = max(of_data, rounding), max(of_gradients, rounding)
+    if not (theirs - x_hat).norm() <= of_data * x_hat.norm():
+        raise NoFastPass("the generator gives another image each time for one code")
+
+    def checked(module: nn.Module) -> FastPass:
+        fast = FastPass(module, dtype).to(z.device)
+        ours, our_gradient = _with_gradient(fast, z, x_hat, *context)
+        off = float((ours - x_hat).norm() / x_hat.norm())
+        turned = float((our_gradient - gradient).norm() / gradient.norm())
+        if not (off <= of_data and turned <= of_gradients):
+            raise NoFastPass(f"a copy was off by {off:.2g}, its gradient by {turned:.2g}")
+        if fast.residual is not None and not context:
+            pairs = zip(fast.residual(z, x_hat + 1), residual(fast, z, x_hat + 1), strict=True)
+            if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs):
+                fast.residual = None
+        return fast
+
+    whole = None
+    if isinstance(generator, nn.Module) and not isinstance(generator, ScriptModule):
+        try:
+            whole = checked(generator)
+        except Exception:  # any module may come here; one that cannot be copied may be recorded
+            whole = None
+        if whole is not None and not _left_to_fold(whole):
+            return whole
+    try:
+        size = getattr(generator, "batch_size", None)
+        return checked(as_layers(plain, z, *context, batch_size=size))
+    except Exception as error:
+        if whole is not None:
+            return whole
+        if isinstance(error, NoFastPass):
+            raise
+        raise NoFastPass(f"it cannot be recorded: {first_line(error)}") from error
+
+
+def _left_to_fold(fast: FastPass) -> bool:
+    return bool(batch_norms(fast)) or any(map(parametrize.is_parametrized, fast.modules()))
 
 
 def _with_gradient(
-    generate: nn.Module, z: Tensor, towards: Tensor, *context: Tensor
+    generate: Generate, z: Tensor, towards: Tensor, *context: Tensor
 ) -> tuple[Tensor, Tensor]:
     """G(z), and the gradient of its product with `towards`."""
     with torch.enable_grad():
@@ -117,7 +151,7 @@ def _with_gradient(
     return x_hat.detach(), gradient
 
 
-def worth_bfloat16(generator: nn.Module, z: Tensor, *context: Tensor) -> bool:
+def worth_bfloat16(generator: Generate, z: Tensor, *context: Tensor) -> bool:
     """Whether a pass is so much work, counted, not timed, that casts cost less than they save."""
     if not has_bfloat16(z.device):
         return False
@@ -149,13 +183,13 @@ class _Wide(nn.Module):
 
 
 class _PaddedLinear(nn.Module):
-    """A linear layer whose few inputs or outputs are padded with zeros; see `_COLUMNS`."""
+    """A linear layer whose few inputs or outputs are padded with zeros; see `COLUMNS`."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.out_features = layer.out_features
-        self.pad = max(_COLUMNS - layer.in_features, 0)
-        more = max(_COLUMNS - layer.out_features, 0)
+        self.pad = max(COLUMNS - layer.in_features, 0)
+        more = max(COLUMNS - layer.out_features, 0)
         self.weight = nn.Parameter(F.pad(layer.weight, (0, self.pad, 0, more)), requires_grad=False)
         self.bias = None
         if layer.bias is not None:
@@ -164,112 +198,6 @@ class _PaddedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(F.pad(x, (0, self.pad)), self.weight, self.bias)
         return y[..., : self.out_features]
-
-
-class _Dense(nn.Module):
-    """Linear layers with a ReLU after each, as one node of the graph: a small network's time is
-    spent between its products."""
-
-    def __init__(self, layers: list[nn.Linear]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = _DenseFunction.apply(x, *(part for m in self.layers for part in (m.weight, m.bias)))
-        return x
-
-
-class _DenseFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parts: Tensor) -> Tensor:
-        ctx.weights, outputs = parts[::2], _rectified(x, parts)
-        ctx.save_for_backward(*outputs)
-        return outputs[-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _pulled_back(gradient, ctx.saved_tensors, ctx.weights)
-        return gradient, *[None] * (2 * len(ctx.weights))
-
-
-def _rectified(x: Tensor, parts: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs of linear layers with a ReLU after each; `parts` are their weights and biases."""
-    outputs = []
-    for weight, bias in zip(parts[::2], parts[1::2], strict=True):
-        x = F.linear(x, weight, bias).relu_()
-        outputs.append(x)
-    return outputs
-
-
-def _pulled_back(
-    gradient: Tensor, outputs: Sequence[Tensor], weights: tuple[Tensor, ...]
-) -> Tensor:
-    """The gradient of what went into such layers, of that of what came out."""
-    for output, weight in zip(reversed(outputs), reversed(weights), strict=True):
-        gradient = torch.ops.aten.threshold_backward(gradient, output, 0) @ weight
-    return gradient
-
-
-class _DenseResidual:
-    """:func:`residual` of linear layers, a ReLU between them and a map at the end, without a graph,
-    whose bookkeeping takes as long as a small network's products."""
-
-    def __init__(self, layers: list[nn.Linear], last: type[nn.Module]) -> None:
-        self.parts = tuple(part for m in layers[:-1] for part in (m.weight, m.bias))
-        self.output = layers[-1]
-        self.to_range, self.range_backward = _RANGES[last]
-
-    def __call__(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            outputs = _rectified(z, self.parts)
-            y = self.to_range(self.output(outputs[-1] if outputs else z))
-            residual = x.flatten(1) - y
-            slope = self.range_backward(residual, y) @ self.output.weight
-            return residual.view_as(x), _pulled_back(slope, outputs, self.parts[::2])
-
-
-_RANGES: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    nn.Identity: (lambda y: y, lambda gradient, y: gradient),
-    nn.Tanh: (torch.tanh_, torch.ops.aten.tanh_backward),
-    nn.Sigmoid: (torch.sigmoid_, torch.ops.aten.sigmoid_backward),
-}
-
-
-def _dense_residual(generator: nn.Module) -> _DenseResidual | None:
-    """Of a generator whose graph is such layers in a row, and a view at the end."""
-    leaves = [type(m) for m in generator.modules() if not list(m.children())]
-    if not {*leaves} <= {nn.Linear, nn.ReLU, nn.Unflatten, *_RANGES}:
-        return None
-    given = [*inspect.signature(generator.forward).parameters.values()][1:]
-    try:
-        graph = fx.Tracer().trace(generator, {one.name: one.default for one in given})
-    except Exception:  # what a graph cannot be made of goes on by autograd
-        return None
-    (node,) = next(n for n in graph.nodes if n.op == "output").args
-    row: list[nn.Module] = []
-    while isinstance(node, fx.Node) and node.op != "placeholder":
-        layer = generator.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if layer is not None and not isinstance(layer, nn.Unflatten):
-            row.insert(0, layer)
-        elif row or not (layer or node.target in ("unflatten", "view", "reshape")):
-            return None
-        node = node.args[0]
-    last = type(row.pop()) if row and type(row[-1]) in _RANGES else nn.Identity
-    layers = _dense_layers([*row, nn.ReLU()])
-    narrow = any(min(m.in_features, m.out_features) < _COLUMNS for m in layers)
-    return None if narrow or not layers else _DenseResidual(layers, last)
-
-
-def _dense_layers(net: Iterable[nn.Module]) -> list[nn.Linear]:
-    """The linear layers of a sequence of them, each before a ReLU; none if it holds anything else.
-
-    Identities, a folded batch norm for one, do not count.
-    """
-    layers = [layer for layer in net if not isinstance(layer, nn.Identity)]
-    linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
-    rectified = [layer for layer in layers[1::2] if type(layer) is nn.ReLU]
-    return linear if len(linear) == len(rectified) and 2 * len(linear) == len(layers) else []
 
 
 class _Deconvolution(nn.Module):
@@ -313,69 +241,10 @@ class _ProductDeconvolution(nn.Module):
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
-def _fold_batch_norms(net: nn.Sequential) -> None:
-    """Fold each batch norm into the layer before it; an identity keeps its place."""
-    names = list(net._modules)
-    for i, name in enumerate(names):
-        norm = net._modules[name]
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or i == 0:
-            continue
-        before = net._modules[names[i - 1]]
-        per_channel = 1
-        if isinstance(before, nn.Unflatten) and i > 1:  # a linear layer that makes the first map
-            per_channel = _pixels(before)
-            before = net._modules[names[i - 2]]
-        if (
-            isinstance(before, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-            and not parametrize.is_parametrized(before)
-            and _fold(before, norm, per_channel)
-        ):
-            net._modules[name] = nn.Identity()
-
-
-def _rectify_in_place(net: nn.Sequential) -> None:
-    """Let each ReLU write over the sums before it, which nobody else reads in a sequence."""
-    sums = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, _BatchNorm)
-    made_here = False  # what a sequence is given belongs to others, a residual's input for one
-    for name, layer in list(net.named_children()):
-        if type(layer) is nn.ReLU and made_here:
-            setattr(net, name, nn.ReLU(inplace=True))
-        # Identities, a folded batch norm for one, and views pass on what they get.
-        passes_on = isinstance(layer, nn.Identity | nn.Unflatten)
-        made_here = isinstance(layer, sums) or (passes_on and made_here)
-
-
-def _pixels(layer: nn.Unflatten) -> int:
-    sizes = tuple(int(size) for size in layer.unflattened_size)
-    return int(torch.tensor(sizes[1:]).prod()) if layer.dim in (1, -1) else 0
-
-
-def _fold(
-    layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, norm: _BatchNorm, per_channel: int
-) -> bool:
-    """y = (W x + b − μ) s + β with s = γ / √(σ² + ε), as one layer of weights s W."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale
-    shift = shift if norm.bias is None else shift + norm.bias
-    scale, shift = scale.repeat_interleave(per_channel), shift.repeat_interleave(per_channel)
-    weight, outputs = layer.weight, int(isinstance(layer, nn.ConvTranspose2d))  # their dimension
-    if weight.shape[outputs] != len(scale):
-        return False  # groups, or a batch norm over another dimension
-    across = [1] * weight.dim()
-    across[outputs] = -1
-    bias = shift if layer.bias is None else layer.bias * scale + shift
-    layer.weight = nn.Parameter(weight * scale.view(across), requires_grad=False)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
-    return True
-
-
 def _replacement(layer: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     if parametrize.is_parametrized(layer):
         return None
-    if type(layer) is nn.Linear and min(layer.in_features, layer.out_features) < _COLUMNS:
+    if type(layer) is nn.Linear and min(layer.in_features, layer.out_features) < COLUMNS:
         return _PaddedLinear(layer)
     if type(layer) is nn.ConvTranspose2d:
         few = layer.out_channels <= _FEW_CHANNELS and layer.groups == 1

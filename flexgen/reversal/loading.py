@@ -4,7 +4,7 @@ import hashlib
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -253,25 +253,37 @@ def _exported(path: Path, sha256: str, device: torch.device) -> Loaded:
     notes: tuple[str, ...] = ()
     if isinstance(batch, int):
         notes = (
-            f"the program was exported for batches of exactly {batch}: it runs in such pieces; for "
-            "any batch export it with dynamic_shapes=({0: torch.export.Dim('batch')},)",
+            f"the program was exported for batches of exactly {batch}: where it is not rewritten "
+            "for any, it runs in such pieces; export it with "
+            "dynamic_shapes=({0: torch.export.Dim('batch')},)",
         )
     else:
         batch = None
-    generate, shape = _in_pieces(module, batch), tuple(args[0].shape[1:])
+    generate, shape = Exported(module, args[0].dtype, batch), tuple(args[0].shape[1:])
     return Loaded(generate, shape, "torch.export archive", sha256, args[0].dtype, notes)
 
 
-def _in_pieces(module: Any, size: int | None) -> Callable[[Tensor], Tensor]:
-    # A plain function: an exported module knows no eval mode, and would refuse to be put there.
-    def generate(z: Tensor) -> Tensor:
-        if size is None:
-            x: Tensor = module(z)
-            return x
-        padded = torch.cat([z, z[:1].expand(-len(z) % size, *z.shape[1:])])
-        return torch.cat([module(piece) for piece in padded.split(size)])[: len(z)]
+@dataclass(frozen=True)
+class Exported:
+    """An exported program as a function: no module, as it knows no eval mode, and would refuse it.
 
-    return generate
+    Attributes:
+        module: from codes to data.
+        dtype: of its codes.
+        batch_size: so many codes it takes, and no other number; None: any.
+    """
+
+    module: Any
+    dtype: torch.dtype
+    batch_size: int | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        z = z.to(self.dtype)
+        if self.batch_size in (None, len(z)):
+            x: Tensor = self.module(z)
+            return x
+        padded = torch.cat([z, z[:1].expand(-len(z) % self.batch_size, *z.shape[1:])])
+        return torch.cat([self.module(piece) for piece in padded.split(self.batch_size)])[: len(z)]
 
 
 def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:

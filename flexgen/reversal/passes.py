@@ -18,6 +18,10 @@ _ENGINE = torch.autograd.Variable._execution_engine
 _ROWS = 16
 
 
+class NoFastPass(ValueError):
+    """Why a generator has no faster copy."""
+
+
 class OfSamples:
     """What a dataclass says of each of n samples."""
 

@@ -1,14 +1,15 @@
 """What every way to codes does first: the pass, tried and made faster, and the contexts."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, home
-from flexgen.reversal.passes import Generate, Passes
+from flexgen.reversal.passes import Generate, NoFastPass, Passes
 from flexgen.reversal.starts import Bank
 
 _MOST_BANKS = 64
@@ -113,17 +114,19 @@ class Contexts:
 
 
 def faster(
-    generator: nn.Module, generate: Generate, precision: str, probe: Tensor, *given: Tensor
-) -> Passes:
+    generator: Generator, generate: Generate, precision: str, probe: Tensor, made: Tensor,
+    *context: Tensor,
+) -> Passes:  # fmt: skip
     """The generator's faster copies, as far as they are its function."""
-    fine = fast_pass(generator, probe.dtype, probe, *given)
+    try:
+        fine = fast_pass(generator, probe.dtype, probe, made, *context)
+    except NoFastPass as error:
+        return Passes(generate, generate, f"plain passes ({error})")
     name = str(probe.dtype).removeprefix("torch.")
-    if fine is None:
-        return Passes(generate, generate, "plain passes (no copy was the generator's function)")
     half = precision == "auto" and probe.dtype == torch.float32
-    if half and worth_bfloat16(fine, probe, *given[1:]):
-        coarse = fast_pass(generator, torch.bfloat16, probe, *given)
-        if coarse is not None:
+    if half and worth_bfloat16(fine, probe, *context):
+        with suppress(NoFastPass):
+            coarse = fast_pass(generator, torch.bfloat16, probe, made, *context)
             how = f"passes in bfloat16, then {name}"
             return Passes(coarse, fine, how, generate, fine.residual)
     return Passes(fine, fine, f"passes in {name}", generate, fine.residual)
