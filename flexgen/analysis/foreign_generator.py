@@ -131,8 +131,8 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
         network = asked["network"] and instantiate(asked["network"])
-        source, trust = asked["generator"], asked["trust"]
-        loaded = load_generator(source, network=network, trust=trust, device=device)
+        source, key, trust = asked["generator"], asked["key"], asked["trust"]
+        loaded = load_generator(source, network=network, key=key, trust=trust, device=device)
         if network:
             about = f"{loaded.sha256} {json.dumps(asked['network'], sort_keys=True)}"
             loaded = replace(loaded, sha256=hashlib.sha256(about.encode()).hexdigest())

@@ -89,7 +89,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
         )
     mask = read_mask(asked["mask"], shape)
     identity = {
-        "generator": found.loaded.sha256, "data": asked["data"], "key": asked["key"],
+        "generator": found.loaded.sha256, "data": asked["data"], "data_key": asked["data_key"],
         "shape": list(shape), "range": list(value_range),
         "data_range": data_range and list(data_range), "loss": typed,
         "codes": {name: asked[name] for name in ("latent_shape", "space", "slope", "noise")},
@@ -124,7 +124,7 @@ def _reader(
         return ImageFolder(asked["path"], shape, value_range, resize=asked["resize"])
     if asked["data"] == "array":
         return ArrayFile(
-            asked["path"], shape, value_range, key=asked["key"], resize=asked["resize"],
+            asked["path"], shape, value_range, key=asked["data_key"], resize=asked["resize"],
             data_range=data_range,
         )  # fmt: skip
     raise ValueError(

@@ -57,7 +57,9 @@ class Rows(ABC):
             return names[0]
         found = ", ".join(names) or "none"
         missing = "" if self.key is None else f", not {self.key!r}"
-        raise KeyError(f"{self.path} holds the arrays {found}{missing}; say which with key=NAME")
+        raise KeyError(
+            f"{self.path} holds the arrays {found}{missing}; say which with data_key=NAME"
+        )
 
 
 class _Npy(Rows):

@@ -75,8 +75,8 @@ def fast_pass(
 ) -> FastPass:
     """The fast copy of `generator`: of the module itself, or of the layers that its pass comes to.
 
-    The module itself where that leaves no batch norm and no weight norm standing; else what
-    :func:`~flexgen.reversal.graphs.as_layers` makes of it.
+    The module itself where its weights are those of torch's layers, and no batch norm and no
+    weight norm is left standing; else what :func:`~flexgen.reversal.graphs.as_layers` makes of it.
 
     Its data lie within 1e-4 (float32) or 5 % (bfloat16) of the generator's in norm, its gradients
     within 1 % or 30 %; of a generator in half precision within ten roundings, as its own pass is.
@@ -123,7 +123,7 @@ def fast_pass(
             whole = checked(generator)
         except Exception:  # any module may come here; one that cannot be copied may be recorded
             whole = None
-        if whole is not None and not _left_to_fold(whole):
+        if whole is not None and not _left(generator, whole):
             return whole
     try:
         size = getattr(generator, "batch_size", None)
@@ -136,8 +136,12 @@ def fast_pass(
         raise NoFastPass(f"it cannot be recorded: {first_line(error)}") from error
 
 
-def _left_to_fold(fast: FastPass) -> bool:
-    return bool(batch_norms(fast)) or any(map(parametrize.is_parametrized, fast.modules()))
+def _left(generator: nn.Module, fast: FastPass) -> bool:
+    """Whether a recording may have more to fold than the module showed."""
+    own = (m for m in generator.modules() if not type(m).__module__.startswith("torch.nn"))
+    unknown = any(list(m.parameters(False)) or list(m.buffers(False)) for m in own)
+    folded = not batch_norms(fast) and not any(map(parametrize.is_parametrized, fast.modules()))
+    return unknown or not folded
 
 
 def _with_gradient(

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +17,10 @@ from torch import Tensor, nn
 
 from flexgen.checks import first_line
 from flexgen.files import file_sha256
+from flexgen.reversal.exported import read_exported
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
+from flexgen.reversal.onnx_files import read_onnx
+from flexgen.reversal.pickles import Styled, pick, read_pickle
 from flexgen.reversal.starts import normal_codes
 
 _WEIGHTS = (
@@ -49,20 +51,23 @@ class Loaded:
 
 
 def load_generator(
-    source: str | Path, *, network: nn.Module | None = None, trust: bool = False,
-    device: torch.device | str = "cpu",
+    source: str | Path, *, network: nn.Module | None = None, key: str | None = None,
+    trust: bool = False, device: torch.device | str = "cpu",
 ) -> Loaded:  # fmt: skip
     """The generator in a file or at an import path.
 
-    Weights, a .safetensors file, are loaded into `network`. Everything else is a program and does
-    what its writer wants, so it needs `trust`: TorchScript (`torch.jit.save`), an archive of
-    `torch.export.save`, a module saved whole with `torch.save`, each known by its content, and a
-    module that is imported.
+    Weights, a .safetensors file, are loaded into `network`. Everything else is a program, or may
+    hold one, and does what its writer wants, so it needs `trust`: TorchScript (`torch.jit.save`),
+    an archive of `torch.export.save`, an ONNX file, a pickle, by `torch.save` or by itself, each
+    known by its content, and a module that is imported. A pickle may hold a module, weights for
+    `network`, or a dictionary of such, as of NVIDIA's with `G`, `D` and `G_ema`.
 
     Args:
         source: a file, or `package.module:attribute` of a module or a function from codes to data,
             found on `sys.path`.
         network: what the weights belong to.
+        key: where the generator lies in a file of several things, `G_ema` or
+            `state_dict.generator`; None: under a usual name, an average first.
         trust: whether a program may run.
         device: where to put it. A function stays where it is.
 
@@ -72,10 +77,16 @@ def load_generator(
     Raises:
         FileNotFoundError: if there is no such file, module or attribute.
         ValueError: if it is a program and there is no `trust`; weights without `network`, or of
-            another; no generator, or damaged.
+            another; no generator, several, or damaged.
     """
     path, device = Path(source), torch.device(device)
     if path.is_dir():
+        if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+            raise ValueError(
+                f"{source} is a model of diffusers; give its decoder as a function of a module "
+                "here: vae = AutoencoderKL.from_pretrained(FOLDER); decode = lambda z: "
+                "vae.decode(z).sample; then generator=module:decode latent_shape=[4,32,32]"
+            )
         raise ValueError(
             f"{source} is a folder; name a generator's file in it, or a FlexGen run's folder, "
             "which holds config.yaml"
@@ -88,15 +99,17 @@ def load_generator(
             "FlexGen run, or package.module:attribute"
         )
     if path.is_file() and path.suffix == ".safetensors":
-        return _weights(path, network, device)
-    if network is not None:
-        raise ValueError(f"`network` goes with weights in a .safetensors file, got {source}")
+        return _weights(path, network, key, device)
     if not trust:
         raise ValueError(
             f"{source} is a program, not weights: it can do on this machine whatever you can; if "
             f"you trust who made it, say trust=true. {_WEIGHTS}"
         )
-    return _from_file(path, device) if path.is_file() else _from_import(name, attribute, device)
+    if path.is_file():
+        return _from_file(path, network, key, device)
+    if network is not None or key is not None:
+        raise ValueError(f"`network` and `key` go with a file, got {source}")
+    return _from_import(name, attribute, device)
 
 
 @dataclass(frozen=True)
@@ -176,114 +189,91 @@ def missing_latent_shape(loaded: Loaded) -> str:
     )
 
 
-def _weights(path: Path, network: nn.Module | None, device: torch.device) -> Loaded:
+def _weights(
+    path: Path, network: nn.Module | None, key: str | None, device: torch.device
+) -> Loaded:
     if network is None:
         raise ValueError(
             f"{path} holds weights alone; name what they belong to: network={{_target_: "
             "package.Class, latent_dim: 100}"
         )
     try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        content = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"cannot load {path} ({first_line(error)}); it is damaged") from error
+    state, _ = pick(content, key, path, weights=True)
+    assert isinstance(state, dict)
+    _fill(network, state, path)
+    return _of_module(network, "weights", _keyed(file_sha256(path), key), device)
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"cannot load {path} into {type(network).__name__} ({first}); it is damaged, or of "
-            "another network"
+            f"the weights in {path} are not those of a {type(network).__name__} ({first}); give "
+            "the class and the arguments that they were trained with, or key= where the file "
+            "holds several networks"
         ) from error
-    return _of_module(network, "weights", file_sha256(path), device)
 
 
-def _from_file(path: Path, device: torch.device) -> Loaded:
+def _from_file(
+    path: Path, network: nn.Module | None, key: str | None, device: torch.device
+) -> Loaded:
     sha256 = file_sha256(path)
+    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    inside = {name.partition("/")[2] for name in names}
+    exported = "archive_format" in inside or "serialized_exported_program.json" in names
+    whole = "a torch.export archive" if exported else "a TorchScript file"
+    if (exported or "constants.pkl" in inside) and (network is not None or key is not None):
+        raise ValueError(f"{path} is {whole}, a generator by itself; leave out `network` and `key`")
+    if exported:
+        program, shape, notes = read_exported(path, device)
+        return Loaded(program, shape, "torch.export archive", sha256, program.dtype, notes)
+    if "constants.pkl" in inside:
+        return _of_module(_script(path, device), "TorchScript file", sha256, device)
+    if path.suffix == ".onnx":
+        if network is not None or key is not None:
+            raise ValueError(f"{path} is a generator by itself; leave out `network` and `key`")
+        return _of_module(read_onnx(path), "ONNX file", sha256, device)
+    if kind := _other_kind(path):
+        raise ValueError(f"{path} is {kind}")
+    content = read_pickle(path)
+    found, note = pick(content, key, path, weights=network is not None)
+    notes = () if note is None else (note,)
+    if isinstance(found, nn.Module):
+        return _of_module(found, "pickled module", _keyed(sha256, key), device, notes)
+    assert network is not None
+    _fill(network, found, path)
+    return _of_module(network, "weights", _keyed(sha256, key), device, notes)
+
+
+def _script(path: Path, device: torch.device) -> nn.Module:
     try:
-        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-        inside = {name.partition("/")[2] for name in names}
-        if "archive_format" in inside or "serialized_exported_program.json" in names:
-            return _exported(path, sha256, device)
-        if "constants.pkl" in inside:
-            with warnings.catch_warnings():
-                # Deprecated for writing; there are many files of it, and they are to be read.
-                warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
-                script = torch.jit.load(path, map_location=device)
-            return _of_module(script, "TorchScript file", sha256, device)
-        content: Any = torch.load(path, map_location="cpu", weights_only=False)
-    except ValueError:
-        raise
+        with warnings.catch_warnings():
+            # Deprecated for writing; there are many files of it, and they are to be read.
+            warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
+            script: nn.Module = torch.jit.load(path, map_location=device)
     except Exception as error:
-        raise ValueError(
-            f"cannot load {path} ({_last_line(error)}); it is cut short, no file of torch's, or "
-            "the classes in it cannot be imported from this folder"
-        ) from error
-    if isinstance(content, nn.Module):
-        return _of_module(content, "pickled module", sha256, device)
-    what = type(content).__name__
-    if isinstance(content, dict):
-        what = f"a dictionary ({', '.join(map(str, list(content)[:3]))}, …)"
-    raise ValueError(f"{path} holds {what}, not a generator. {_WEIGHTS}")
+        raise ValueError(f"cannot load {path} ({_last_line(error)}); it is damaged") from error
+    return script
 
 
-def _exported(path: Path, sha256: str, device: torch.device) -> Loaded:
-    """The program of an archive of `torch.export.save`, as a function of any batch size."""
-    from torch.export.passes import move_to_device_pass
-
-    try:
-        with open(path, "rb") as file:
-            # A file, not a path: torch then does not mind what it is called.
-            program: Any = torch.export.load(file)
-        inputs: Any = program.example_inputs or ((), {})
-        args, kwargs = inputs
-        if device.type != "cpu":
-            program = move_to_device_pass(program, device)
-        module = program.module()
-    except Exception as error:
-        raise ValueError(
-            f"cannot load {path} ({first_line(error)}); it is damaged, or of a torch.export "
-            "that this torch cannot read: export it again"
-        ) from error
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() < 2:
-        raise ValueError(
-            f"the program in {path} must take one tensor of codes, (n, *latent_shape), got "
-            f"{len(args) + len(kwargs)} inputs; export a module that takes codes alone"
-        )
-    module.requires_grad_(False)
-    codes = next(
-        node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
-    )
-    batch = codes.meta["val"].shape[0]
-    notes: tuple[str, ...] = ()
-    if isinstance(batch, int):
-        notes = (
-            f"the program was exported for batches of exactly {batch}: where it is not rewritten "
-            "for any, it runs in such pieces; export it with "
-            "dynamic_shapes=({0: torch.export.Dim('batch')},)",
-        )
-    else:
-        batch = None
-    generate, shape = Exported(module, args[0].dtype, batch), tuple(args[0].shape[1:])
-    return Loaded(generate, shape, "torch.export archive", sha256, args[0].dtype, notes)
+def _other_kind(path: Path) -> str | None:
+    """What else a file is, and what to do about it."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file, of Keras perhaps: save the generator as ONNX, generator=g.onnx"
+    if start.startswith(b"\x93NUMPY"):
+        return "an array, not a generator; it may be what you give as path="
+    return None
 
 
-@dataclass(frozen=True)
-class Exported:
-    """An exported program as a function: no module, as it knows no eval mode, and would refuse it.
-
-    Attributes:
-        module: from codes to data.
-        dtype: of its codes.
-        batch_size: so many codes it takes, and no other number; None: any.
-    """
-
-    module: Any
-    dtype: torch.dtype
-    batch_size: int | None = None
-
-    def __call__(self, z: Tensor) -> Tensor:
-        z = z.to(self.dtype)
-        if self.batch_size in (None, len(z)):
-            x: Tensor = self.module(z)
-            return x
-        padded = torch.cat([z, z[:1].expand(-len(z) % self.batch_size, *z.shape[1:])])
-        return torch.cat([self.module(piece) for piece in padded.split(self.batch_size)])[: len(z)]
+def _keyed(sha256: str, key: str | None) -> str:
+    return sha256 if key is None else hashlib.sha256(f"{sha256} {key}".encode()).hexdigest()
 
 
 def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
@@ -304,7 +294,8 @@ def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
             f"{name}:{attribute} must be a torch.nn.Module or a function from codes to data, got "
             f"{'the class' if isinstance(found, type) else type(found).__name__} "
             f"{getattr(found, '__name__', '')}".rstrip()
-            + "; name an object made from it"
+            + "; name an object made from it, or for weights in a file say generator=FILE "
+            f"network={{_target_: {name}.{attribute}, …}}"
         )
     digest = hashlib.sha256()
     if (file := getattr(sys.modules[module.__name__], "__file__", None)) is not None:
@@ -315,12 +306,23 @@ def _from_import(name: str, attribute: str, device: torch.device) -> Loaded:
     return _of_module(found, "module", digest.hexdigest(), device)
 
 
-def _of_module(module: nn.Module, kind: str, sha256: str, device: torch.device) -> Loaded:
+def _of_module(
+    module: nn.Module, kind: str, sha256: str, device: torch.device, notes: tuple[str, ...] = ()
+) -> Loaded:
+    if _is_styled(module):
+        module = Styled(module)
+        notes = (*notes, "its noise is held at the maps that are saved in it")
     module.to(device).eval()
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
         parameter.requires_grad_(False)
     _, dtype = home(module, torch.empty(0, dtype=torch.float32))
-    return Loaded(module, _said_shape(module), kind, sha256, dtype)
+    return Loaded(module, _said_shape(module), kind, sha256, dtype, notes)
+
+
+def _is_styled(module: nn.Module) -> bool:
+    sizes = all(isinstance(getattr(module, name, None), int) for name in ("z_dim", "c_dim"))
+    parts = {name for name, _ in module.named_children()}
+    return sizes and {"mapping", "synthesis"} <= parts
 
 
 def _said_shape(generator: object) -> tuple[int, ...] | None:
@@ -328,7 +330,7 @@ def _said_shape(generator: object) -> tuple[int, ...] | None:
     shape = getattr(generator, "latent_shape", None)
     if isinstance(shape, list | tuple) and shape and all(isinstance(n, int) for n in shape):
         return tuple(shape)
-    dim = getattr(generator, "latent_dim", None)
+    dim = getattr(generator, "latent_dim", getattr(generator, "z_dim", None))
     return (dim,) if isinstance(dim, int) and not isinstance(dim, bool) else None
 
 

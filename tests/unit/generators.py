@@ -107,3 +107,52 @@ class Conditional(nn.Module):
 
 
 conditional = Conditional().eval()
+
+
+class _Mapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        assert c.shape == (len(z), 0)
+        w: Tensor = self.layer(z)
+        return w[:, None].expand(-1, 2, -1)
+
+
+class _Synthesis(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 64), nn.Linear(6, 64)
+        self.register_buffer("noise_const", torch.randn(64))
+
+    def forward(self, w: Tensor, noise_mode: str = "random") -> Tensor:
+        x = self.first(w[:, 0]) * self.last(w[:, 1])
+        noise = torch.randn_like(x) if noise_mode == "random" else self.noise_const
+        return torch.tanh(x + 0.1 * noise).view(-1, 1, 8, 8)
+
+
+class Styled(nn.Module):
+    """Called and built as StyleGAN's: codes and labels, two networks, noise."""
+
+    z_dim, c_dim = 4, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mapping, self.synthesis = _Mapping(), _Synthesis()
+
+    def forward(self, z: Tensor, c: Tensor, **options: str) -> Tensor:
+        x: Tensor = self.synthesis(self.mapping(z, c), **options)
+        return x
+
+
+def onnx(path: Path, net: nn.Module | None = None) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # the exporter that needs no further package is on its way out
+        torch.onnx.export(
+            net or small(), (torch.zeros(3, 4),), str(path), dynamo=False, input_names=["z"],
+            dynamic_axes={"z": {0: "n"}},
+        )  # fmt: skip
+    return path

@@ -1,5 +1,6 @@
 """Generators from files and import paths: loaded as they are meant, refused in one line."""
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,134 @@ def test_sources_that_are_none(source: str, error: type[Exception], expected: st
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_of_weights_says_how_to_save_them(tmp_path: Path, legacy: bool) -> None:
-    state = generators.small().state_dict()
+def test_a_pickle_of_weights_goes_into_the_network_that_is_given(
+    tmp_path: Path, legacy: bool
+) -> None:
+    state = {f"module.{name}": value for name, value in generators.small().state_dict().items()}
     torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"holds a dictionary.*safetensors\.torch\.save_file"):
+    with pytest.raises(ValueError, match=r"holds weights alone \(a dictionary.*network="):
         load_generator(tmp_path / "w.pt", trust=True)
+    same(load_generator(tmp_path / "w.pt", network=generators.Small(), trust=True))
+
+
+def _averaged_first(net: nn.Module) -> dict[str, Any]:
+    return {"G": nn.Linear(4, 4), "D": nn.Linear(4, 1), "G_ema": net, "args": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "note"),
+    [
+        (_averaged_first, None, "taken: key=G_ema; the file also holds G, D, args"),
+        (lambda net: {"nets": {"mine": net, "other": nn.Linear(4, 4)}}, "nets.mine", None),
+        (lambda net: {"g": nn.ModuleDict({"inner": net})}, "g.inner", None),
+        (lambda net: {"epoch": 3, "anything": net}, None, "taken: key=anything"),
+    ],
+)
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_generator_among_other_things(
+    tmp_path: Path, content: Any, key: str | None, note: str | None, plain: bool
+) -> None:
+    path, held = tmp_path / "networks.pkl", content(generators.small().train())
+    if plain:  # as NVIDIA's files are
+        path.write_bytes(pickle.dumps(held))
+    else:
+        torch.save(held, path)
+    found = load_generator(path, key=key, trust=True)
+    same(found)
+    assert (note is None) == (found.notes == ())
+    assert note is None or found.notes[0].startswith(note)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "expected"),
+    [
+        ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}, None, r"holds several: a, b; .* key=a"),
+        ({"G": nn.Linear(1, 1)}, "G_ema", r"has no G_ema; it holds a dictionary \(G\)"),
+        ({"lr": 0.1}, None, r"holds a dictionary \(lr\), no generator"),
+        (3, None, "holds int, no generator"),
+        ({"opt": 1, "G": {"w": torch.ones(2)}}, None, r"holds weights alone .*network="),
+    ],
+)
+def test_a_file_in_which_no_generator_is_found(
+    tmp_path: Path, content: Any, key: str | None, expected: str
+) -> None:
+    torch.save(content, tmp_path / "g.pt")
+    with pytest.raises(ValueError, match=expected):
+        load_generator(tmp_path / "g.pt", key=key, trust=True)
+
+
+def test_weights_below_a_key(tmp_path: Path) -> None:
+    state = generators.small().state_dict()
+    torch.save({"state_dict": {f"generator.{k}": v for k, v in state.items()}}, tmp_path / "l.ckpt")
+    key, net = "state_dict.generator", generators.Small()
+    same(load_generator(tmp_path / "l.ckpt", network=net, key=key, trust=True))
+    save_file({f"G.{k}": v for k, v in state.items()}, tmp_path / "g.safetensors")
+    same(load_generator(tmp_path / "g.safetensors", network=generators.Small(), key="G"))
+    with pytest.raises(ValueError, match=r"are not those of a Small.*or key="):
+        load_generator(tmp_path / "g.safetensors", network=generators.Small())
+
+
+def test_a_pickle_without_its_code_says_which_module_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "g.pkl").write_bytes(b"\x80\x02ctorch_utils.persistence\nG\n.")
+    with pytest.raises(ValueError, match=r"need the module torch_utils.*PYTHONPATH"):
+        load_generator(tmp_path / "g.pkl", trust=True)
+    (tmp_path / "g.pkl").write_bytes(b"\x80\x02c__main__\nMyGenerator\n.")
+    with pytest.raises(ValueError, match=r"MyGenerator.*a class in it is not where it was"):
+        load_generator(tmp_path / "g.pkl", trust=True)
+
+
+def test_a_generator_with_labels_and_noise_is_called_with_codes_alone(tmp_path: Path) -> None:
+    torch.save({"G_ema": generators.Styled()}, tmp_path / "network.pkl")
+    found = load_generator(tmp_path / "network.pkl", trust=True)
+    assert found.latent_shape == (4,)
+    assert "noise is held" in found.notes[-1]
+    z = torch.randn(3, 4)
+    x = found.generator(z)
+    assert torch.equal(x, found.generator(z))
+    assert torch.equal(x, found.generator.synthesis(found.generator.mapping(z)))
+
+
+def test_an_onnx_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    same(load_generator(generators.onnx(tmp_path / "g.onnx"), trust=True))
+    upsampling = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Upsample(scale_factor=2),
+        nn.ReflectionPad2d(1),
+        nn.Conv2d(1, 3, 3),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.ConvTranspose2d(3, 1, 4, 2, 1),
+        nn.Sigmoid(),
+    ).eval()
+    found = load_generator(generators.onnx(tmp_path / "u.onnx", upsampling), trust=True)
+    z = torch.randn(6, 4)
+    torch.testing.assert_close(found.generator(z), upsampling(z))
+    assert found.latent_shape == (4,)
+    rounded = generators.onnx(tmp_path / "r.onnx", nn.Softmax(1))
+    with pytest.raises(ValueError, match="the ONNX operator Softmax is not known"):
+        load_generator(rounded, trust=True)
+    rounded.write_bytes(rounded.read_bytes()[:20])
+    with pytest.raises(ValueError, match="damaged"):
+        load_generator(rounded, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"), [(b"\x89HDF\r\n", "an HDF5 file"), (b"\x93NUMPY", "an array")]
+)
+def test_files_of_other_kinds_are_called_by_their_names(
+    tmp_path: Path, start: bytes, expected: str
+) -> None:
+    (tmp_path / "g.h5").write_bytes(start + bytes(50))
+    with pytest.raises(ValueError, match=expected):
+        load_generator(tmp_path / "g.h5", trust=True)
+
+
+def test_a_folder_of_diffusers_says_how_its_decoder_is_given(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model of diffusers.*generator=module:decode"):
+        load_generator(tmp_path, trust=True)
 
 
 def test_weights_go_into_the_network_that_is_given(tmp_path: Path) -> None:
@@ -99,13 +223,15 @@ def test_weights_go_into_the_network_that_is_given(tmp_path: Path) -> None:
     same(load_generator(path, network=generators.Small()))
     with pytest.raises(ValueError, match="weights alone; name what they belong to"):
         load_generator(path)
-    with pytest.raises(ValueError, match=r"into Linear .*of another network"):
+    with pytest.raises(ValueError, match=r"are not those of a Linear"):
         load_generator(path, network=nn.Linear(4, 3))
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"cannot load .*damaged"):
         load_generator(path, network=generators.Small())
-    with pytest.raises(ValueError, match="`network` goes with weights"):
-        load_generator("generators:network", network=generators.Small())
+    with pytest.raises(ValueError, match="`network` and `key` go with a file"):
+        load_generator("generators:network", network=generators.Small(), trust=True)
+    with pytest.raises(ValueError, match="a generator by itself; leave out"):
+        load_generator(generators.script(tmp_path / "g.pt"), key="G", trust=True)
 
 
 @pytest.mark.parametrize("kind", ["script", "export", "pickle", "legacy", "import", "text"])
@@ -125,7 +251,7 @@ def test_a_program_wants_trust(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(told.value)
     assert not mark.exists()
     if kind in ("pickle", "legacy"):
-        with pytest.raises(ValueError, match="not a generator"):
+        with pytest.raises(ValueError, match="no generator"):
             load_generator(source, trust=True)
         assert mark.exists()  # so it would have
 
