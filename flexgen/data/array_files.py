@@ -80,6 +80,8 @@ class _Npz(Rows):
     Going back means unpacking from the start again, so rows are best read in order.
     """
 
+    _whole: Any = None
+
     def _open(self) -> None:
         self._zip = zipfile.ZipFile(self.path)
         names = [name for name in self._zip.namelist() if name.endswith(".npy")]
@@ -89,13 +91,15 @@ class _Npz(Rows):
         header = np.lib.format
         read = header.read_array_header_1_0 if first else header.read_array_header_2_0
         self.shape, column_major, self._type = read(self._file)
-        if column_major and len(self.shape) > 1:
-            raise ValueError(f"array {name!r} lies column by column; save it with order C")
+        if column_major and len(self.shape) > 1:  # its rows lie all over the member
+            self._whole = np.load(self.path, allow_pickle=False)[name]
         self.dtype = _dtype(self._type)
         self._start = self._file.tell()
         self._row = int(np.prod(self.shape[1:])) * self._type.itemsize
 
     def _read(self, index: Tensor) -> Tensor:
+        if self._whole is not None:
+            return _tensor(self._whole[index.numpy()])
         rows = np.empty((len(index), *self.shape[1:]), self._type)
         for place in index.argsort().tolist():
             self._file.seek(self._start + int(index[place]) * self._row)
@@ -104,6 +108,24 @@ class _Npz(Rows):
                 raise EOFError(f"row {int(index[place])} is cut short")
             rows[place] = np.frombuffer(content, self._type).reshape(self.shape[1:])
         return _tensor(rows)
+
+
+class _Torch(Rows):
+    """A tensor that torch.save has written, alone or in a dictionary."""
+
+    def _open(self) -> None:
+        try:
+            content = torch.load(self.path, "cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written in the old format, which cannot be mapped
+            content = torch.load(self.path, "cpu", weights_only=True)
+        found = content if isinstance(content, dict) else {"": content}
+        tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        self._x = content if isinstance(content, Tensor) else tensors[self._member([*tensors])]
+        self._x = self._x.detach()
+        self.shape, self.dtype = tuple(self._x.shape), self._x.dtype
+
+    def _read(self, index: Tensor) -> Tensor:
+        return self._x[index]
 
 
 class _Safetensors(Rows):
@@ -124,16 +146,35 @@ class _Safetensors(Rows):
         return torch.cat([self._slice[i : i + 1] for i in index.tolist()])
 
 
-_KINDS: dict[str, type[Rows]] = {".npy": _Npy, ".npz": _Npz, ".safetensors": _Safetensors}
+class _Column(Rows):
+    """Rows of one number each, which lie in a file without an axis of their own."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        super().__init__(rows.path, rows.key)
+
+    def _open(self) -> None:
+        self.shape, self.dtype = (*self._rows.shape, 1), self._rows.dtype
+
+    def _read(self, index: Tensor) -> Tensor:
+        return self._rows.read(index).unsqueeze(1)
+
+
+_KINDS: dict[str, type[Rows]] = {
+    ".npy": _Npy, ".npz": _Npz, ".pt": _Torch, ".pth": _Torch, ".safetensors": _Safetensors,
+}  # fmt: skip
+
+OF_TYPE = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0), torch.bool: (0.0, 1.0)}
+"""Black and white of images, where the type of their numbers says what they are."""
 
 
 def open_array(path: Path, key: str | None = None, *, numbers: bool = False) -> Rows:
     """The array of a file, not read yet.
 
     Args:
-        path: a .npy, .npz or .safetensors file.
+        path: a .npy, .npz, .pt or .safetensors file.
         key: name of the array; needed where a file holds several.
-        numbers: whether an example may be a number of any type, as a label is.
+        numbers: whether an example may be a single number, as a label is.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -147,23 +188,32 @@ def open_array(path: Path, key: str | None = None, *, numbers: bool = False) -> 
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; set `path` to an array's file")
-    if path.suffix not in _KINDS:
+    if path.suffix.lower() not in _KINDS:
         raise ValueError(
-            f"`path` must end in .npy, .npz or .safetensors with data=array, got {path}; "
-            "save the array with numpy.save"
+            f"`path` must end in .npy, .npz, .pt or .safetensors with data=array, got {path}; "
+            "save the array with numpy.save, or read columns of text with data=table"
         )
-    rows = _KINDS[path.suffix](path, key)
-    if len(rows.shape) < (1 if numbers else 2) or not rows.shape[0]:
+    rows = _KINDS[path.suffix.lower()](path, key)
+    if len(rows.shape) == 1 and not numbers:
+        rows = _Column(rows)
+    if not rows.shape or 0 in rows.shape:
         raise ValueError(
             f"the array in {path} must hold at least one example along its first axis, (n, …), "
             f"got shape {tuple(rows.shape)}"
         )
-    if not numbers and rows.dtype != torch.uint8 and not rows.dtype.is_floating_point:
+    if rows.dtype.is_complex:
         raise ValueError(
-            f"the array in {path} must be uint8 in [0, 255] or floating point, got {rows.dtype}; "
-            "convert it"
+            f"the array in {path} must hold real numbers, got {rows.dtype}; give real and "
+            "imaginary parts as channels"
         )
     return rows
+
+
+def not_finite(x: Tensor) -> Tensor:
+    """Numbers of the rows that hold NaN or infinity, `(m,)`."""
+    if not x.is_floating_point():
+        return torch.empty(0, dtype=torch.long)
+    return (~x.flatten(1).isfinite().all(1)).nonzero().squeeze(1)
 
 
 def _dtype(dtype: Any) -> torch.dtype:

@@ -16,6 +16,8 @@ from flexgen.data.sources import Database, Encoded, Files, Pixels, Source
 
 Parts = dict[str, Source]
 
+_VALIDATION = ("validation", "valid", "val")
+
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -169,35 +171,45 @@ class Lsun(Origin):
 class Folder(Origin):
     """All images below a folder, and below the folders linked there.
 
-    With subfolders `train` and `test` (and `validation`, `valid` or `val`) these are the parts;
-    otherwise all is one part. If each image of a part lies in a subfolder, the first subfolders
-    are its classes, in alphabetical order over all parts; else there are no labels.
+    With a subfolder `train` and others called `test`, `validation`, `valid` or `val`, or `train`
+    alone, these are the parts; otherwise all is one part. If each image of a part lies in a
+    subfolder, the first subfolders are its classes, in alphabetical order over all parts; else
+    there are no labels.
     """
 
     def read(self, root: Path) -> Parts:
-        if not root.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {root}; set `data.root` to a folder of images"
+        if root.is_file():
+            raise ValueError(
+                f"`path` must be a folder of images with data=folder, got the file {root}; an "
+                "array is read with data=array, a table of numbers with data=table"
             )
-        folders = {"all": root}
-        if (root / "train").is_dir() and (root / "test").is_dir():
-            folders = {"train": root / "train", "test": root / "test"}
-            for name in ("validation", "valid", "val"):
-                if (root / name).is_dir():
-                    folders["validation"] = root / name
+        if not root.is_dir():
+            raise FileNotFoundError(f"there is no folder {root}; set path=… to a folder of images")
+        folders = _parts(root)
         listed = {part: images_in(folder) for part, folder in folders.items()}
         if not any(listed.values()):
             raise ValueError(
                 f"no images below {root} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                "set `data.root` to a folder that holds some"
+                "set path=… to a folder that holds some"
             )
         grouped = all(len(path.parts) > 1 for paths in listed.values() for path in paths)
         classes = {part: [path.parts[0] for path in paths] for part, paths in listed.items()}
         labels = _numbered(classes) if grouped else dict.fromkeys(listed)
+        names = sorted({name for part in classes.values() for name in part}) if grouped else None
         return {
-            part: Files([folders[part] / path for path in paths], labels[part])
+            part: Files([folders[part] / path for path in paths], labels[part], names)
             for part, paths in listed.items()
         }
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Folders of a folder's official parts; all of it, if it has none."""
+    words = {"train": "train", "test": "test"} | dict.fromkeys(_VALIDATION, "validation")
+    found = {part: root / name for name, part in words.items() if (root / name).is_dir()}
+    with os.scandir(root) as entries:
+        inside = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    whole = "train" in found and (len(found) > 1 or inside == ["train"])
+    return found if whole else {"all": root}
 
 
 def images_in(folder: Path) -> list[PurePosixPath]:

@@ -3,9 +3,9 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from flexgen.checks import check_integer, check_one_of
+from flexgen.checks import check_integer, check_one_of, first_line
 from flexgen.contracts import StreamSource
 from flexgen.data.sampler import Order, Purpose, subset
-from flexgen.data.stream import Chunk, Range, Split, Stream, resident_chunks, scale
+from flexgen.data.stream import Chunk, Range, Split, Stream, augmented, resident_chunks, scale
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -54,6 +54,7 @@ class DataModule(LightningDataModule, StreamSource):
         position: training batches that this rank has taken before; `train_dataloader` starts there.
         centres: means of the modes, `(modes, dim)`, where the data are a known mixture, else None.
         std: standard deviation of the noise about the modes, or None.
+        class_names: what a person calls each label, in order; None where numbers are all there is.
 
     Raises:
         ValueError: if an argument is out of bounds.
@@ -61,8 +62,10 @@ class DataModule(LightningDataModule, StreamSource):
 
     centres: Tensor | None = None
     std: float | None = None
+    class_names: Sequence[str] | None = None
     flip: bool = False
     dynamic: bool = False
+    augment: Sequence[Callable[[Tensor], Tensor]] = ()
 
     def __init__(
         self, *, name: str, shape: Sequence[int], range: Sequence[float] | None, batch_size: int,
@@ -103,6 +106,21 @@ class DataModule(LightningDataModule, StreamSource):
                 f"`batch_size` must be at most the {size} training examples of {self.name}, "
                 f"got {self.batch_size}; set `data.batch_size={max(size, 1)}` or bring more data"
             )
+        if self.augment:
+            example = splits["train"].read(torch.arange(1))
+            try:
+                changed = augmented(example, self.augment, 0)
+            except Exception as error:  # whatever a transform may raise
+                raise ValueError(
+                    f"`augment` cannot be applied to an example of {self.name} "
+                    f"({first_line(error)}); set `data.augment`"
+                ) from error
+            if (changed.shape, changed.dtype) != (example.shape, example.dtype):
+                raise ValueError(
+                    f"`augment` must keep an example's shape and type, {tuple(example.shape[1:])} "
+                    f"{example.dtype}, got {tuple(changed.shape[1:])} {changed.dtype}; set "
+                    "`data.augment`"
+                )
         self._splits = splits
 
     def _split(self, name: str) -> Split:
@@ -175,8 +193,9 @@ class DataModule(LightningDataModule, StreamSource):
         order = Order(len(train), self.batch_size, self.seed, rank, world_size)
         chunks = self._chunks(train, device, order, position)
         return Stream(
-            order, chunks, position, range=self.range, flip=self.flip, binarise=self.dynamic
-        )
+            order, chunks, position, range=self.range, flip=self.flip, binarise=self.dynamic,
+            augment=self.augment,
+        )  # fmt: skip
 
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
@@ -196,7 +215,7 @@ class DataModule(LightningDataModule, StreamSource):
         for index in track(parts, told, console=console, transient=True, disable=quiet):
             x[index[0] : index[-1] + 1] = train.read(index)
         x = x.to(device)
-        as_read = self.dynamic or x.numel() * 4 > SCALED_BYTES
+        as_read = self.dynamic or self.augment or x.numel() * 4 > SCALED_BYTES
         self._on_device[device] = x if as_read else scale(x, self.range)
         return self._on_device[device]
 
@@ -214,6 +233,15 @@ class DataModule(LightningDataModule, StreamSource):
         if train.labels is not None:
             digest.update(train.labels.numpy().tobytes())
         return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """How many examples each split has, and a digest, by which a run knows its data again."""
+        return {**{name: self.size(name) for name in SPLITS}, "sha256": self.fingerprint}
+
+    def original(self, x: Tensor) -> Tensor:
+        """Examples, or samples like them, `(n, *shape)`, in the units of the files they came from;
+        images stay as they are."""
+        return x
 
     def train_dataloader(self) -> Iterable[Stream]:
         """The stream itself, again and again, for Lightning to hand to `training_step`.

@@ -6,18 +6,29 @@ so that a set larger than memory can be gone through.
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flexgen.data.array_files import Rows, open_array
-from flexgen.data.datasets import IMAGE_SUFFIXES, files_in, images_in
-from flexgen.data.sources import Files, Shape, decode, printable
+from flexgen.checks import check_one_of
+from flexgen.data.array_files import OF_TYPE, Rows, not_finite, open_array
+from flexgen.data.datasets import IMAGE_SUFFIXES, images_in
+from flexgen.data.inspection import (
+    LEAVE_OUT,
+    REFUSE,
+    UNUSABLE,
+    Inspection,
+    describe_images,
+    describe_others,
+    inspect_images,
+    size_text,
+    unusable_images,
+)
+from flexgen.data.sources import Files, decode, printable
 from flexgen.data.stream import Range, scale
 
 _CHUNK = 1024
@@ -58,6 +69,7 @@ class ImageFolder:
             size is cut to this aspect about its centre and resized.
         range: (low, high) that black and white map to.
         resize: whether images of other sizes are resized, or refused.
+        unusable: "refuse" images that cannot be read, in `check`, or "leave_out" those.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -65,8 +77,10 @@ class ImageFolder:
     """
 
     def __init__(
-        self, folder: str | Path, shape: Sequence[int], range: Range, *, resize: bool = True
-    ) -> None:
+        self, folder: str | Path, shape: Sequence[int], range: Range, *, resize: bool = True,
+        unusable: str = REFUSE,
+    ) -> None:  # fmt: skip
+        check_one_of("unusable", unusable, UNUSABLE)
         self.folder = Path(folder)
         if self.folder.is_file():
             raise ValueError(
@@ -81,16 +95,25 @@ class ImageFolder:
                 f"got one whose output has shape {tuple(shape)}; give its data with data=array"
             )
         self.shape, self.range, self.resize = (shape[0], shape[1], shape[2]), range, resize
-        self._paths = [self.folder / path for path in images_in(self.folder)]
-        self.names: list[str] | None = [
-            printable(path.relative_to(self.folder).as_posix()) for path in self._paths
-        ]
-        if not self._paths:
+        paths = [self.folder / path for path in images_in(self.folder)]
+        if not paths:
             raise ValueError(
                 f"no images below {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 "set `path` to a folder that holds some"
             )
+        self._listed, self._paths = Files(paths, None), paths
+        if unusable == LEAVE_OUT:
+            self._paths = [paths[i] for i in self._inspection.headers]
+            if not self._paths:
+                raise unusable_images(self.folder, self._listed, self._inspection, "unusable")
         self._files = Files(self._paths, None)
+        self.names: list[str] | None = [
+            printable(path.relative_to(self.folder).as_posix()) for path in self._paths
+        ]
+
+    @cached_property
+    def _inspection(self) -> Inspection:
+        return inspect_images(self._listed)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -99,11 +122,11 @@ class ImageFolder:
         return scale(decode(self._files, index, self.shape), self.range)
 
     def check(self) -> list[str]:
-        lines = check_images(self._files, self.shape, self.resize)
-        if other := [p for p in files_in(self.folder) if p.suffix.lower() not in IMAGE_SUFFIXES]:
-            some = _some(printable(str(path)) for path in other)
-            lines.append(f"left out, not named as images: {len(other)} ({some})")
-        return lines
+        found = self._inspection
+        if found.unusable and len(self) == len(self._listed):
+            raise unusable_images(self.folder, self._listed, found, "unusable")
+        lines = describe_images(self.folder, self._listed, found, self.shape, resize=self.resize)
+        return [*lines, *describe_others(self.folder)]
 
     def stamp(self, index: Tensor) -> str:
         digest = hashlib.sha256()
@@ -114,54 +137,20 @@ class ImageFolder:
         return digest.hexdigest()
 
 
-def check_images(files: Files, shape: Shape, resize: bool = True) -> list[str]:
-    """What to know of how images are read, a line each, by every image's header, which is quick.
-
-    Args:
-        files: the images.
-        shape: (channels, height, width) that they are brought to.
-        resize: whether images of other sizes are resized, or refused.
-
-    Raises:
-        ValueError: if a file is no image, or has another size while `resize` is off.
-    """
-    channels, height, width = shape
-    headers = [files.header(i) for i in range(len(files))]
-    lines = []
-    if other := [i for i, header in enumerate(headers) if header.size != (width, height)]:
-        if not resize:
-            raise ValueError(
-                f"with resize=false every image must be {_size((width, height))} pixels as the "
-                f"generator makes them, got {_size(headers[other[0]].size)} in "
-                f"{files.name(other[0])}; leave out resize=false to have images resized"
-            )
-        sizes = _some(map(_size, sorted({headers[i].size for i in other})))
-        lines.append(
-            f"resized to {_size((width, height))} pixels, cut about the centre to that aspect: "
-            f"{len(other)} of {len(files)} images ({sizes})"
-        )
-    wanted, word = ("L", "grey") if channels == 1 else ("RGB", "colour")
-    if modes := Counter(header.mode for header in headers if header.mode != wanted):
-        many = f"{modes.total()} of {len(files)} images"
-        lines.append(f"turned to {word}: {many} ({_some(sorted(modes))})")
-    if transparent := sum(header.transparent for header in headers):
-        lines.append(f"transparent, put on white: {transparent} of {len(files)} images")
-    return lines
-
-
 class ArrayFile:
-    """The examples of one array, `(n, …)`, in a file: .npy, .npz or .safetensors.
+    """The examples of one array, `(n, …)`, in a file: .npy, .npz, .pt or .safetensors.
 
     Images may come as `(n, height, width)`, `(n, channels, height, width)` or
-    `(n, height, width, channels)`. uint8 is scaled from [0, 255] to the range. Floats are taken as
-    they are, or moved from `data_range` to the range. No file is unpickled.
+    `(n, height, width, channels)`. Those of uint8, uint16 and bool are scaled from [0, 255],
+    [0, 65535] and [0, 1] to the range. Other numbers are taken as they are, or moved from
+    `data_range` to the range. Nothing in a file is run.
 
     Args:
         path: the file.
         shape: shape of one example in the result.
         range: (low, high) of the result.
         key: name of the array where the file holds several.
-        data_range: (low, high) of floats in the file; `range` if None.
+        data_range: (low, high) of the file's numbers; None: as their type says, else `range`.
         resize: whether images of other sizes are resized, or refused.
 
     Raises:
@@ -176,8 +165,10 @@ class ArrayFile:
         data_range: Range | None = None, resize: bool = True,
     ) -> None:  # fmt: skip
         self.path, self.shape, self.range = Path(path), tuple(shape), range
-        self.data_range = data_range
         self._rows: Rows = open_array(self.path, key)
+        if data_range is None and len(self.shape) == 3:
+            data_range = OF_TYPE.get(self._rows.dtype)
+        self.data_range = data_range
         self._layout = _layout(self._rows.shape, self.shape, self.path)
         size = self._found()
         if size != self.shape and len(self.shape) != 3:
@@ -187,43 +178,45 @@ class ArrayFile:
             )
         if size[1:] != self.shape[1:] and not resize:
             raise ValueError(
-                f"with resize=false the images in {path} must be {_size(self.shape[:0:-1])} pixels "
-                f"as the generator makes them, got {_size(size[:0:-1])}; leave out resize=false to "
-                "have them resized"
+                f"with resize=false the images in {path} must be {size_text(self.shape[:0:-1])} "
+                f"pixels as the generator makes them, got {size_text(size[:0:-1])}; leave out "
+                "resize=false to have them resized"
             )
 
     def __len__(self) -> int:
         return self._rows.shape[0]
 
     def read(self, index: Tensor) -> Tensor:
+        return scale(self.pixels(index), self.range)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """Examples `(n, *shape)`: uint8 in [0, 255], where the file holds such; else as `read`."""
         x = self._rows.read(index)
-        if x.is_floating_point():
-            bad = ~x.flatten(1).isfinite().all(1)
-            if bad.any():
-                raise ValueError(
-                    f"example {int(index[bad][0])} of {self.path} holds NaN or infinity; "
-                    "every value must be finite: repair it or leave it out"
-                )
-            x = x.float()
-            if self.data_range is not None and self.data_range != self.range:
-                (low, high), (a, b) = self.data_range, self.range
-                x = (x - low) / (high - low) * (b - a) + a
-        else:
-            x = scale(x, self.range)
-        return self._fit(x)
+        if x.dtype == torch.uint8 and self.data_range == OF_TYPE[torch.uint8]:
+            return self._fit(x.float(), (0, 255)).round().to(torch.uint8)
+        if len(bad := not_finite(x)):
+            raise ValueError(
+                f"example {int(index[bad[0]])} of {self.path} holds NaN or infinity; "
+                "every value must be finite: repair it or leave it out"
+            )
+        x = x.double()
+        if self.data_range is not None and self.data_range != self.range:
+            (low, high), (a, b) = self.data_range, self.range
+            x = (x - low) / (high - low) * (b - a) + a
+        return self._fit(x.float(), self.range)
 
     def check(self) -> list[str]:
         lines = []
         found = self._found()
         if found[1:] != self.shape[1:]:
             lines.append(
-                f"resized to {_size(self.shape[:0:-1])} pixels, cut about the centre to that "
-                f"aspect: all {len(self)} images ({_size(found[:0:-1])})"
+                f"resized to {size_text(self.shape[:0:-1])} pixels, cut about the centre to that "
+                f"aspect: all {len(self)} images ({size_text(found[:0:-1])})"
             )
         if found[0] != self.shape[0]:
             word = "grey" if self.shape[0] == 1 else "colour"
             lines.append(f"turned to {word}: all {len(self)} images")
-        if self._rows.dtype == torch.uint8:
+        if self._rows.dtype in OF_TYPE and self.data_range == OF_TYPE[self._rows.dtype]:
             return lines
         low, high = torch.inf, -torch.inf
         for index in torch.arange(len(self)).split(_CHUNK):
@@ -254,7 +247,7 @@ class ArrayFile:
             return (1, *rows)
         return (rows[2], *rows[:2]) if self._layout == "last" else rows
 
-    def _fit(self, x: Tensor) -> Tensor:
+    def _fit(self, x: Tensor, range: Range) -> Tensor:
         if self._layout == "grey":
             x = x.unsqueeze(1)
         elif self._layout == "last":
@@ -269,7 +262,7 @@ class ArrayFile:
             x = _cut(x, height / width)
             x = torch.nn.functional.interpolate(
                 x, (height, width), mode="bilinear", antialias=True, align_corners=False
-            ).clamp(*self.range)
+            ).clamp(*range)
         return x.contiguous()
 
 
@@ -299,12 +292,3 @@ def _layout(found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> str:
         f"the array in {path} must hold images to bring to the generator's {wanted}, (n, height, "
         f"width), (n, channels, height, width) or (n, height, width, channels), got {found}"
     )
-
-
-def _size(size: Sequence[int]) -> str:
-    return "×".join(str(edge) for edge in size)
-
-
-def _some(words: Iterable[str]) -> str:
-    first = list(islice(words, 4))
-    return ", ".join(first[:3]) + (", …" if len(first) > 3 else "")

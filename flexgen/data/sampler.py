@@ -1,7 +1,8 @@
 """The order in which a run sees its data, as a pure function of (seed, position)."""
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 class Purpose(IntEnum):
     """What a generator is for: the first part of its key, so that no two uses share a stream."""
 
-    ORDER, FLIP, SUBSET, SPLIT, TOY, STATIC, DYNAMIC = range(7)
+    ORDER, FLIP, SUBSET, SPLIT, TOY, STATIC, DYNAMIC, AUGMENT = range(8)
 
 
 def generator(purpose: Purpose, *key: int) -> torch.Generator:
@@ -68,6 +69,69 @@ def stratified(purpose: Purpose, labels: Tensor, *key: int) -> Tensor:
         members = (labels[shuffled] == label).nonzero().squeeze(1)
         quantile[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return shuffled[quantile.argsort(stable=True)]
+
+
+_FEW = 1000
+"""Below this number of examples a fifth is held out, else a tenth."""
+
+
+def draws_of_names(names: Sequence[bytes], salt: str) -> Tensor:
+    """Uniform in [0, 1), a function of each name alone, `(n,)` float64."""
+    digests = [hashlib.sha256(salt.encode() + b"\0" + name).digest() for name in names]
+    return torch.tensor([int.from_bytes(d[:6], "big") / 2**48 for d in digests]).double()
+
+
+def draws_of_rows(n: int, salt: str) -> Tensor:
+    """Uniform in [0, 1), a function of each row's number alone, `(n,)` float64."""
+    words = np.frombuffer(salt.encode(), np.uint8).tolist()
+    return torch.from_numpy(np.random.default_rng([int(Purpose.SPLIT), *words]).random(n))
+
+
+def cut_by_draws(
+    draws: Callable[[str], Tensor], labels: Tensor | None, nums: Mapping[str, int | None]
+) -> dict[str, Tensor]:
+    """Examples held out for each part, and "train", the rest, by their numbers, in order.
+
+    An example is held out if its draw lies below a fifth, a tenth of 1,000 examples or more: where
+    others are added it stays where it is. Data that grow past 1,000 set some free. Of three and
+    more of a class at least one is held out.
+
+    Args:
+        draws: a part's name to a uniform number in [0, 1) of each example, `(n,)`.
+        labels: classes, `(n,)`, or None.
+        nums: of each part exactly how many, each class in proportion, if not None; examples that
+            are added may then move others.
+
+    Raises:
+        ValueError: if there are not as many; `num_` and the part are named.
+    """
+    rest = torch.arange(len(draws("")))
+    share, left, parts = 0.2 if len(rest) < _FEW else 0.1, 1.0, {}
+    for part, num in nums.items():
+        if num is not None and num >= len(rest):
+            raise ValueError(
+                f"`num_{part}` must be less than the {len(rest)} examples that it is cut from, got "
+                f"{num}; set `data.num_{part}`"
+            )
+        out = _held_out(
+            draws(part)[rest], None if labels is None else labels[rest], num, share / left
+        )
+        parts[part], rest, left = rest[out], rest[~out], left - share
+    return parts | {"train": rest}
+
+
+def _held_out(draws: Tensor, labels: Tensor | None, num: int | None, share: float) -> Tensor:
+    classes = torch.zeros(len(draws)) if labels is None else labels
+    place = torch.empty(len(draws), dtype=torch.long)  # within its class, by draw
+    size = torch.empty(len(draws), dtype=torch.long)
+    for label in classes.unique():
+        members = (classes == label).nonzero().squeeze(1)
+        place[members[draws[members].argsort()]] = torch.arange(len(members))
+        size[members] = len(members)
+    if num is not None:
+        order = ((place + 0.5) / size).argsort(stable=True)
+        return torch.zeros(len(draws), dtype=torch.bool).index_fill(0, order[:num], True)
+    return ((draws < share) & (place < size // 2)) | ((place == 0) & (size >= 3))
 
 
 class Order:

@@ -14,19 +14,22 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from flexgen.checks import first_line
 
 Shape = tuple[int, int, int]
 
+_ORIENTATION = 0x0112  # of EXIF
+_DEEPEST = 2**16 - 1
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, whatever a file's name says: Pillow's others start programs (EPS, Ghostscript)."""
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     """An image file, its pixels not read yet.
 
     Raises:
@@ -36,7 +39,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         yield _opened(file)
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
+def _opened(file: IO[bytes]) -> ImageFile.ImageFile:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -64,11 +67,23 @@ class Source(Protocol):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself before its pixels are read."""
+    """What an image file says of itself.
+
+    Args:
+        size: (width, height) of the picture as it is seen, upright.
+        mode: Pillow's word for its channels.
+        transparent: whether some of it may be.
+        deep: whether its channels have 16 bits.
+        turned: whether the camera says that it lies on its side.
+        animated: whether it holds several pictures.
+    """
 
     size: tuple[int, int]
     mode: str
     transparent: bool
+    deep: bool
+    turned: bool
+    animated: bool
 
 
 class Pixels:
@@ -118,14 +133,16 @@ class Files:
     Args:
         paths: the files.
         labels: classes, `(n,)`, or None.
+        classes: names of the classes, in the order of their numbers, or None.
         invert: turn black on white into white on black.
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], labels: Tensor | None, invert: bool = False
-    ) -> None:
+        self, paths: Sequence[str | Path], labels: Tensor | None,
+        classes: Sequence[str] | None = None, *, invert: bool = False,
+    ) -> None:  # fmt: skip
         self.paths = [os.fspath(path) for path in paths]
-        self.labels, self.invert = labels, invert
+        self.labels, self.classes, self.invert = labels, classes, invert
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,15 +151,25 @@ class Files:
         with open_image(self.paths[i]) as image:  # turned upright where its camera says how
             return _inverted(image) if self.invert else ImageOps.exif_transpose(image)
 
-    def header(self, i: int) -> Header:
-        """The header of image `i`, which is quick to read.
+    def header(self, i: int, *, whole: bool = False) -> Header:
+        """What file `i` says of its image; `whole` reads the pixels too, which finds all damage.
 
         Raises:
-            ValueError: if it is no image, or not one of 8 bits; the message names it.
+            OSError: or another error of Pillow's, if it cannot be read.
+            ValueError: if its values have no known white.
         """
-        with _naming(self, i), open_image(self.paths[i]) as image:
+        with open_image(self.paths[i]) as image:
             _check_depth(image)
-            return Header(image.size, image.mode, _is_transparent(image))
+            deep = image.mode.startswith("I") or any(";16" in str(t[3]) for t in image.tile)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+            animated = getattr(image, "is_animated", False)
+            found = Header(
+                size, image.mode, _is_transparent(image), deep, orientation not in (0, 1), animated
+            )
+            if whole:
+                _eight_bits(image).load()
+            return found
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
@@ -223,8 +250,9 @@ def _environment(folder: str) -> Any:
 def decode(source: Source, index: Tensor, shape: Shape, crop: int | None = None) -> Tensor:
     """Read some images of a source and bring them to one shape.
 
-    An image is put on white where it is transparent, cut to the shape's aspect about its centre,
-    resized with antialiasing, and turned to grey or colour as the shape has 1 or 3 channels.
+    An image of 16 bits is scaled to 8, v / 257. It is put on white where it is transparent, cut to
+    the shape's aspect about its centre, resized with antialiasing, and turned to grey or colour as
+    the shape has 1 or 3 channels. Of several pictures in a file the first is taken.
 
     Args:
         source: the images.
@@ -267,7 +295,7 @@ def _inverted(image: Image.Image) -> Image.Image:
 
 def _fit(image: Image.Image, shape: Shape, crop: int | None) -> Tensor:
     channels, height, width = shape
-    _check_depth(image)
+    image = _eight_bits(image)
     if _is_transparent(image):
         # What hides under transparent pixels is not in the picture: editors leave anything there.
         image = image.convert("RGBA")
@@ -283,9 +311,25 @@ def _fit(image: Image.Image, shape: Shape, crop: int | None) -> Tensor:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse what converting to 8 bits would clip to white."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode} is not 8 bits a channel: convert it to 8 bits")
+    if image.mode.startswith("F"):
+        raise ValueError(
+            "its values are floats, of which nobody knows what white is: save it with 8 or 16 "
+            "bits, or give floats as data=array"
+        )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale what Pillow would clip to white: 16 bits, which it holds as whole numbers."""
+    _check_depth(image)
+    if not image.mode.startswith("I"):
+        return image
+    values = np.array(image).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() <= _DEEPEST:
+        raise ValueError(
+            f"its values, {values.min()} to {values.max()}, are not of 16 bits: save it with 8 or "
+            "16"
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -1,6 +1,6 @@
 """The endless stream of training batches, and its two sources: a resident tensor and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,14 +46,17 @@ class Stream(BatchStream):
         range: what uint8 is scaled to; None if the data are float already.
         flip: mirror each image with probability ½, as a function of (seed, number of the batch).
         binarise: draw x ~ B(v / 255) of each grey value v, as a function of the same; uint8 alone.
+        augment: what each example goes through by itself, its draws a function of the same.
     """
 
     def __init__(
         self, order: Order, chunks: Iterator[Chunk], position: int = 0, *,
         range: Range | None = None, flip: bool = False, binarise: bool = False,
+        augment: Sequence[Callable[[Tensor], Tensor]] = (),
     ) -> None:  # fmt: skip
         self._order, self._chunks, self._position = order, chunks, position
         self._range, self._flip, self._binarise = range, flip, binarise
+        self._augment = augment
         self._ready: list[Batch] = []
 
     @property
@@ -74,6 +77,8 @@ class Stream(BatchStream):
             x, labels = next(self._chunks)
             if self._flip:
                 x = self._mirrored(x)
+            if self._augment:
+                x = self._augmented(x)
             if self._binarise:
                 x = self._drawn(x)
             x = scale(x, self._range)
@@ -96,6 +101,12 @@ class Stream(BatchStream):
         x[heads] = x[heads].flip(-1)
         return x
 
+    def _augmented(self, x: Tensor) -> Tensor:
+        parts = x.split(self._order.batch_size)
+        return torch.cat(
+            [augmented(b, self._augment, *k) for b, k in zip(parts, self._keys(x), strict=True)]
+        )
+
     def _drawn(self, x: Tensor) -> Tensor:
         for batch, key in zip(x.split(self._order.batch_size), self._keys(x), strict=True):
             batch.gt_(thresholds(batch.shape, Purpose.DYNAMIC, *key).to(x.device))
@@ -108,6 +119,42 @@ def scale(x: Tensor, range: Range | None) -> Tensor:
         return x
     low, high = range
     return x.to(torch.float32).mul_((high - low) / 255).add_(low)
+
+
+def augmented(x: Tensor, augment: Sequence[Callable[[Tensor], Tensor]], *key: int) -> Tensor:
+    """Examples `(n, *shape)`, each through `augment` by itself, by draws that are a function of
+    `key` alone; torch's generators are left as they were."""
+    on_gpu = [x.device] if x.device.type == "cuda" else []
+    seed = generator(Purpose.AUGMENT, *key).initial_seed()
+    with torch.random.fork_rng(on_gpu):
+        torch.default_generator.manual_seed(seed)
+        for device in on_gpu:
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        changed = []
+        for example in x:
+            for transform in augment:
+                example = transform(example)
+            changed.append(example)
+    return torch.stack(changed)
+
+
+@dataclass
+class Points:
+    """A split that is a tensor of floats.
+
+    Args:
+        x: the examples, `(n, *shape)`.
+        labels: their classes, `(n,)`, or None.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, index: Tensor) -> Tensor:
+        return self.x[index]
 
 
 def resident_chunks(

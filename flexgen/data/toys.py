@@ -11,7 +11,7 @@ from torch import Tensor
 from flexgen.checks import check_integer, check_positive
 from flexgen.data.module import SPLIT_SEED, DataModule
 from flexgen.data.sampler import Purpose, generator
-from flexgen.data.stream import Split
+from flexgen.data.stream import Points, Split
 
 
 class Toy:
@@ -130,20 +130,6 @@ class Line(Toy):
         return self.std * torch.randn(n, 1, generator=generator), None
 
 
-@dataclass
-class _Points:
-    """A split that is a float tensor."""
-
-    x: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def read(self, index: Tensor) -> Tensor:
-        return self.x[index]
-
-
 class ToyData(DataModule):
     """A distribution in the plane, sampled once from a fixed seed and kept on the device.
 
@@ -205,7 +191,7 @@ class ToyData(DataModule):
                     f"the {part} points of {self.name} hold NaN or infinity; "
                     "look at the sizes under `data.distribution`"
                 )
-            splits[part] = _Points(x.float(), y)
+            splits[part] = Points(x.float(), y)
         return splits
 
 

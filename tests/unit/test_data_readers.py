@@ -59,8 +59,8 @@ def test_a_name_that_is_no_utf8_is_read_and_shown(folder: Path) -> None:
     assert reader.stamp(torch.arange(9)) != stamp
     assert reader.check() == [r"left out, not named as images: 1 (deep/caf\xe9.txt)"]
     named.write_text("no image")
-    with pytest.raises(ValueError, match=r"cannot read the image .*caf\\xe9.png"):
-        reader.check()
+    with pytest.raises(ValueError, match=r"cannot read 1 of 9 images .*caf\\xe9.png"):
+        ImageFolder(folder, (1, 6, 5), RANGE).check()
 
 
 def test_a_folder_that_is_linked_is_read_and_left_out_alike(folder: Path, tmp_path: Path) -> None:
@@ -74,14 +74,28 @@ def test_a_folder_that_is_linked_is_read_and_left_out_alike(folder: Path, tmp_pa
     assert reader.check() == ["left out, not named as images: 1 (linked/notes.txt)"]
 
 
-def test_transparent_images_are_counted_and_deep_ones_refused(folder: Path) -> None:
+def test_transparent_and_deep_images_are_counted(folder: Path) -> None:
     Image.new("LA", (5, 6)).save(folder / "clear.png")
-    converted, transparent = ImageFolder(folder, (1, 6, 5), RANGE).check()
-    assert converted == "turned to grey: 1 of 10 images (LA)"
-    assert transparent == "transparent, put on white: 1 of 10 images"
-    Image.fromarray(PIXELS[0].astype(np.uint16)).save(folder / "deep" / "9.png")
-    with pytest.raises(ValueError, match=r"deep/9.png \(mode I;16 is not 8 bits a channel"):
+    Image.fromarray(PIXELS[0].astype(np.uint16) * 257).save(folder / "deep" / "9.png")
+    reader = ImageFolder(folder, (1, 6, 5), RANGE)
+    assert reader.check() == [
+        "turned to grey: 1 of 11 images (LA)",
+        "transparent, put on white: 1 of 11 images",
+        "of 16 bits, scaled to 8: 1 of 11 images",
+    ]
+    torch.testing.assert_close(reader.read(torch.tensor([10])), SCALED[:1])
+
+
+def test_all_images_that_cannot_be_read_are_named_or_left_out(folder: Path) -> None:
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "deep" / "7.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 of 9 images .*: 3.png \(.*; deep/7.png \(.*unusable="):
         ImageFolder(folder, (1, 6, 5), RANGE).check()
+    reader = ImageFolder(folder, (1, 6, 5), RANGE, unusable="leave_out")
+    kept = torch.tensor([0, 1, 2, 4, 5, 6, 8])
+    torch.testing.assert_close(reader.read(torch.arange(7)), SCALED[kept])
+    assert reader.check()[0].startswith("left out, cannot be read: 2 of 9: 3.png")
 
 
 def test_a_file_that_is_no_image_is_named(folder: Path) -> None:
@@ -91,7 +105,7 @@ def test_a_file_that_is_no_image_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read the image .*3.png"):
         reader.read(torch.arange(9))
     (folder / "3.png").write_text("no image at all")
-    with pytest.raises(ValueError, match=r"cannot read the image .*3.png"):
+    with pytest.raises(ValueError, match=r"cannot read 1 of 9 images .*3.png"):
         reader.check()
 
 
@@ -135,6 +149,8 @@ def test_a_folder_needs_a_generator_of_images(folder: Path) -> None:
 def save(path: Path, x: np.ndarray) -> Path:
     if path.suffix == ".npy":
         np.save(path, x)
+    elif path.suffix == ".pt":
+        torch.save(torch.from_numpy(x), path)
     elif path.suffix == ".safetensors":
         save_file({"x": torch.from_numpy(x)}, path)
     else:
@@ -142,7 +158,7 @@ def save(path: Path, x: np.ndarray) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.pt", "x.safetensors"])
 @pytest.mark.parametrize("layout", ["grey", "first", "last"])
 def test_arrays_of_every_format_and_layout(tmp_path: Path, name: str, layout: str) -> None:
     x = {"grey": PIXELS, "first": PIXELS[:, None], "last": PIXELS[..., None]}[layout]
@@ -196,7 +212,30 @@ def test_values_that_are_not_finite_name_their_example(tmp_path: Path, bad: floa
     reader.read(torch.arange(3))
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("uint8", 255), ("uint16", 65535), ("bool", 1), (">u2", 65535)]
+)
+@pytest.mark.parametrize("name", ["x.npy", "plain.npz"])
+def test_the_type_of_an_array_says_what_white_is(
+    tmp_path: Path, name: str, dtype: str, most: int
+) -> None:
+    x = np.asfortranarray((np.arange(120).reshape(4, 6, 5) % 2 * most).astype(dtype))
+    reader = ArrayFile(save(tmp_path / name, x), (1, 6, 5), RANGE)
+    assert reader.check() == []
+    torch.testing.assert_close(
+        reader.read(torch.arange(4)).flatten(), torch.arange(120) % 2 * 2.0 - 1
+    )
+
+
+def test_whole_numbers_have_no_white_of_their_own(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", PIXELS.astype(np.int64))
+    with pytest.raises(ValueError, match=r"must lie in range=\[-1,1\], got 0 to .*data_range"):
+        ArrayFile(path, (1, 6, 5), RANGE).check()
+    reader = ArrayFile(path, (1, 6, 5), RANGE, data_range=(0, 255))
+    torch.testing.assert_close(reader.read(torch.arange(9)), SCALED)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "plain.npz", "x.pt", "x.safetensors"])
 def test_an_array_cut_short_is_damaged(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name, PIXELS)
     path.write_bytes(path.read_bytes()[:-100])
@@ -212,10 +251,10 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path / "x.npy", "there is no file")
     refused(tmp_path, "got the folder")
     (tmp_path / "x.csv").write_text("1,2")
-    refused(tmp_path / "x.csv", "must end in .npy, .npz or .safetensors")
+    refused(tmp_path / "x.csv", "must end in .npy, .npz, .pt or .safetensors.*data=table")
     np.save(tmp_path / "o.npy", np.array([{}, {}]), allow_pickle=True)
     refused(tmp_path / "o.npy", "cannot read")
-    refused(save(tmp_path / "i.npy", PIXELS.astype(int)), "must be uint8 .*torch.int64")
+    refused(save(tmp_path / "i.npy", PIXELS.astype(complex)), "must hold real numbers")
     refused(save(tmp_path / "e.npy", PIXELS[:0]), "at least one example")
     refused(save(tmp_path / "v.npy", PIXELS.reshape(9, -1)), "must hold images to bring")
     np.savez(tmp_path / "two.npz", a=PIXELS, b=PIXELS)
