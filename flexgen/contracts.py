@@ -86,6 +86,11 @@ class StreamSource:
         """A digest of the training data, by which a resumed run knows them again; or None."""
         return None
 
+    def record(self) -> dict[str, Any]:
+        """What is quick to find of all data, plain values, by which a run knows them again; or
+        nothing."""
+        return {}
+
 
 def in_context(network: Callable[..., Any], x: Tensor, context: Tensor | None) -> Any:
     """`network(x, context)`; `network(x)` without a context, so that any plain module fits."""

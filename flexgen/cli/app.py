@@ -165,10 +165,12 @@ def run_hydra(command: Command) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
-    from flexgen.runs.compose import is_sweep
+    from flexgen.runs.compose import is_sweep, own_data
     from flexgen.runs.errors import TrainingStopped
 
     root, argv = command.root, command.argv
+    if not command.on_folders and "path" not in command.verbatim:
+        argv = own_data(argv)
     if {"--help", "-h"} & set(argv):
         print(explain(root))
         if not command.groups:

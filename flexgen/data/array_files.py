@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -115,9 +116,12 @@ class _Torch(Rows):
 
     def _open(self) -> None:
         try:
-            content = torch.load(self.path, "cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # written in the old format, which cannot be mapped
-            content = torch.load(self.path, "cpu", weights_only=True)
+            try:
+                content = torch.load(self.path, "cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # written in the old format, which cannot be mapped
+                content = torch.load(self.path, "cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError("it holds more than tensors, which would have to be run") from error
         found = content if isinstance(content, dict) else {"": content}
         tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
         self._x = content if isinstance(content, Tensor) else tensors[self._member([*tensors])]
@@ -210,10 +214,8 @@ def open_array(path: Path, key: str | None = None, *, numbers: bool = False) -> 
 
 
 def not_finite(x: Tensor) -> Tensor:
-    """Numbers of the rows that hold NaN or infinity, `(m,)`."""
-    if not x.is_floating_point():
-        return torch.empty(0, dtype=torch.long)
-    return (~x.flatten(1).isfinite().all(1)).nonzero().squeeze(1)
+    """Numbers of the rows that hold NaN, or what is infinite as float32, `(m,)`."""
+    return (~x.float().flatten(1).isfinite().all(1)).nonzero().squeeze(1)
 
 
 def _dtype(dtype: Any) -> torch.dtype:

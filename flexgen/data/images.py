@@ -120,9 +120,11 @@ class ImageData(DataModule):
     ) -> None:
         self.spec = catalogue.find(name)
         own = isinstance(self.spec.origin, Folder)
+        if own and root is None:
+            raise ValueError(f"`root` must be the folder of the images, got {root}; give path=…")
         self.root = Path(os.environ.get("FLEXGEN_DATA", "data") if root is None else root)
         if shape is None:
-            shape = folder_shape(self.root) if own and root is not None else self.spec.shape
+            shape = folder_shape(self.root) if own else self.spec.shape
         shape = None if shape is None else tuple(shape)
         if shape is None or len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise ValueError(

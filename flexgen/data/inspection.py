@@ -183,7 +183,7 @@ def size_text(size: Sequence[int]) -> str:
     return "×".join(str(edge) for edge in size)
 
 
-def some_of(words: Iterable[str]) -> str:
-    """The first three words, and whether there are more."""
-    first = list(islice(words, 4))
-    return ", ".join(first[:3]) + (", …" if len(first) > 3 else "")
+def some_of(words: Iterable[str], most: int = 3) -> str:
+    """The first few words, and whether there are more."""
+    first = list(islice(words, most + 1))
+    return ", ".join(first[:most]) + (", …" if len(first) > most else "")

@@ -76,7 +76,7 @@ class DataModule(LightningDataModule, StreamSource):
         check_integer("seed", seed, 0, "set `data.seed`")
         self.name: str = name
         self.shape = tuple(shape)
-        self.range = None if range is None else _bounds(range)
+        self.range = None if range is None else check_range("range", range)
         self.batch_size, self.seed = batch_size, seed
         self.position = 0
         self._splits: dict[str, Split] | None = None
@@ -255,11 +255,12 @@ class DataModule(LightningDataModule, StreamSource):
         return itertools.repeat(stream)
 
 
-def _bounds(range: Sequence[float]) -> Range:
+def check_range(name: str, range: Sequence[float]) -> Range:
+    """(low, high) as floats; a ValueError unless they are finite and low is less."""
     bounds = tuple(float(bound) for bound in range)
     if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or bounds[0] >= bounds[1]:
         raise ValueError(
-            f"`range` must be (low, high) with low < high, got {bounds}; "
-            "set `data.range=[-1,1]` or [0,1]"
+            f"`{name}` must be (low, high) with low < high, got {bounds}; "
+            f"set `data.{name}=[-1,1]` or [0,1]"
         )
     return bounds[0], bounds[1]

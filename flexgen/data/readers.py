@@ -166,7 +166,7 @@ class ArrayFile:
     ) -> None:  # fmt: skip
         self.path, self.shape, self.range = Path(path), tuple(shape), range
         self._rows: Rows = open_array(self.path, key)
-        if data_range is None and len(self.shape) == 3:
+        if data_range is None and (len(self.shape) == 3 or self._rows.dtype == torch.uint8):
             data_range = OF_TYPE.get(self._rows.dtype)
         self.data_range = data_range
         self._layout = _layout(self._rows.shape, self.shape, self.path)
@@ -205,7 +205,8 @@ class ArrayFile:
             x = (x - low) / (high - low) * (b - a) + a
         return self._fit(x.float(), self.range)
 
-    def check(self) -> list[str]:
+    def describe(self) -> list[str]:
+        """What is done to the images, a line each."""
         lines = []
         found = self._found()
         if found[1:] != self.shape[1:]:
@@ -216,6 +217,10 @@ class ArrayFile:
         if found[0] != self.shape[0]:
             word = "grey" if self.shape[0] == 1 else "colour"
             lines.append(f"turned to {word}: all {len(self)} images")
+        return lines
+
+    def check(self) -> list[str]:
+        lines = self.describe()
         if self._rows.dtype in OF_TYPE and self.data_range == OF_TYPE[self._rows.dtype]:
             return lines
         low, high = torch.inf, -torch.inf

@@ -1,6 +1,7 @@
 """Configurations that Hydra composes from the YAML and overrides, as plain values."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flexgen._conf import conf_dir
 from flexgen.runs.errors import error_line
 from flexgen.runs.resolvers import register
+from flexgen.untrusted import lies_in
 
 # Groups that only feed the model, and the keys of a command that are no part of a run.
 _NOT_SAVED = {
@@ -37,7 +39,8 @@ def compose(
     """The configuration of a new run, as `flexgen train` composes it from the same words.
 
     Args:
-        overrides: as they are typed, such as `["data=ring8", "model.critic_steps=3"]`.
+        overrides: as they are typed, such as `["data=ring8", "model.critic_steps=3"]`; `path=…` is
+            the path of data of one's own.
         config_dir: a folder with YAML of your own, say `experiment/mine.yaml`, beside FlexGen's.
 
     Returns:
@@ -50,7 +53,7 @@ def compose(
         ValueError: if the words name what is not there.
         FileNotFoundError: if there is no such folder.
     """
-    words = list(overrides)
+    words = own_data(overrides)
     own = []
     if config_dir is not None:
         if not (folder := Path(config_dir).absolute()).is_dir():
@@ -101,7 +104,23 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     nothing, and so is an unknown key.
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return {key: value for key, value in values.items() if key not in _NOT_SAVED}
+    values = {key: value for key, value in values.items() if key not in _NOT_SAVED}
+    root = (values.get("data") or {}).get("root")
+    if root and not lies_in(Path(root), Path(values["paths"]["data_dir"])):
+        values["data"]["root"] = os.path.abspath(root)  # the run is opened from other folders too
+    return values
+
+
+def own_data(words: Iterable[str]) -> list[str]:
+    """The words with `path=…`, a path as it was typed, as the override that Hydra reads of it:
+    the absolute path of data of one's own."""
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "path" and value:
+            word = f"data.root={quoted(Path(os.path.abspath(os.path.expanduser(value))))}"
+        found.append(word)
+    return found
 
 
 def is_sweep() -> bool:

@@ -25,6 +25,13 @@ _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra
              "numpy", "scikit-learn", "POT")  # fmt: skip
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a value in each place where it is, without names for those that are there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 @contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
     """Be the only process at work in a run directory, else a ValueError; clear half files."""
@@ -48,7 +55,7 @@ def find_checkpoint(run_dir: Path, name: str | None) -> Path:
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
     """Write `config.yaml`; a ValueError if it could not be read again."""
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     try:
         parse_plain(text)
     except ValueError as error:
@@ -62,14 +69,16 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_provenance(
-    run_dir: Path, command: str, overrides: list[str], seed: int, parent: Path | None = None
-) -> None:
-    """Say what started the run: versions, commit, machine, and the checkpoint it came from."""
+    run_dir: Path, command: str, overrides: list[str], seed: int, parent: Path | None = None,
+    data: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Say what started the run: versions, commit, machine, its data, and the checkpoint it came
+    from."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about: dict[str, Any] = {
         "command": command, "overrides": overrides, "seed": seed,
         "versions": {"python": platform.python_version(), **versions()},
-        "commit": _commit(), "parent": None, "started": _now(), "finished": None,
+        "commit": _commit(), "data": data, "parent": None, "started": _now(), "finished": None,
         "machine": {
             "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpu": gpu,
         },

@@ -1,18 +1,19 @@
 """What a checkpoint was made with, so that a resume goes on with the same or says what is new."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from flexgen.contracts import StreamSource
-from flexgen.runs.folder import versions
+from flexgen.runs.folder import read_provenance, versions
 from flexgen.runs.saved_config import PATH_KEYS
 from flexgen.untrusted import nodes, printable
 
 # Where data lie, how they are read and what is said of a run do not change the training.
-_FREE = ("callbacks", "control", "logger", "name", "report", "steps", "threads", "data.download",
-         "data.resident", "data.num_workers", "trainer.accelerator", "trainer.devices",
-         "trainer.enable_progress_bar")  # fmt: skip
+_FREE = ("callbacks", "control", "logger", "name", "report", "same_data", "steps", "threads",
+         "data.download", "data.resident", "data.num_workers", "trainer.accelerator",
+         "trainer.devices", "trainer.enable_progress_bar")  # fmt: skip
 
 _NAMES = "the saved configuration has its value in its parts already; type those, as `model.…`"
 _FIXED = {
@@ -77,7 +78,7 @@ def check_same_data(config: dict[str, Any], data: Any, checkpoint: dict[str, Any
         ValueError: if the digest of the training data is another.
     """
     before, digest = _saved(checkpoint)
-    now = {key: value for key, value in _settings(config).items() if _within(key, "data")}
+    now = _data_settings(config)
     if not isinstance(data, StreamSource) or not now.items() <= before.items():
         return
     if digest not in (None, data.fingerprint):
@@ -85,6 +86,41 @@ def check_same_data(config: dict[str, Any], data: Any, checkpoint: dict[str, Any
             "the training data are not those that the checkpoint was made with (other, more or "
             "fewer examples, or other labels); put them back as they were, or train a new run"
         )
+
+
+def record_data(config: dict[str, Any], data: Any) -> dict[str, Any] | None:
+    """What a run notes of its data, for :func:`check_recorded`."""
+    if not isinstance(data, StreamSource) or not (found := data.record()):
+        return None
+    return found | {"settings": _data_settings(config)}
+
+
+def check_recorded(run_dir: Path, config: dict[str, Any], data: Any) -> None:
+    """Refuse data that have changed since a run noted what they were, unless `same_data` is false,
+    or how they are read has been changed on purpose.
+
+    Raises:
+        ValueError: if they have.
+    """
+    before = read_provenance(run_dir).get("data") if config.get("same_data", True) else None
+    if not isinstance(before, dict) or before.get("settings") != _data_settings(config):
+        return
+    now = record_data(config, data) or before
+    if now == before:
+        return
+    counts = [
+        " + ".join(f"{found[part]} {part}" for part in found if isinstance(found[part], int))
+        for found in (before, now)
+    ]
+    told = f"{counts[0]} then, {counts[1]} now" if counts[0] != counts[1] else "as many, but others"
+    raise ValueError(
+        f"the data of {run_dir} have changed since it was trained ({printable(told)}); put them "
+        "back as they were, or train a new run; or go on all the same by same_data=false"
+    )
+
+
+def _data_settings(config: dict[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in _settings(config).items() if _within(key, "data")}
 
 
 def _saved(checkpoint: dict[str, Any]) -> tuple[dict[str, str], Any]:

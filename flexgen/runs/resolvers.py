@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -14,7 +15,11 @@ def register() -> None:
     `${classes:CONDITIONAL,DATA}`: how many classes the data have, null if false.
     `${lowest_level:LEVELS,LATENT_DIM}`: the size of a code's lowest level; of null levels, half.
     `${unique:}`: eight digits for the name of a folder that no other command has.
+    `${folder_shape:ROOT}`, `${array_shape:ROOT,KEY}`, `${array_range:ROOT,KEY,DATA_RANGE}`,
+    `${table_shape:ROOT,COLUMNS,LABEL}`: what is found in data of one's own.
     """
+    for name in ("folder_shape", "array_shape", "array_range", "table_shape"):
+        OmegaConf.register_new_resolver(name, partial(_found, name), replace=True, use_cache=True)
     OmegaConf.register_new_resolver("classes", _classes, replace=True)
     OmegaConf.register_new_resolver("lowest_level", _lowest_level, replace=True)
     OmegaConf.register_new_resolver("unique", _unique, replace=True, use_cache=True)
@@ -37,6 +42,18 @@ def _classes(conditional: bool, data: DictConfig) -> int | None:
             "data=digits or mnist, or conditional=false"
         )
     return int(module.num_classes)
+
+
+def _found(name: str, root: str | None, *about: Any) -> list[float] | None:
+    from flexgen.runs.imports import importing
+
+    if root is None:
+        raise ValueError("which data? give path=… to your own")
+    with importing():
+        from flexgen import data
+    plain = [OmegaConf.to_container(x) if isinstance(x, ListConfig) else x for x in about]
+    found = getattr(data, name)(root, *plain)
+    return None if found is None else [*found]
 
 
 def _lowest_level(levels: ListConfig | None, latent_dim: int) -> int:

@@ -18,6 +18,7 @@ from flexgen.run_notes import read_notes
 from flexgen.runs.build import Objects, build
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.folder import find_checkpoint, write_json
+from flexgen.runs.preconditions import check_recorded
 from flexgen.runs.saved_config import load_config
 from flexgen.runs.trust import rebuilding
 from flexgen.training import Loop, isolated_rng, load_checkpoint
@@ -214,6 +215,7 @@ class Run:
         with rebuilding(self.folder), isolated_rng(self.config["seed"]):
             model, data, callbacks = build(self.config)
             weights = model.weights_in(saved)
+        check_recorded(self.folder, self.config, data)
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError) as error:

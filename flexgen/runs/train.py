@@ -30,10 +30,17 @@ from flexgen.runs.folder import (
     write_final,
     write_provenance,
 )
-from flexgen.runs.preconditions import Fingerprint, check_same_data, new_settings
+from flexgen.runs.preconditions import (
+    Fingerprint,
+    check_recorded,
+    check_same_data,
+    new_settings,
+    record_data,
+)
 from flexgen.runs.run import Run
 from flexgen.runs.saved_config import load_config, relocate
 from flexgen.runs.stopping import StopOnSignal
+from flexgen.runs.trust import remember_data
 from flexgen.runs.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint, rank
 from flexgen.training.checkpoint import set_aside_later
@@ -80,11 +87,15 @@ def train(
     if parent is not None:
         saved = load_checkpoint(parent)
         check_same_data(config, run.data, saved)
+        check_recorded(parent.parent.parent, config, run.data)
         _tell(new_settings(config, saved, same_run=False))
     with alone(run_dir):
         _refuse_second(run_dir)
         words = list(noted if overrides is None else overrides)
-        write_provenance(run_dir, command, words, config["seed"], parent)
+        write_provenance(
+            run_dir, command, words, config["seed"], parent, record_data(config, run.data)
+        )
+        remember_data(config)
         if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
             shutil.copy(history, run_dir / "metrics.csv")
         # Last: killed before it, this is no run yet, and the same command starts it.
@@ -124,6 +135,7 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         run = Run(config).build()
         if saved is not None:
             check_same_data(config, run.data, saved)
+        check_recorded(run_dir, config, run.data)
         if rank() == 0:
             _tell(changed)
             note_resume(run_dir, start, changed)

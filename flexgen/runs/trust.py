@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -41,6 +41,7 @@ _OF_LOGGERS = {
                     "offline"},
 }  # fmt: skip
 
+_OWN_DATA = "own_data.jsonl"
 _TARGET = {"_target_", "_args_"}
 _MOST_THREADS = 1024  # some thousands end the process, without a word
 
@@ -104,8 +105,9 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
 
     Each `_target_`, at any depth, must be a class that FlexGen or one of the libraries it builds on
     defines for such use. What these write goes into the run's folder, and trained classifiers into
-    the user's own cache, whatever the configuration says. Data come from the user's data folder;
-    nothing is downloaded. W&B is told nothing, and machines are not waited for, but as typed.
+    the user's own cache, whatever the configuration says. Data come from the user's data folder, or
+    from where the user has trained on them before; nothing is downloaded. W&B is told nothing, and
+    machines are not waited for, but as typed.
 
     The configuration, with `paths.data_dir` as it is today, is changed in place; `typed` are the
     overrides on top of it.
@@ -129,11 +131,13 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
         saved["trainer"]["num_nodes"] = 1
     if data.get("download"):
         data["download"] = False
-    root = data.get("root")
-    if root and "data.root" not in keys and not lies_in(Path(str(root)), Path(paths["data_dir"])):
+    root = str(data.get("root") or "")
+    typed_or_none = not root or "data.root" in keys
+    if not typed_or_none and not _is_known(root, paths["data_dir"]):
         raise ValueError(
-            f"the run's data lie in {root!r}, outside of the data folder {paths['data_dir']!r}; if "
-            "these are what you mean, type data.root=…, or if you trust this run say trust=true"
+            f"the run's data lie in {root!r}, outside of the data folder {paths['data_dir']!r}, "
+            "and no run was trained on them here; if these are what you mean, type path=…, or if "
+            "you trust this run say trust=true"
         )
     folders = (run_dir, Path(paths["cache_dir"]))
     for where, value in nodes({name: value for name, value in saved.items() if name != "paths"}):
@@ -142,6 +146,31 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
             leads = path.is_absolute() or ".." in path.parts or value.startswith("~")
             if leads and not any(lies_in(Path(value), folder) for folder in folders):
                 raise _untrusted(where, value)
+
+
+def remember_data(config: dict[str, Any]) -> None:
+    """Note in the user's own cache where data of one's own lie, which a command was given to train
+    on: runs may be opened on them from now on."""
+    root = config["data"].get("root")
+    if not root or str(root) in _remembered():
+        return
+    notes = Path(own_folder("cache_dir")) / _OWN_DATA
+    with suppress(OSError):  # a run is opened by path=… then
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        with notes.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(json.dumps(str(root)) + "\n")
+
+
+def _is_known(root: str, data_dir: str) -> bool:
+    return lies_in(Path(root), Path(data_dir)) or root in _remembered()
+
+
+def _remembered() -> set[str]:
+    try:
+        text = (Path(own_folder("cache_dir")) / _OWN_DATA).read_text("utf-8", "surrogateescape")
+        return {str(json.loads(line)) for line in text.splitlines()}
+    except (OSError, ValueError):
+        return set()
 
 
 def own_folder(name: str) -> str:

@@ -31,6 +31,7 @@ FILES = {
 PARENTS = {"data/images", "data/toys", "model/adversarial"}  # whole in their heirs alone
 GROUPS = sorted({name for name in FILES if "/" in name} - PARENTS)
 
+OWN_DATA = ["data.shape=[1,8,8]", "data.range=[0,1]"]  # not found from files that are not there
 GIVEN = {"context", "generator", "mask", "x", "latent_shape", "index", "seed", "history", "watch"}
 PASSED: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("callbacks/reversal", "reversal.options"): (reverse, GIVEN),
@@ -87,6 +88,7 @@ def composed(name: str) -> dict[str, Any]:
         "callbacks": [f"callbacks=[reversal,{stem}]"],
         "objective": [f"model={stem}"],
         "optimizer": [f"optimizer@model.generator_optimizer={stem}"],
+        "data": [f"data={stem}", *(OWN_DATA if stem in ("array", "folder", "table") else ())],
         "output": ["model=density", f"output={stem}"],
         "posterior": ["model=vae", f"posterior={stem}"],
         "likelihood": ["model=vae", f"likelihood={stem}"],

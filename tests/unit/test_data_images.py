@@ -617,7 +617,7 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         ({"name": "mnits"}, "got 'mnits'; nearest: 'mnist'"),
         ({"shape": (8, 8)}, r"`shape` must be .* got \(8, 8\)"),
         ({"shape": (2, 8, 8)}, r"`shape` must be .* got \(2, 8, 8\)"),
-        ({"name": "folder"}, r"`shape` must be .* got None"),
+        ({"name": "folder"}, r"`root` must be the folder of the images, got None; give path=…"),
         ({"range": None}, r"`range` must be a pair for images, got None; set `data.range"),
         ({"range": (1, -1)}, r"`range` must be \(low, high\) with low < high, got \(1.0, -1.0\)"),
         ({"range": (0, float("nan"))}, "`range` must be"),
