@@ -226,9 +226,10 @@ def choose(patterns: Sequence[str] | None, present: Iterable[str]) -> list[str]:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for people: significant digits, no exponent between 1e-4 and 1e6, "nan" as it is."""
+    """A number for people: significant digits, no exponent between 1e-4 and 1e6, and
+    "not defined" for NaN."""
     if not np.isfinite(value):
-        return str(float(value))
+        return "not defined" if np.isnan(value) else str(float(value))
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
@@ -253,8 +254,10 @@ def signed(value: float) -> str:
 def mean_and_std(mean: float, std: float) -> tuple[str, str]:
     """Mean and standard deviation to the same decimals: two significant digits of the deviation,
     which is empty where it is not known (one run)."""
-    if np.isnan(std):
+    if np.isnan(std) or np.isnan(mean):
         return number(mean), ""
+    if std < 1e-12 * abs(mean):  # rounding of the mean of equal values
+        std = 0.0
     if not (np.isfinite(mean) and np.isfinite(std)) or std == 0:
         return number(mean), number(std)
     largest = max(abs(mean), std)

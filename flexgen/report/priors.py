@@ -46,7 +46,8 @@ class PriorTable(Table):
         for row in measured:
             values = {m: tuple(v[m] for v in row.values if m in v) for m in metrics}
             cells = {metric: Cell(found, float("nan")) for metric, found in values.items()}
-            rows.append(Row({"prior": row.label}, (), tuple(range(len(row.values))), cells))
+            rows.append(Row({"prior": row.label}, (), tuple(range(len(row.values))), cells,
+                            not row.is_data))  # fmt: skip
         failed = tuple(f"{row.label}: {row.failed}" for row in measured if row.failed)
         return cls(tuple(rows), tuple(metrics), 1, failed, (), tuple(measured), about)
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexgen.files import write_atomically, write_text
-from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
+from flexgen.report.catalogue import PALETTE, describe, mean_and_std, number, plus_minus
 from flexgen.report.curves import mean_std
+from flexgen.report.labels import Labels
 from flexgen.untrusted import printable
 
 
@@ -47,12 +49,14 @@ class Cell:
 @dataclass(frozen=True)
 class Row:
     """The finished runs that differ in nothing but the seed; `settings` are values by override key,
-    the same keys in every row of a table, and `cells` are by metric."""
+    the same keys in every row of a table, and `cells` are by metric. A row that is not `ranked`, a
+    difference or a floor, is never the best."""
 
     settings: dict[str, str]
     runs: tuple[Path, ...]
     seeds: tuple[int | None, ...]
     cells: dict[str, Cell]
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,18 @@ class Table:
         return [key for key in keys if len({row.settings[key] for row in self.rows}) > 1]
 
     @property
+    def labels(self) -> Labels:
+        """The rows' names by these settings."""
+        return Labels.of([row.settings for row in self.rows], self.keys)
+
+    def best(self, metric: str) -> list[bool]:
+        """Of each row whether its mean is the best of a metric that has a better direction."""
+        sign = {"lower": 1.0, "higher": -1.0}.get(describe(metric).better, np.nan)
+        means = [sign * row.cells[metric].mean if row.ranked else np.nan for row in self.rows]
+        known = {mean for mean in means if np.isfinite(mean)}
+        return [len(known) > 1 and mean == min(known) for mean in means]
+
+    @property
     def caption(self) -> str:
         """What the numbers are, and the settings that all rows share."""
         several = f"the mean of its last {self.last} evaluations"
@@ -85,40 +101,37 @@ class Table:
         text = f"Mean ± sample standard deviation over n runs; the value of a run is {value}."
         if self.last > 1:
             text += " In brackets: the standard deviation of those evaluations within a run."
+        if any(any(self.best(metric)) for metric in self.metrics):
+            text += " *: the best mean of a column, which may lie within the spread of others."
         same = self.rows[0].settings.items()
         shared = ", ".join(f"{key}={text}" for key, text in same if key not in self.keys)
         return f"{text} All runs: {shared}." if shared else text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        names = [[row.settings[key] for key in self.keys] for row in self.rows]
-        heads, below = self.keys, list[str]()
-        widest = max((self._width(metric) for metric in self.metrics), default=0)
-        if _width_of(heads, names) + widest > options.max_width:  # rich would cut every column
-            below = [
-                f"{number}: {', '.join(f'{key}={row.settings[key]}' for key in self.keys)}"
-                for number, row in enumerate(self.rows, 1)
-            ]
-            heads, names = ["row"], [[str(number)] for number in range(1, len(self.rows) + 1)]
-        for metrics in self._fitting(options.max_width - _width_of(heads, names)):
+        labels = self.labels
+        widest = max([len(labels.head), *map(len, labels.short)])
+        room = min(widest, max(_LEAST_LABEL, options.max_width * 2 // 5)) if self.keys else 0
+        for metrics in self._fitting(options.max_width - room - 9):
             grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-            for key in heads:
-                grid.add_column(Text(key), no_wrap=True)
-            grid.add_column("n", justify="right")
+            if room:
+                grid.add_column(Text(labels.head), width=room, overflow="fold")
             for metric in metrics:
-                grid.add_column(Text(describe(metric).heading), justify="right", no_wrap=True)
-            for row, name in zip(self.rows, names, strict=True):
-                cells = [*name, str(len(row.seeds))]
-                cells += [self._text_cell(row, metric) for metric in metrics]
-                grid.add_row(*map(Text, cells))
+                width = self._width(metric) - _GAP
+                grid.add_column(Text(describe(metric).heading), justify="right", width=width)
+            grid.add_column("n", justify="right")
+            for at, row in enumerate(self.rows):
+                cells = [self._text_cell(at, metric) for metric in metrics]
+                name = [labels.short[at]] if room else []
+                grid.add_row(*map(Text, [*name, *cells, str(len(row.seeds))]))
             yield grid
-        yield from map(Text, below)
+        yield from map(Text, labels.legend)
         yield Text(self.caption, style="dim")
         for line in self.notes:
             yield Text(f"Note: {line}")
         for line in self.left_out:
             yield Text(f"{self.without}: {line}", style="yellow")
 
-    def text(self, width: int = 120) -> str:
+    def text(self, width: int = 80) -> str:
         """The table as plain text; metrics that do not fit into `width` columns go below."""
         stream = io.StringIO()
         Console(file=stream, width=width, color_system=None).print(self)
@@ -145,20 +158,30 @@ class Table:
         """A booktabs `tabular`; caption and runs left out stand above it as comments."""
         lines = [f"% {_one_line(text)}" for text in (self.caption, *self.notes)]
         lines += [f"% {self.without.lower()}: {_one_line(text)}" for text in self.left_out]
-        lines += [f"\\begin{{tabular}}{{{'l' * len(self.keys)}r{'c' * len(self.metrics)}}}"]
-        heads = [*map(latex_escape, self.keys), "$n$"]
-        heads += [latex_escape(describe(metric).heading) for metric in self.metrics]
-        lines += ["\\toprule", " & ".join(heads) + r" \\", "\\midrule"]
-        for row in self.rows:
-            cells = [latex_escape(row.settings[key]) for key in self.keys] + [str(len(row.seeds))]
-            cells += [_latex_cell(row.cells[metric]) for metric in self.metrics]
-            lines.append(" & ".join(cells) + r" \\")
-        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+        labels = self.labels
+        lines += [f"% {_one_line(text)}" for text in labels.legend]
+        long = max(map(len, labels.short)) > _LEAST_LABEL
+        kind = (r"p{0.3\linewidth}" if long else "l") if self.keys else ""
+        for start in range(0, max(1, len(self.metrics)), _LATEX_METRICS):
+            metrics = self.metrics[start : start + _LATEX_METRICS]
+            lines += [rf"\begin{{tabular}}{{{kind}r{'c' * len(metrics)}}}", r"\toprule"]
+            heads = [labels.head] if self.keys else []
+            heads = [*map(latex_escape, heads), "$n$"]
+            heads += [latex_escape(describe(metric).heading) for metric in metrics]
+            lines += [" & ".join(heads) + r" \\", r"\midrule"]
+            for at, row in enumerate(self.rows):
+                name = [latex_escape(labels.short[at])] if self.keys else []
+                cells = [_latex_cell(row.cells[m], self.best(m)[at]) for m in metrics]
+                lines.append(" & ".join([*name, str(len(row.seeds)), *cells]) + r" \\")
+            lines += [r"\bottomrule", r"\end{tabular}", ""]
+        return "\n".join(lines[:-1]) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Draws one panel a metric: mean, standard deviation and every run; writes a PNG."""
-        names = [" · ".join(row.settings[key] for key in self.keys) for row in self.rows]
-        return draw_panels(path, names, self.rows, self.metrics)
+        labels = self.labels
+        head = f"rows: {labels.head}; " if self.keys else ""
+        note = f"{head}diamond and bar: mean ± standard deviation of the runs, which are the dots"
+        return draw_panels(path, labels.short, self.rows, self.metrics, note=note)
 
     def save(self, folder: str | Path, name: str = "table") -> list[Path]:
         """Writes `name.txt`, `name.csv`, `name.tex` and `name.png` into the folder."""
@@ -169,18 +192,23 @@ class Table:
         write_atomically(files[-1], self.plot)
         return files
 
-    def _text_cell(self, row: Row, metric: str) -> str:
+    def _text_cell(self, at: int, metric: str) -> str:
+        row, best = self.rows[at], self.best(metric)
         cell = row.cells[metric]
-        if not cell.count:
-            return "–"
-        text = plus_minus(cell.mean, cell.std)
+        text = plus_minus(cell.mean, cell.std) if cell.count else "–"
         if not np.isnan(cell.spread):
             text += f" [{mean_and_std(cell.mean, cell.spread)[1]}]"
-        return text if cell.count == len(row.seeds) else f"{text} (n={cell.count})"
+        if 0 < cell.count < len(row.seeds):
+            text += f" (n={cell.count})"
+        return f"* {text}" if best[at] else text
 
     def _width(self, metric: str) -> int:
-        cells = [len(self._text_cell(row, metric)) for row in self.rows]
-        return 3 + max(len(describe(metric).heading), *cells)
+        """Of a metric's column, whose heading may take two lines."""
+        heading = describe(metric).heading
+        width = max(len(self._text_cell(at, metric)) for at in range(len(self.rows)))
+        while len(lines := textwrap.wrap(heading, width)) > 2 or lines[-1] in ("↓", "↑"):
+            width += 1
+        return _GAP + width
 
     def _fitting(self, width: int) -> Iterator[list[str]]:
         """The metrics in blocks that fit into the width."""
@@ -196,10 +224,9 @@ class Table:
         yield block
 
 
-def _width_of(heads: Sequence[str], names: Sequence[Sequence[str]]) -> int:
-    """Of the columns that name the rows, and of their n."""
-    columns = zip(heads, *names, strict=True)
-    return 6 + sum(3 + max(map(len, column)) for column in columns)
+_GAP = 3  # between two columns
+_LEAST_LABEL = 28  # columns of a terminal that the rows' names may always take
+_LATEX_METRICS = 4  # that fit beside each other on a page
 
 
 def draw_panels(
@@ -215,6 +242,7 @@ def draw_panels(
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context():
         # A `matplotlibrc` of the working directory may be anybody's, and names are no formulas.
@@ -222,7 +250,10 @@ def draw_panels(
         matplotlib.rcParams["text.parse_math"] = False
         across = min(4, max(1, len(metrics)))
         down = max(1, -(-len(metrics) // across))
-        size = (1.5 + 2.8 * across, 0.4 + (0.8 + 0.3 * len(rows)) * down)
+        names = [textwrap.fill(name, 30) for name in names]
+        lines = sum(1.6 + name.count("\n") for name in names)
+        widest = max((len(line) for name in names for line in name.split("\n")), default=0)
+        size = (0.6 + 0.075 * widest + 2.7 * across, 0.5 + (0.8 + 0.18 * lines) * down)
         figure = Figure(figsize=size, layout="constrained", dpi=150)
         panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
         for panel, metric in zip(panels, metrics, strict=False):
@@ -235,8 +266,9 @@ def draw_panels(
                 panel.errorbar(cell.mean, place, xerr=xerr, fmt="D", color=colour, ms=5, capsize=3)
             if floor and floor.cells[metric].count:
                 panel.axvline(floor.cells[metric].mean, color=PALETTE[1], ls="--", lw=1)
-            panel.set_title(describe(metric).heading, fontsize=10)
+            panel.set_title(textwrap.fill(describe(metric).heading, 30), fontsize=10)
             panel.grid(axis="x", alpha=0.25)
+            panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             panel.spines[["top", "right", "left"]].set_visible(False)
             panel.tick_params(axis="y", length=0)
             panel.margins(x=0.12)
@@ -245,7 +277,7 @@ def draw_panels(
         panels[0].set_yticks(range(len(rows)), names)
         panels[0].set_ylim(max(1, len(rows)) - 0.5, -0.5)
         if note:
-            figure.supxlabel(note, fontsize=9)
+            figure.supxlabel(textwrap.fill(note, int(14 * size[0])), fontsize=9)
         FigureCanvasAgg(figure).print_png(str(path))
         return Path(path)
 
@@ -286,10 +318,11 @@ def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: Cell, best: bool) -> str:
     if not cell.count:
         return "--"
     if not np.isfinite(cell.mean):
-        return str(cell.mean)
+        return number(cell.mean)
     text = plus_minus(cell.mean, cell.std).replace("±", r"\pm")
-    return "$" + re.sub(r"e(?:\+|(-))0*(\d+)", r" \\times 10^{\1\2}", text) + "$"
+    text = re.sub(r"e(?:\+|(-))0*(\d+)", r" \\times 10^{\1\2}", text)
+    return rf"$\mathbf{{{text}}}$" if best else f"${text}$"

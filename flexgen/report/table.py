@@ -12,12 +12,14 @@ from flexgen.checks import check_integer
 from flexgen.report.catalogue import choose
 from flexgen.report.comparison import PAIRS, compare
 from flexgen.report.curves import RunError, Value, read_provenance
+from flexgen.report.labels import name_bases
 from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Cell, Row, Table
 from flexgen.untrusted import printable
 
+_HOW = re.compile(r"(logger|report|threads|trainer)(\.(?!precision)|$)")
 # The seed is what a table averages over; where a run writes changes nothing in it.
-_NO_SETTING = re.compile(r"(seed|report)$|paths\.|hydra[./]")
+_NO_SETTING = re.compile(r"seed$|paths\.|hydra[./]")
 
 
 def table(
@@ -80,9 +82,10 @@ def summarise(
     left_out = [*left_out, *(f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
                              for run in unfinished)]  # fmt: skip
     chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
-    notes: list[str] = []
+    priors = [(run.config.get("model") or {}).get("prior") or {} for run in runs]
+    named, notes = name_bases(_settings(runs), priors)
     groups: dict[tuple[tuple[str, str], ...], list[tuple[RunFiles, dict[str, Value]]]] = {}
-    for run, settings in zip(runs, _settings(runs), strict=True):
+    for run, settings in zip(runs, named, strict=True):
         for extra, values in _measured(run, chosen, last, comparison, notes):
             group = groups.setdefault(tuple({**settings, **extra}.items()), [])
             if run.finished:
@@ -145,7 +148,8 @@ def _row(
         spreads = [value.spread for _, value in values]
         spread = float(np.mean(spreads)) if last > 1 and spreads else float("nan")
         cells[metric] = Cell(tuple(value.mean for _, value in values), spread)
-    return Row(settings, tuple(run.path for run, _ in members), seeds, cells)
+    ranked = "−" not in settings.get("when", "")
+    return Row(settings, tuple(run.path for run, _ in members), seeds, cells, ranked)
 
 
 def _settings(runs: Sequence[RunFiles]) -> list[dict[str, str]]:
@@ -176,9 +180,14 @@ def _with_inherited(about: dict[str, Any], most: int = 20) -> dict[str, str]:
     return inherited | {f"refit:{key}": value for key, value in own.items() if key != "run"}
 
 
+def is_how(override: str) -> bool:
+    """Whether an override says how a run is trained and logged, and not what: it is no setting."""
+    return bool(_HOW.match(override.lstrip("+~").partition("=")[0]))
+
+
 def _parse(overrides: Sequence[str]) -> dict[str, str]:
     parsed = {}
-    for override in overrides:
+    for override in (word for word in overrides if not is_how(word)):
         key, _, value = override.partition("=")
         parsed[key.lstrip("+~")] = "removed" if key.startswith("~") else value
     return {key: value for key, value in parsed.items() if not _NO_SETTING.match(key)}

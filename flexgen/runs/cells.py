@@ -22,6 +22,7 @@ from flexgen.files import open_lock, try_lock
 from flexgen.runs.compose import quoted
 from flexgen.runs.devices import keep_to_one_device, wants_several
 from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
+from flexgen.runs.grid_position import position
 from flexgen.runs.imports import importing
 
 _STATE = "cell.json"
@@ -43,12 +44,15 @@ class Cell:
     def claim(cls, sweep: Path, number: int, overrides: list[str], entry: str) -> "Cell":
         """The cell of these overrides: the one that is there, else a new one.
 
+        A cell of an earlier command that was told another logger, threads or trainer is the same.
         Its folder is `number`, or the first after it that is free: a grid that has grown since
         counts its cells anew. Processes that enter a sweep at once agree.
         """
-        for path in sweep.glob(f"*/{_STATE}"):
-            if _same(path, overrides):
-                return cls(path.parent, overrides, entry)
+        there = {path: _read(path) for path in sweep.glob(f"*/{_STATE}")}
+        apart = {path: set(overrides) ^ set(about["overrides"]) for path, about in there.items()}
+        same = [p for p, words in apart.items() if not words or _is_how(words, there[p], entry)]
+        if same:
+            return cls(min(same, key=lambda path: len(apart[path])).parent, overrides, entry)
         for free in itertools.count(number):
             folder = sweep / str(free)
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ class Cell:
                 try:
                     os.link(beside.name, folder / _STATE)
                 except FileExistsError:
-                    if not _same(folder / _STATE, overrides):
+                    if set(_read(folder / _STATE)["overrides"]) != set(overrides):
                         continue
             return cell
         raise AssertionError
@@ -90,6 +94,8 @@ class Cell:
                 _say(self, "finished before")
                 return None
             self.write("running")
+            if (place := position(self.folder.parent, self.overrides)) is not None:
+                print(place, file=sys.stderr)
             try:
                 task()
             except Exception as error:
@@ -264,8 +270,12 @@ def _cells(sweep: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: _read(path) for path in paths}
 
 
-def _same(path: Path, overrides: list[str]) -> bool:
-    return sorted(_read(path)["overrides"]) == sorted(overrides)
+def _is_how(words: set[str], about: dict[str, Any], entry: str) -> bool:
+    """Whether overrides that a cell lacks or has more tell a grid's cells apart no further."""
+    from flexgen.report.table import is_how
+
+    # In one grid `threads=1,2` are two cells.
+    return about["entry"] != entry and all(map(is_how, words))
 
 
 def _say(cell: Cell, what: str) -> None:

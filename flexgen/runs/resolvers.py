@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 def register() -> None:
     """Make them known.
 
+    `${base_or:KIND}`: in a defaults list, the run's choice of `prior@base`, or else KIND.
     `${classes:CONDITIONAL,DATA}`: how many classes the data have, null if false.
     `${lowest_level:LEVELS,LATENT_DIM}`: the size of a code's lowest level; of null levels, half.
     `${unique:}`: eight digits for the name of a folder that no other command has.
@@ -20,9 +21,16 @@ def register() -> None:
     """
     for name in ("folder_shape", "array_shape", "array_range", "table_shape"):
         OmegaConf.register_new_resolver(name, partial(_found, name), replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("base_or", _base_or, replace=True)
     OmegaConf.register_new_resolver("classes", _classes, replace=True)
     OmegaConf.register_new_resolver("lowest_level", _lowest_level, replace=True)
     OmegaConf.register_new_resolver("unique", _unique, replace=True, use_cache=True)
+
+
+def _base_or(kind: str, _root_: DictConfig) -> str:
+    keys = [key for entry in _root_.defaults if isinstance(entry, DictConfig) for key in entry]
+    nested = any(str(key).endswith("base.base") for key in keys)  # a base of the base: no circle
+    return str(kind if nested else _root_.get("prior@base") or kind)
 
 
 def _classes(conditional: bool, data: DictConfig) -> int | None:

@@ -75,7 +75,9 @@ def train(
         # Where the folder says no more than the command itself, it needs no trust.
         before = load_config(run_dir, trust=True)
         name_wandb(config, command, before)
-        return resume(config if before == config else load_config(run_dir))
+        # How it is trained and logged may change from one command to the next.
+        how = {key: config[key] for key in ("logger", "threads", "trainer")}
+        return resume(config if before | how == config else load_config(run_dir) | how)
     name_wandb(config, command)
     _check(config)
     if rank() > 0:

@@ -394,3 +394,17 @@ def test_every_optimizer_builds(optimizer: str) -> None:
     make = instantiate(OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml"))
     weights: list[Tensor] = [nn.Parameter(torch.zeros(2))]
     assert isinstance(make(weights), torch.optim.Optimizer)
+
+
+def test_priors_with_a_base_take_that_of_the_run() -> None:
+    for words, kind in (
+        (["prior=masked"], "Uniform"),
+        (["prior=masked", "prior@base=normal"], "Normal"),
+        (["prior=langevin", "prior@base=uniform", "prior.base.low=-2"], "Uniform"),
+        (["prior=masked", "prior@base=normal", "prior@prior.base=gaussian"], "Gaussian"),
+    ):
+        prior = config(*words)["model"]["prior"]
+        assert prior["base"]["_target_"] == f"flexgen.priors.{kind}"
+    assert "base" not in config("prior=normal", "prior@base=uniform")["model"]["prior"]
+    over = config("prior=masked", "prior@base=masked")["model"]["prior"]["base"]
+    assert over["base"]["_target_"] == "flexgen.priors.Uniform"  # a base of its own, not itself

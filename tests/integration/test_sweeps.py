@@ -18,6 +18,7 @@ from flexgen.cli import main
 from flexgen.runs.cells import Cell, raise_failures, run_apart, train_cell
 from flexgen.runs.devices import claim_device, keep_to_one_device, wants_several
 from flexgen.runs.errors import MeasurementFailed
+from flexgen.runs.grid_position import position
 from tests.conftest import SMALL
 from tests.forked import Forked, fork
 from tests.integration.test_resume import same, state
@@ -80,6 +81,36 @@ def test_a_cell_is_known_by_its_overrides(tmp_path: Path) -> None:
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "config.yaml").touch()  # somebody's run
     assert Cell.claim(tmp_path, 3, [], "b").folder.name == "4"
+
+
+def test_another_logger_threads_or_trainer_enters_the_same_cell(tmp_path: Path) -> None:
+    words = ["seed=0", "threads=1"]
+    first = [Cell.claim(tmp_path, n, ["seed=0", f"threads={n + 1}"], "a") for n in (0, 1)]
+    assert [cell.folder.name for cell in first] == ["0", "1"]  # of one grid
+    for more in (["logger=wandb"], ["trainer=cpu", "+trainer.profiler=simple"], ["report=false"]):
+        assert Cell.claim(tmp_path, 2, [*words, *more], "b").folder.name == "0"
+    assert Cell.claim(tmp_path, 2, ["seed=0", "threads=2", "logger=wandb"], "b").folder.name == "1"
+    assert Cell.claim(tmp_path, 2, [*words, "trainer.precision=64"], "b").folder.name == "2"
+
+
+def test_a_cell_knows_its_place_in_the_grid_and_what_is_left(tmp_path: Path) -> None:
+    words = ["model=gan", "prior=normal,uniform", "seed=0,1"]
+    asked = {"sweeper": {"params": {"seed": "0,1,2"}}, "overrides": {"task": words}}
+    (tmp_path / "multirun.yaml").write_text(json.dumps({"hydra": asked}))
+    overrides = [
+        ["model=gan", f"prior={p}", f"seed={s}"] for p in ("normal", "uniform") for s in "01"
+    ]
+    cells = [Cell.claim(tmp_path, n, words, "e") for n, words in enumerate(overrides)]
+    place = position(tmp_path, cells[2].overrides)
+    assert place is not None
+    assert str(place) == "cell 2 of 4 [prior=uniform seed=0]"
+    os.utime(tmp_path / "multirun.yaml", (time.time() - 100, time.time() - 100))
+    cells[0].write("finished")
+    place = position(tmp_path, cells[2].overrides)
+    assert place is not None
+    assert place.seconds_left == pytest.approx(300, rel=0.1)
+    assert str(place).endswith("5 min left")
+    assert position(tmp_path, ["seed=9"]) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"overrides": 3}'])

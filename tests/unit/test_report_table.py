@@ -47,7 +47,7 @@ def test_shared_settings_stand_in_the_caption(sweep: Path) -> None:
     text = table(sweep).text()
     assert "data=ring8" in text
     assert "1.050 ± 0.071" in text
-    assert len([line for line in text.splitlines() if line.split()[1:2] == ["2"]]) == 4
+    assert len([line for line in text.splitlines() if line.split()[-1:] == ["2"]]) == 4
 
 
 def test_figures_of_seeds_alone_or_of_long_settings_are_not_cut(tmp_path: Path) -> None:
@@ -61,7 +61,51 @@ def test_figures_of_seeds_alone_or_of_long_settings_are_not_cut(tmp_path: Path) 
         _run(tmp_path, f"b{seed}", f"{sizes} data.root={'a' * 50} seed={seed}", [2.0])
     text = table(tmp_path).text(width=60)
     assert "2 ± 0" in text
-    assert "data.root=aaaa" in text.partition("\n2: ")[2]
+    assert f"data.root={'a' * 50}" in text.rpartition("2: ")[2].replace("\n", "")
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_settings_that_differ_are_one_column_under_their_short_keys(tmp_path: Path) -> None:
+    for i, words in enumerate(("model.critic.lr=0.1 prior=a", "model.critic.lr=0.2 prior=b")):
+        _run(tmp_path, str(i), f"{words} seed=0", [1.0 + i])
+    lines = [line.split() for line in table(tmp_path).text().splitlines()]
+    assert ["lr,", "prior", "EMD", "↓", "n"] in lines
+    assert ["0.1,", "a", "*", "1", "1"] in lines
+    assert ["0.2,", "b", "2", "1"] in lines
+
+
+def test_the_best_mean_is_marked_by_the_direction_of_its_metric(sweep: Path) -> None:
+    for i, run in enumerate(sorted(sweep.iterdir())):
+        write_metrics(run, [{"generator_steps": 1, "emd/samples": i, "modes/captured": i}])
+        (run / "metrics.json").unlink()
+    result = table(sweep)
+    assert result.best("emd/samples") == [True, False, False, False]
+    assert result.best("modes/captured") == [False, False, False, True]
+    assert r"\mathbf" in result.latex()
+
+
+def test_a_prior_over_another_base_is_named_and_told(tmp_path: Path) -> None:
+    uniform = {"_target_": "flexgen.priors.Uniform"}
+    kinds = {
+        "normal": {"_target_": "flexgen.priors.Normal"},
+        "masked": {"_target_": "flexgen.priors.Masked", "base": uniform},
+    }
+    for i, (name, prior) in enumerate(kinds.items()):
+        config = {"model": {"prior": prior}}
+        _run(tmp_path, str(i), f"prior={name} seed=0", [1.0 + i], config=config)
+    result = table(tmp_path)
+    assert [row.settings["prior"] for row in result.rows] == ["normal", "masked on uniform"]
+    assert any("two changes" in n and "prior@base=normal" in n for n in result.notes)
+    _run(tmp_path, "2", "prior=uniform seed=0", [3.0], config={"model": {"prior": uniform}})
+    assert not any("two changes" in note for note in table(tmp_path).notes)
+
+
+def test_how_a_run_was_trained_is_no_setting(tmp_path: Path) -> None:
+    for i, words in enumerate(("threads=1", "logger=[csv,wandb] trainer=gpu", "trainer.devices=2")):
+        _run(tmp_path, str(i), f"model=gan {words} seed={i}", [1.0])
+    assert [row.settings for row in table(tmp_path).rows] == [{"model": "gan"}]
+    _run(tmp_path, "3", "model=gan trainer.precision=bf16-mixed seed=0", [1.0])
+    assert table(tmp_path).keys == ["trainer.precision"]
 
 
 def test_one_run_has_no_deviation(tmp_path: Path) -> None:
@@ -132,8 +176,8 @@ def test_override_that_a_run_lacks_comes_from_its_configuration(tmp_path: Path) 
 
 
 def test_prefixes_of_overrides_are_no_part_of_the_key(tmp_path: Path) -> None:
-    _run(tmp_path, "0", "+extra=1 ~logger seed=0", [1.0])
-    assert table(tmp_path).rows[0].settings == {"extra": "1", "logger": "removed"}
+    _run(tmp_path, "0", "+extra=1 ~callbacks.reversal seed=0", [1.0])
+    assert table(tmp_path).rows[0].settings == {"extra": "1", "callbacks.reversal": "removed"}
 
 
 def test_where_a_run_writes_is_no_setting(tmp_path: Path) -> None:
@@ -175,8 +219,8 @@ def test_nan_is_shown_and_said_not_dropped(tmp_path: Path) -> None:
     result = table(tmp_path)
     assert math.isnan(result.rows[0].cells["emd/samples"].mean)
     assert any("emd/samples is nan" in note for note in result.notes)
-    assert "nan" in result.text()
-    assert " nan " in result.latex()
+    assert "not defined" in result.text()
+    assert " not defined " in result.latex()
     assert result.plot(tmp_path / "nan.png").stat().st_size > 1000
 
 
@@ -270,7 +314,7 @@ def test_narrow_terminal_gets_whole_numbers_in_blocks(tmp_path: Path) -> None:
     text = table(tmp_path).text(width=60)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 60
-    assert text.count("High-quality share") == 1
+    assert text.count("High-quality") == 1
 
 
 def test_save_writes_text_csv_latex_and_a_plot(sweep: Path, tmp_path: Path) -> None:
@@ -289,7 +333,7 @@ def test_save_writes_text_csv_latex_and_a_plot(sweep: Path, tmp_path: Path) -> N
         (10160.4, "10160"),
         (1.5e-7, "1.500e-07"),
         (2.5e9, "2.500e+09"),
-        (math.nan, "nan"),
+        (math.nan, "not defined"),
         (-math.inf, "-inf"),
     ],
 )
@@ -305,7 +349,7 @@ def test_number_keeps_four_digits(value: float, text: str) -> None:
         (1.0, math.nan, ("1", "")),
         (1.5, 0.0, ("1.500", "0")),
         (123.4, 1e-9, ("123.400", "0.000")),
-        (math.nan, math.nan, ("nan", "")),
+        (math.nan, math.nan, ("not defined", "")),
     ],
 )
 def test_mean_and_deviation_share_their_decimals(
