@@ -56,6 +56,17 @@ def check_not_negative(name: str, value: float, remedy: str = "") -> float:
     return float(value)
 
 
+def check_share(name: str, value: float) -> float:
+    """`value` as a float, refused unless it is in [0, 1].
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise _refusal(name, "from 0 to 1", value, "")
+    return float(value)
+
+
 def check_one_of(name: str, value: object, options: Iterable[object], remedy: str = "") -> None:
     """Refuse a value that is not one of the options.
 

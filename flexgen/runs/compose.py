@@ -25,8 +25,9 @@ from flexgen.untrusted import lies_in
 
 # Groups that only feed the model, and the keys of a command that are no part of a run.
 _NOT_SAVED = {
-    "network", "prior", "base", "posterior", "likelihood", "output", "run", "checkpoint", "more",
-    "refit", "reverse", "n", "n_fit", "seeds", "split", "priors", "out", "sample_seed",
+    "network", "prior", "base", "schedule", "posterior", "likelihood", "output", "run",
+    "checkpoint", "more", "refit", "reverse", "n", "n_fit", "seeds", "split", "priors", "out",
+    "sample_seed",
 }  # fmt: skip
 
 

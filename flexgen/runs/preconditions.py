@@ -151,7 +151,9 @@ def _within(key: str, group: str) -> bool:
 
 
 def _scheduled(key: str, config: dict[str, Any]) -> bool:
-    """Whether a key is of an optimizer whose step size follows a schedule."""
+    """Whether a key is of an optimizer whose step size follows a schedule, or of the schedule; but
+    this may be stretched over more steps."""
     part, _, rest = key.partition(".")
     name = rest.partition(".")[0].replace("optimizer", "scheduler")
-    return part == "model" and name.endswith("scheduler") and bool(config["model"].get(name))
+    scheduled = name.endswith("scheduler") and bool(config["model"].get(name))
+    return part == "model" and scheduled and not rest.endswith("scheduler.steps")

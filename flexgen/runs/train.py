@@ -190,6 +190,11 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"`seed` must be below 2**32, got {config['seed']}")
     if config.get("threads") is not None:
         check_integer("threads", config["threads"], 1)
+    for name, schedule in config["model"].items():
+        end = (schedule or {}).get("steps") if name.endswith("scheduler") else None
+        if isinstance(end, int) and end < config["steps"] and rank() == 0:
+            _tell([f"the step size stays as it is after step {end}, where its schedule ends; "
+                   f"model.{name}.steps={config['steps']} stretches it"])  # fmt: skip
     for key in ("fast_dev_run", "max_steps", "min_steps", "min_epochs"):
         if config["trainer"].get(key) not in (None, False, -1):
             raise ValueError(

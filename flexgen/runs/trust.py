@@ -26,7 +26,8 @@ _PACKAGES = ("flexgen", "torch.nn", "torch.optim", "torchvision.transforms", "to
 _HOMES = (
     *(f"flexgen.{part}" for part in ("callbacks", "data", "flows", "likelihoods", "models",
       "networks", "objectives", "outputs", "posteriors", "priors", "regularisers",
-      "training.csv_logger", "training.wandb_logger")),
+      "training.csv_logger", "training.lr_schedules",
+      "training.wandb_logger")),
     "torch.nn", "torch.optim", "torchvision.transforms", "zuko",
     *(f"torchmetrics.{part}" for part in ("aggregation", "classification", "clustering", "nominal",
       "regression", "retrieval")),

@@ -16,10 +16,9 @@ from tests.conftest import REFIT, SMALL
 from tests.forked import fork
 from tests.training import at_call, interrupt
 
-COSINE = "{_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 30}"
 OPTIONS = (
-    f"model.generator_scheduler={COSINE}",
-    f"model.critic_scheduler={COSINE}",
+    "schedule=warmup_cosine",
+    "schedule.warmup=5",
     "model.accumulate=2",
     "model.gradient_clip=0.5",
     "optimizer@model.critic_optimizer=rmsprop",

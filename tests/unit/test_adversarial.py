@@ -11,6 +11,7 @@ from flexgen.models import Adversarial
 from flexgen.networks import MLPCritic, MLPGenerator
 from flexgen.objectives import GAN, LSGAN, WGAN, WGANGP
 from flexgen.priors import Normal, Staged
+from flexgen.training import CosineLR, LinearLR, StepLR, WarmupLR
 from tests.training import noise, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
@@ -85,6 +86,29 @@ def test_schedulers_step_once_a_generator_step() -> None:
     made = model(critic_steps=3, generator_scheduler=halve, critic_scheduler=halve)
     train(made, noise(4, 3), steps=2)
     assert [o.param_groups[0]["lr"] for o in made.optimizers()] == [0.025, 0.025]
+
+
+@pytest.mark.parametrize(
+    ("make", "shares"),
+    [
+        (functools.partial(WarmupLR, warmup=3), [0.25, 0.5, 0.75, 1, 1, 1]),
+        (functools.partial(LinearLR, steps=4), [1, 0.75, 0.5, 0.25, 0, 0]),
+        (functools.partial(LinearLR, steps=5, warmup=1, end=0.2), [0.5, 1, 0.8, 0.6, 0.4, 0.2]),
+        (functools.partial(CosineLR, steps=4), [1, 0.853553, 0.5, 0.146447, 0, 0]),
+        (functools.partial(StepLR, every=2, factor=0.5), [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    ],
+)
+def test_schedules_by_name(make: functools.partial[WarmupLR], shares: list[float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule, found = make(optimizer), []
+    for _ in shares:
+        found.append(optimizer.param_groups[0]["lr"] / 2)
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(shares, abs=1e-6)
+    assert not {"warmup", "end", "every"} & schedule.state_dict().keys()  # the configuration's
+    with pytest.raises(ValueError, match=r"`(warmup|steps|every)` must be"):
+        functools.partial(make.func, **make.keywords | {"warmup": -1})(optimizer)
 
 
 class Scaler:
