@@ -26,7 +26,7 @@ test: install  ## the test suite without its slow tests
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: install  ## the whole test suite, with more fuzz cases
-	FLEXGEN_FUZZ=150 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	FLEXGEN_FUZZ=150 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=40
 
 test-ray: .venv-ray/.installed  ## a sweep on a local Ray cluster, in an environment of its own
 	.venv-ray/bin/pytest tests/integration/test_ray.py
