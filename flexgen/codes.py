@@ -17,7 +17,7 @@ from flexgen.contracts import Draws, Prior
 from flexgen.files import open_file
 from flexgen.models import Latent
 from flexgen.reversal import Mapped, PosteriorCodes, Reversal, posterior_codes, reverse
-from flexgen.reversal.losses import Moved, ToUnit, in_unit_range
+from flexgen.reversal.losses import Moved, ToUnit, in_range, in_unit_range
 from flexgen.training import Loop, gather_from_all, isolated_rng
 
 Found = TypeVar("Found", Reversal, PosteriorCodes)
@@ -162,13 +162,12 @@ def reverse_data(
     `together` all processes call this alike and share the work. Other options are those of
     :func:`prior_options`.
     """
-    if (
-        in_unit_range(options.get("loss", "mse"))
-        and value_range is not None
-        and value_range != (0.0, 1.0)
-    ):
-        to_unit = ToUnit(*value_range)
-        generator, x = Moved(generator, to_unit), to_unit(x)
+    if value_range is not None:
+        loss = options.get("loss", "mse")
+        if in_unit_range(loss) and value_range != (0.0, 1.0):
+            to_unit = ToUnit(*value_range)
+            generator, x, value_range = Moved(generator, to_unit), to_unit(x), (0.0, 1.0)
+        options["loss"] = in_range(loss, value_range)
     options = prior_options(prior, options)
     return (
         in_shares(reverse, generator, x, **options)

@@ -52,18 +52,14 @@ def read_mask(name: str | None, shape: tuple[int, ...]) -> Tensor | None:
     return known
 
 
-def loss_terms(
-    loss: Any, value_range: tuple[float, float], asked: dict[str, Any], device: torch.device
-) -> Any:
-    """A loss as asked for, with the range of the images and the networks of features filled in."""
+def with_features(loss: Any, asked: dict[str, Any], device: torch.device) -> Any:
+    """A loss as asked for, with the networks of features in the place of their names."""
     if isinstance(loss, list):
-        return [loss_terms(term, value_range, asked, device) for term in loss]
-    term = {"name": loss} if isinstance(loss, str) else dict(loss)
-    if term.get("name") == "lpips":
-        return {"range": value_range, **term}
-    if term.get("name") == "perceptual":
-        return {**term, "features": _features(term.get("features"), asked, device)}
-    return loss
+        return [with_features(term, asked, device) for term in loss]
+    term = {"name": loss} if isinstance(loss, str) else loss
+    if not isinstance(term, dict) or term.get("name") != "perceptual":
+        return loss
+    return {**term, "features": _features(term.get("features"), asked, device)}
 
 
 def _features(

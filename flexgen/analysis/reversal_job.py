@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.analysis.foreign_generator import Found, open_generator, pair
-from flexgen.analysis.reversal_inputs import loss_terms, read_mask
+from flexgen.analysis.reversal_inputs import read_mask, with_features
 from flexgen.checks import check_integer
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.files import file_sha256
 from flexgen.metrics import reconstruction_error
 from flexgen.reversal import Reversal, reverse
 from flexgen.reversal.freezing import Generator
+from flexgen.reversal.losses import in_range
 from flexgen.reversal.stream import Streamed, reverse_stream
 
 _MOST_TUNED = 256
@@ -71,8 +72,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
         torch.set_num_threads(max(1, threads))
     typed = options.get("loss", "mse")
     found = open_generator(asked, options, device, rank)
-    if typed != "mse":
-        found.options["loss"] = loss_terms(typed, found.range, asked, device)
+    found.options["loss"] = with_features(in_range(typed, found.range), asked, device)
     data_range = pair("data_range", asked["data_range"]) or found.data_range
     shape, value_range = found.probe.shape, found.range
     reader = _reader(asked, shape, value_range, data_range)

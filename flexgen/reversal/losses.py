@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,16 @@ def in_unit_range(loss: Term | Sequence[Term]) -> bool:
     if isinstance(loss, Mapping):
         return loss.get("name") == "bce"
     return not callable(loss) and any(map(in_unit_range, loss))
+
+
+def in_range(loss: Term | Sequence[Term], value_range: Sequence[float]) -> Term | Sequence[Term]:
+    """A loss whose terms "lpips", if none is given there, know the (low, high) of the data."""
+    if isinstance(loss, Sequence) and not isinstance(loss, str):
+        return [cast(Term, in_range(term, value_range)) for term in loss]
+    term = {"name": loss} if isinstance(loss, str) else loss
+    if isinstance(term, Mapping) and term.get("name") == "lpips":
+        return {"range": value_range, **term}
+    return loss
 
 
 def of_known(x_hat: Tensor, x: Tensor, loss: Loss) -> Tensor:
