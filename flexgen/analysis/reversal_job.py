@@ -21,6 +21,7 @@ from flexgen.reversal.freezing import Generator
 from flexgen.reversal.losses import in_range
 from flexgen.reversal.stream import Streamed, reverse_stream
 
+_CODES = ("latent_shape", "space", "mapping", "synthesis", "layers", "slope", "noise")
 _MOST_TUNED = 256
 
 
@@ -57,16 +58,9 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     options = _options(asked["reverse"])
     device = _device(asked["device"], rank)
     processes = asked["processes"]
-    for name, least in (
-        ("pairs", 0),
-        ("own", 0),
-        ("n", 1),
-        ("chunk", 1),
-        ("threads", 1),
-        ("tune", 1),
-    ):
+    for name in ("pairs", "own", "n", "chunk", "threads", "tune"):
         if asked[name] is not None:
-            check_integer(name, asked[name], least)
+            check_integer(name, asked[name], int(name not in ("pairs", "own")))
     threads = asked["threads"] or ((os.cpu_count() or 1) // processes if processes > 1 else None)
     if threads is not None:
         torch.set_num_threads(max(1, threads))
@@ -82,17 +76,14 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
         raise ValueError(
             f"`labels` must hold one for each of {size} samples, got {len(found.context)}"
         )
-    if asked["tune"] is not None and (n > _MOST_TUNED or not isinstance(found.original, nn.Module)):
-        raise ValueError(
-            f"`tune` fits one module to all data, at most {_MOST_TUNED}, got a {found.loaded.kind} "
-            f"and {n} samples; give n=16, say"
-        )
+    if asked["tune"] is not None:
+        _check_tunable(found, n)
     mask = read_mask(asked["mask"], shape)
     identity = {
         "generator": found.loaded.sha256, "data": asked["data"], "data_key": asked["data_key"],
         "shape": list(shape), "range": list(value_range),
         "data_range": data_range and list(data_range), "loss": typed,
-        "codes": {name: asked[name] for name in ("latent_shape", "space", "slope", "noise")},
+        "codes": {name: asked[name] for name in _CODES},
         "mask": asked["mask"] and file_sha256(Path(asked["mask"])),
     }  # fmt: skip
     index = torch.arange(n) * size // n
@@ -114,6 +105,20 @@ def work(
         device=job.device, rank=rank, world_size=world_size, check=check,
         progress=asked["progress"], **job.options,
     )  # fmt: skip
+
+
+def _check_tunable(found: Found, n: int) -> None:
+    if n > _MOST_TUNED:
+        raise ValueError(
+            f"`tune` fits one generator to all data, at most {_MOST_TUNED} samples, got {n}; give "
+            "n=16, say"
+        )
+    generator = found.original
+    if not isinstance(generator, nn.Module) or not any(True for _ in generator.parameters()):
+        raise ValueError(
+            f"`tune` fits the parameters of a module, got a {found.loaded.kind} without any; give "
+            "the module as a pickle, as TorchScript that is not frozen, or package.module:attribute"
+        )
 
 
 def _reader(

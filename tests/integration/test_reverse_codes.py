@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from flexgen.metrics import load_or_train_classifier
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import generators
@@ -91,6 +93,17 @@ def test_labels_mask_and_terms_of_a_loss(flexgen: Run, work: Path) -> None:
     assert "mse + 0.1 l1 of 2 scales a sample" in Path("codes/pairs.html").read_text()
 
 
+def test_features_of_a_saved_classifier_are_a_loss(flexgen: Run, work: Path) -> None:
+    x, y = torch.from_numpy(np.load("x.npy")), torch.arange(6) % 2
+    classifier = load_or_train_classifier("mine", x, y, x, y, 2, work, epochs=1)
+    loss = "reverse.loss=[{name: perceptual, weight: 2, features: mine.safetensors}]"
+    flexgen("reverse", *STYLE, *CPU, loss, "reverse.steps=5", "own=0")
+    found = load_file("codes/codes.safetensors")
+    with torch.no_grad():
+        a, b = (classifier.features(side) for side in (generators.style(found["z"]), x))
+    torch.testing.assert_close(found["loss"], (a - b).square().sum(1), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -100,6 +113,7 @@ def test_labels_mask_and_terms_of_a_loss(flexgen: Run, work: Path) -> None:
         (["mask=none.png"], r"there is no mask none.png"),
         (["labels=x.npy"], r"the generator does not take codes of shape"),
         (["reverse.loss=perceptual"], r"needs a network of features"),
+        (["reverse.loss=[{name: perceptual, features: x.safetensors}]"], r"holds no classifier"),
         (["reverse.loss=lpips"], r"needs the weights of its network in a file"),
         (["latent_dim=null", "latent_shape=[[4],[a]]"], r"`shapes` must be lists and dicts"),
     ],
