@@ -53,7 +53,7 @@ def open_generator(
     loaded, its_range, prior = _load(asked, device)
     original = loaded.generator
     loaded, asked = flat(loaded, asked)
-    options, context = dict(options), read_labels(asked)
+    options, context = dict(options), read_labels(asked["labels"])
     if options.get("norm") == "batch" and loaded.kind.startswith("TorchScript"):
         raise ValueError(
             "norm=batch reaches the batch norms of a torch.nn.Module, got a TorchScript file; "

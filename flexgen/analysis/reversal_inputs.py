@@ -14,14 +14,11 @@ from flexgen.metrics import load_classifier
 from flexgen.reversal.loading import load_generator
 
 
-def read_labels(asked: dict[str, Any]) -> Tensor | None:
-    """Labels `(n,)` or features `(n, c)` of all data: a file of their own, or an array beside x."""
-    name = asked["labels"]
+def read_labels(name: str | None) -> Tensor | None:
+    """Labels `(n,)` or features `(n, c)` of all data, in a file."""
     if name is None:
         return None
-    own = Path(name).is_file()
-    path, key = (Path(name), None) if own else (Path(asked["path"]), name)
-    rows = open_array(path, key, numbers=True)
+    rows = open_array(Path(name), numbers=True)
     labels = rows.read(torch.arange(rows.shape[0]))
     return labels.float() if labels.is_floating_point() else labels.long()
 

@@ -79,10 +79,11 @@ def test_labels_mask_and_terms_of_a_loss(flexgen: Run, work: Path) -> None:
     mask[:, 6:] = 0
     Image.fromarray(mask).save("mask.png")
     spoiled = torch.where(torch.from_numpy(mask > 0), x, -1.0)
-    np.savez("data.npz", x=spoiled.numpy(), y=label.numpy())
+    np.save("spoiled.npy", spoiled.numpy())
+    np.save("y.npy", label.numpy())
     flexgen(
         "reverse", "generator=generators:conditional", "trust=true", "latent_dim=4", "data=array",
-        "path=data.npz", "key=x", "labels=y", "mask=mask.png", *CPU, "own=3",
+        "path=spoiled.npy", "labels=y.npy", "mask=mask.png", *CPU, "own=3",
         "reverse.loss=[{name: mse}, {name: l1, weight: 0.1, scales: 2}]", "reverse.steps=300",
     )  # fmt: skip
     found = load_file("codes/codes.safetensors")
