@@ -92,7 +92,12 @@ class ImageFolder:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(
                 "a folder of images needs a generator of images, (1 or 3 channels, height, width), "
-                f"got one whose output has shape {tuple(shape)}; give its data with data=array"
+                f"got one whose output has shape {tuple(shape)}; "
+                + (
+                    "it makes channels last: permute what it returns, x.permute(0, 3, 1, 2)"
+                    if len(shape) == 3 and shape[2] in (1, 3)
+                    else "give its data with data=array"
+                )
             )
         self.shape, self.range, self.resize = (shape[0], shape[1], shape[2]), range, resize
         paths = [self.folder / path for path in images_in(self.folder)]

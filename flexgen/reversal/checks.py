@@ -55,3 +55,36 @@ def check_loss(loss: Tensor) -> None:
             f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}; sum over "
             "a sample's elements, not over the batch"
         )
+
+
+def returned(value: object) -> str:
+    """What a generator gave that is no tensor of floats, and what to do about it, in words."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return f"shape {tuple(value.shape)}; give it a batch dimension"
+    if isinstance(value, Tensor):
+        return (
+            f"{value.dtype} of shape {tuple(value.shape)}; let it return floats, what it has "
+            "before it rounds them to whole numbers"
+        )
+    one = "[0]"
+    if isinstance(value, dict):
+        names = [str(name) for name in value]
+        one = f"[{names[0]!r}]" if names else one
+        found = f"a dict ({', '.join(names[:6])})"
+    elif isinstance(value, tuple | list):
+        kinds = (tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in value)
+        found = f"a {type(value).__name__} ({', '.join(map(str, kinds))})"
+    else:
+        found, one = f"a {type(value).__name__}", ".sample"
+    return f"{found}; wrap it in a function that returns its data, lambda z: generator(z){one}"
+
+
+def turned(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """How data of one shape are turned to another, a remedy for a message; "" if they are not."""
+    if len(found) != 3 or len(wanted) != 3 or found == wanted:
+        return ""
+    if (found[2], found[0], found[1]) == wanted:
+        return "they are channels last: permute them, x.permute(0, 3, 1, 2)"
+    if (found[1], found[2], found[0]) == wanted:
+        return "the generator's are channels last: permute x to it, x.permute(0, 2, 3, 1)"
+    return ""

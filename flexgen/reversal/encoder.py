@@ -88,7 +88,7 @@ def train_encoder(
         z = z.to(wide)
 
         def make(z: Tensor) -> Tensor:
-            return generator(z.to(own)).to(wide)
+            return generator(z.to(own, copy=True)).to(wide)  # it may write there
 
         x = make(z[:32])
         if not x.isfinite().all():

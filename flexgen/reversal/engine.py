@@ -17,7 +17,7 @@ from flexgen.reversal.freezing import Generator, frozen, home
 from flexgen.reversal.lbfgs import LBFGS
 from flexgen.reversal.losses import Term, in_unit_range, loss_of, normal_penalty, of_known
 from flexgen.reversal.passes import OfSamples, Passes, Work, fill
-from flexgen.reversal.preparation import Contexts, check_context, checked, faster, tried
+from flexgen.reversal.preparation import Contexts, check_context, checked, faster, is_noisy, tried
 from flexgen.reversal.progress import bar
 from flexgen.reversal.starts import Bank, Starts
 
@@ -33,7 +33,8 @@ class Reversal(OfSamples):
             regulariser. Not finite only if the starting code already gave no finite loss.
         steps: updates that each code took, `(n,)`; for "lbfgs" evaluations, over all its starts
             and the refinement.
-        converged: whether each met `tolerance` within the steps, `(n,)`. A sample that is not
+        converged: whether each met `tolerance` within the steps, `(n,)`; none under a generator
+            that makes other data of one code each time. A sample that is not
             converged but took fewer steps than asked has met a loss or a gradient that is not
             finite; its code is the best that it had before.
         history: if asked for, the loss before each update, `(steps, n)`; `loss` is what follows.
@@ -254,6 +255,7 @@ def reverse(
         probe = first.probe().to(device, dtype)
         given = contexts.of(torch.arange(len(probe)) % len(x))
         made = tried(generate, probe, *given)
+        noisy = norm == "eval" and is_noisy(generate, probe, made, *given)
         if unit:
             check_unit("the generator's output", made)
         check_loss(measure(made, made))
@@ -278,6 +280,8 @@ def reverse(
                 penalty,
             )  # fmt: skip
             how = f"{method}, step size {lr:g}, at most {steps} steps, {first}"
+        if noisy:
+            how += ", of a generator that makes other data of one code each time"
         if progress:
             print(f"reverse: {how}", file=sys.stderr)
         seen = None if watch is None else lambda z: watch(z.view(-1, *shape))
@@ -295,6 +299,7 @@ def reverse(
     fields = {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
     if history:
         fields["history"] = fields["history"].T
+    fields["converged"] &= not noisy
     return Reversal(**fields, how=how)
 
 

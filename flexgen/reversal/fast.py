@@ -94,7 +94,7 @@ def fast_pass(
     own = home(generator, z)[1]
 
     def plain(z: Tensor, *context: Tensor) -> Tensor:
-        x: Tensor = generator(z.to(own), *context)
+        x: Tensor = generator(z.to(own, copy=True), *context)  # it may write there
         return x.to(x_hat.dtype)
 
     theirs, gradient = _with_gradient(plain, z, x_hat, *context)

@@ -14,13 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from flexgen.checks import first_line
 from flexgen.files import file_sha256
+from flexgen.reversal.checks import returned
 from flexgen.reversal.exported import read_exported
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.onnx_files import read_onnx
 from flexgen.reversal.pickles import Styled, pick, read_pickle
+from flexgen.reversal.preparation import is_noisy, tried
 from flexgen.reversal.starts import normal_codes
 
 _WEIGHTS = (
@@ -140,19 +144,23 @@ def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | st
     z = normal_codes(torch.arange(16), shape, 0).to(device, loaded.dtype)
     # A module without running statistics is refused later, by `reverse`.
     steady = all(layer.running_mean is not None for layer in batch_norms(loaded.generator))
+
+    def generate(z: Tensor) -> Tensor:
+        x: Tensor = loaded.generator(z.clone())  # it may write there
+        return x
+
     with frozen(loaded.generator, "eval") if steady else nullcontext():
         try:
-            x = loaded.generator(z)
+            x = generate(z)
         except Exception as error:  # whatever a stranger's code may raise
             raise ValueError(
                 f"the generator does not take codes of shape {shape}: {_last_line(error)}; "
                 f"{_shape_hint(loaded, shape)}"
             ) from error
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x)
             raise ValueError(
                 "the generator must return one floating-point tensor (n, *shape), got "
-                f"{found}; wrap it in a function that returns its images"
+                f"{returned(x)}"
             )
         if len(x) != len(z):
             raise ValueError(
@@ -164,18 +172,26 @@ def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | st
                 "the generator must make finite values, got NaN or infinity for standard normal "
                 "codes; check its weights"
             )
-        again, turned = loaded.generator(z), loaded.generator(z.flip(0)[:8]).flip(0)
+        noisy, turned = is_noisy(generate, z, x), generate(z.flip(0)[:8]).flip(0)
+        if steady:
+            tried(generate, z)
     notes = []
     scale = float(x.max() - x.min()) or 1.0
-    if float((again - x).abs().max()) > 1e-4 * scale:
+    if noisy:
         notes.append(
             "the generator gives another image each time for one code (dropout, or noise of its "
-            "own): codes are found only up to that noise; make it deterministic"
+            "own): codes are found only up to that noise, and none is called converged; make it "
+            "deterministic"
         )
-    elif float((turned - x[-8:]).abs().max()) > 1e-3 * scale:
+    elif float((turned - x[-8:]).abs().max()) > max(1e-3, 10 * torch.finfo(x.dtype).eps) * scale:
         notes.append(
             "what the generator makes of a code depends on the codes beside it (batch norm in "
             "train mode): so do the codes found; save it in eval mode, generator.eval()"
+        )
+    if torch.finfo(loaded.dtype).bits < 32:
+        notes.append(
+            f"the generator computes in {str(loaded.dtype).removeprefix('torch.')}: codes are "
+            "searched in float32, and what is shown is of its own pass"
         )
     return Probe(tuple(x.shape[1:]), float(x.min()), float(x.max()), tuple(notes))
 
@@ -312,10 +328,15 @@ def _of_module(
     if _is_styled(module):
         module = Styled(module)
         notes = (*notes, "its noise is held at the maps that are saved in it")
+    was_training = module.training and any(
+        isinstance(layer, _BatchNorm | _DropoutNd) for layer in module.modules()
+    )
     module.to(device).eval()
     for parameter in module.parameters():  # a ScriptModule has no requires_grad_ of its own
         parameter.requires_grad_(False)
     _, dtype = home(module, torch.empty(0, dtype=torch.float32))
+    if was_training:
+        notes = (*notes, "it was saved in train mode, and is run in eval mode")
     return Loaded(module, _said_shape(module), kind, sha256, dtype, notes)
 
 

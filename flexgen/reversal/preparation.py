@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from flexgen.reversal.checks import returned, turned
 from flexgen.reversal.fast import fast_pass, worth_bfloat16
 from flexgen.reversal.freezing import Generator, home
 from flexgen.reversal.passes import Generate, NoFastPass, Passes
@@ -16,25 +17,39 @@ _MOST_BANKS = 64
 
 
 def checked(generator: Generator, x: Tensor, latent_shape: tuple[int, ...]) -> Generate:
-    """The generator's own pass, in float32 at least, which refuses what is not of x's shape."""
+    """The generator's own pass, in float32 at least, which refuses what is not of x's shape.
+
+    A generator that writes into its codes is called with copies.
+    """
     weights = home(generator, x)[1]
     dtype = torch.promote_types(weights, torch.float32)
     shape = x.shape[1:]
+    writes: bool | None = None
 
     def generate(z: Tensor, *context: Tensor) -> Tensor:
-        x_hat = generator(z if z.dtype is weights else z.to(weights), *context)
-        if not isinstance(x_hat, Tensor):
+        nonlocal writes
+        given = z if z.dtype is weights else z.to(weights)
+        if writes is None:
+            given = given.clone()
+            before = given._version
+            x_hat = generator(given, *context)
+            writes = given._version != before
+        else:
+            x_hat = generator(given.clone() if writes else given, *context)
+        if not isinstance(x_hat, Tensor) or not x_hat.is_floating_point():
             raise ValueError(
-                f"the generator must return one tensor, got {type(x_hat).__name__}; wrap it in a "
-                "function that returns its data"
+                f"the generator must return one floating-point tensor, got {returned(x_hat)}"
             )
         if x_hat.dtype is not dtype:
             x_hat = x_hat.to(dtype)
         if x_hat.shape[1:] != shape or len(x_hat) != len(z):
+            made = tuple(x_hat.shape[1:])
+            remedy = turned(tuple(shape), made) or (
+                "reverse data of the size that the generator was trained on"
+            )
             raise ValueError(
-                f"`x` must have the generator's output shape {tuple(x_hat.shape[1:])} for codes of "
-                f"`latent_shape` {latent_shape}, got {tuple(x.shape[1:])}; reverse data of the "
-                "size that the generator was trained on"
+                f"`x` must have the generator's output shape {made} for codes of "
+                f"`latent_shape` {latent_shape}, got {tuple(shape)}; {remedy}"
             )
         return x_hat
 
@@ -49,7 +64,7 @@ def tried(generate: Generate, codes: Tensor, *context: Tensor) -> Tensor:
     if not made.requires_grad:
         raise ValueError(
             "the generator must be differentiable in its codes, got data without a gradient; "
-            "take torch.no_grad or detach out of it"
+            "take torch.no_grad, detach or argmax out of it"
         )
     uneven = torch.arange(made.numel(), device=made.device).cos().view_as(made).to(made.dtype)
     (slope,) = torch.autograd.grad(made, z, uneven, allow_unused=True)
@@ -59,6 +74,18 @@ def tried(generate: Generate, codes: Tensor, *context: Tensor) -> Tensor:
             "rounds them to 8 bits; let it return what it has before rounding"
         )
     return made.detach()
+
+
+@torch.no_grad()
+def is_noisy(generate: Generate, codes: Tensor, made: Tensor, *context: Tensor) -> bool:
+    """Whether the data of codes are others a second time."""
+    again = generate(codes, *context)
+    finite = again.isfinite() & made.isfinite()
+    if not finite.any():
+        return False
+    again, made = again[finite], made[finite]
+    scale = float(made.max() - made.min()) or 1.0
+    return float((again - made).abs().max()) > 1e-4 * scale
 
 
 def check_context(context: Tensor | None, n: int) -> None:

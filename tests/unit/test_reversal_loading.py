@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flexgen.reversal import reverse
 from flexgen.reversal.freezing import weights_sha256
 from flexgen.reversal.loading import Loaded, load_generator, missing_latent_shape, probe
 
@@ -114,7 +115,7 @@ def _averaged_first(net: nn.Module) -> dict[str, Any]:
 def test_a_generator_among_other_things(
     tmp_path: Path, content: Any, key: str | None, note: str | None, plain: bool
 ) -> None:
-    path, held = tmp_path / "networks.pkl", content(generators.small().train())
+    path, held = tmp_path / "networks.pkl", content(generators.small())
     if plain:  # as NVIDIA's files are
         path.write_bytes(pickle.dumps(held))
     else:
@@ -315,6 +316,70 @@ def test_a_probe_tells_of_noise_and_of_ties_to_the_batch() -> None:
     assert "another image each time" in note
     (note,) = probe(loaded(lambda z: z - z.mean(0)), (3,)).notes
     assert "depends on the codes beside it" in note
+
+
+class Writing(nn.Module):
+    """Scales its codes where they lie."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(z.mul_(2))
+
+
+@pytest.mark.parametrize(
+    ("generator", "expected"),
+    [
+        (lambda z: z.round(), "no slope in its codes"),
+        (lambda z: (z > 0).float() + 0 * z, "no slope in its codes"),
+        (lambda z: nn.functional.one_hot(z.argmax(1), 5).float(), "without a gradient.*argmax"),
+        (lambda z: (z * 255).to(torch.uint8), r"torch.uint8 of shape.*before it rounds"),
+        (lambda z: {"image": z, "w": z}, r"a dict \(image, w\).*generator\(z\)\['image'\]"),
+        (lambda z: (z, 1), r"a tuple \(\(16, 5\), int\).*generator\(z\)\[0\]"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_before_the_search(generator: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        probe(loaded(generator), (5,))
+
+
+def test_a_generator_that_writes_into_its_codes_is_no_noisy_one() -> None:
+    assert probe(loaded(Writing()), (3,)).notes == ()
+    x = Writing()(torch.randn(20, 3))
+    for method in ("lbfgs", "adam"):
+        found = reverse(Writing(), x, latent_shape=3, method=method, steps=200)
+        assert found.loss.max() < 1e-2
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_no_code_of_a_noisy_generator_has_converged(method: str) -> None:
+    noisy = lambda z: z + 0.1 * torch.rand_like(z)  # noqa: E731
+    found = reverse(noisy, torch.randn(6, 3), latent_shape=3, method=method, tolerance=0.5)
+    assert not found.converged.any()
+    assert found.how.endswith("makes other data of one code each time")
+
+
+def test_train_mode_and_half_precision_are_told(tmp_path: Path) -> None:
+    torch.save(generators.small().train(), tmp_path / "g.pt")
+    found = load_generator(tmp_path / "g.pt", trust=True)
+    assert found.notes == ("it was saved in train mode, and is run in eval mode",)
+    torch.save(generators.small().half(), tmp_path / "h.pt")
+    (note,) = probe(load_generator(tmp_path / "h.pt", trust=True), (4,)).notes
+    assert note.startswith("the generator computes in float16")
+
+
+@pytest.mark.parametrize(
+    ("made", "given", "expected"),
+    [
+        ((3, 8, 6), (8, 6, 3), r"channels last: permute them, x\.permute\(0, 3, 1, 2\)"),
+        ((8, 6, 3), (3, 8, 6), r"permute x to it, x\.permute\(0, 2, 3, 1\)"),
+        ((3, 8, 6), (3, 6, 6), "of the size that the generator was trained on"),
+    ],
+)
+def test_data_that_lie_the_other_way(
+    made: tuple[int, ...], given: tuple[int, ...], expected: str
+) -> None:
+    generator = nn.Sequential(nn.Linear(2, 144), nn.Unflatten(1, made))
+    with pytest.raises(ValueError, match=expected):
+        reverse(generator, torch.rand(2, *given), latent_shape=2)
 
 
 def test_the_shape_of_a_code_is_taken_where_it_is_said(tmp_path: Path) -> None:
