@@ -173,6 +173,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remove_empty(folder: Path, *, above: Path) -> None:
+    """Remove a folder if it is empty, and then so the folders that it lies in, below `above`."""
+    while folder != above and folder.is_relative_to(above):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # not empty
+            return
+        folder = folder.parent
+
+
 @contextmanager
 def locked(lock: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file, which is removed afterwards; a ValueError with `refusal` if another process

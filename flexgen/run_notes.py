@@ -1,7 +1,8 @@
-"""A run's `notes.jsonl`: what was not measured at a step, and why, a line of JSON each."""
+"""What a run says: its `notes.jsonl`, a line of JSON each, and which command to go on with."""
 
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ class RunNote:
     measurement: str
     failed: bool
     why: str
+
+
+def on_run(command: str, run_dir: Path, *words: str) -> str:
+    """A command on a run as it is typed into a shell: `flexgen resume run=runs/…`."""
+    return shlex.join(["flexgen", command, f"run={run_dir}", *words])
 
 
 def add_note(run_dir: Path, note: RunNote) -> None:

@@ -16,7 +16,7 @@ from flexgen.callbacks.checkpoint import save_first
 from flexgen.callbacks.scheduled import Scheduled
 from flexgen.distributions import covariance
 from flexgen.metrics import NSCD, EnergyDistance, GaussianKL, PriorAgreement, pag_interval
-from flexgen.run_notes import RunNote, add_note
+from flexgen.run_notes import RunNote, add_note, on_run
 from flexgen.training import isolated_rng, rank
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Measurement(contracts.Measurement, Scheduled):
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})"
             log.warning(
                 f"{name} failed at step {step}: {why}; the checkpoint of the step is saved; "
-                f"measure again with flexgen evaluate run={run_dir}"
+                f"measure again with {on_run('evaluate', run_dir)}"
             )
             if rank() == 0:
                 add_note(run_dir, RunNote(step, name, True, why))

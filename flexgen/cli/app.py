@@ -160,11 +160,19 @@ def run_hydra(command: Command) -> None:
 
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from flexgen.runs.cells import SweepFolder, raise_failures, run_cell, sweep_stopped
+    from flexgen.files import remove_empty
+    from flexgen.runs.cells import (
+        SweepFolder,
+        raise_failures,
+        remove_empty_sweep,
+        run_cell,
+        sweep_stopped,
+    )
     from flexgen.runs.compose import is_sweep, own_data
     from flexgen.runs.errors import TrainingStopped
 
@@ -188,11 +196,13 @@ def run_hydra(command: Command) -> None:
     sys.argv = ["flexgen" if "-sc" in argv else f"flexgen {root}", *_flags_first(argv)]
 
     failed: list[Exception] = []
+    made: list[Path] = []
     entry = uuid.uuid4().hex
 
     # A launcher may call it in another process: what becomes of a cell is kept in files.
     def cell(cfg: Any) -> None:
         sys.argv = typed  # what further processes of the trainer are started by
+        made.append(Path(HydraConfig.get().runtime.output_dir))
         try:
             if is_sweep():
                 run_cell(command.run, cfg, entry)
@@ -226,6 +236,12 @@ def run_hydra(command: Command) -> None:
         if SweepFolder.known is None:
             raise
         raise sweep_stopped(SweepFolder.known, entry, error) from error
+    finally:
+        # Hydra makes a folder before it is known whether there is anything to put in it.
+        for folder in made:
+            remove_empty(folder, above=Path.cwd())
+        if SweepFolder.known is not None:
+            remove_empty_sweep(SweepFolder.known)
     if failed:
         raise failed[0]
     if SweepFolder.known:

@@ -111,9 +111,16 @@ def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
 
 
 def command(run: RunFiles) -> str:
-    """The command line that makes the run again."""
-    name = str(run.provenance.get("command") or "train")
-    return " ".join(["flexgen", *map(shlex.quote, [name, *run.overrides])])
+    """The command line that makes the run again, in a folder of its own, from whatever folder."""
+    about = run.provenance
+    words = [str(about.get("command") or "train")]
+    if isinstance(parent := about.get("parent"), dict) and words == ["refit"]:
+        name = Path(str(parent.get("checkpoint"))).name
+        words += [f"run={parent.get('run')}", f"checkpoint={name}"]
+    words += [word for word in run.overrides if not word.startswith("paths.run_dir=")]
+    if isinstance(folders := about.get("config_dirs"), list):
+        words += [f"--config-dir={folder}" for folder in folders]
+    return shlex.join(["flexgen", *words])
 
 
 def scale(at: dict[str, Point]) -> Callable[[float], float]:

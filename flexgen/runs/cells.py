@@ -18,8 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from flexgen.files import open_lock, try_lock
-from flexgen.runs.compose import quoted
+from flexgen.files import open_lock, remove_empty, try_lock
+from flexgen.run_notes import on_run
+from flexgen.runs.compose import config_dirs, quoted
 from flexgen.runs.devices import keep_to_one_device, wants_several
 from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
 from flexgen.runs.grid_position import position
@@ -204,8 +205,15 @@ def raise_failures(sweep: Path, entry: str) -> None:
     if unmeasured:
         raise MeasurementFailed(
             f"cells trained but not all measured: {len(unmeasured)}; {error}to measure one again: "
-            f"flexgen evaluate run={shlex.quote(os.path.relpath(sweep))}/NUMBER"
+            f"{on_run('evaluate', Path(os.path.relpath(sweep)))}/NUMBER"
         )
+
+
+def remove_empty_sweep(sweep: Path) -> None:
+    """Remove the folder of a sweep that has no cell: it was refused before the first."""
+    if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
+        (sweep / "multirun.yaml").unlink(missing_ok=True)
+        remove_empty(sweep, above=Path.cwd())
 
 
 def sweep_stopped(sweep: Path, entry: str, error: Exception) -> RuntimeError:
@@ -230,8 +238,7 @@ def run_apart(run_dir: Path, overrides: list[str]) -> None:
         TrainingStopped: if it was stopped.
     """
     words = ["train", *overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(run_dir)}"]
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    words += [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+    words += [f"--config-dir={folder}" for folder in config_dirs()]
     with (run_dir / "log.txt").open("a+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "flexgen", *words], stdout=log, stderr=log, close_fds=False

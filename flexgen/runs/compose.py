@@ -134,6 +134,12 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def config_dirs() -> list[str]:
+    """The folders of the user's own YAML, as `--config-dir` names them."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    return [os.path.abspath(s.path) for s in sources if s.provider == "command-line"]
+
+
 def quoted(path: Path) -> str:
     """A path as a value that Hydra reads as it is."""
     return "'" + str(path).replace("'", "\\'") + "'"

@@ -108,6 +108,10 @@ def _configuration(error: BaseException) -> str:
     if found := re.search(rf"{unknown}|Key '([^']+)' is not in struct", text):
         key = found[1] or found[2]
         return f"unknown key `{key}`{_did_you_mean(key.rpartition('.')[2])}"
+    if found := re.search(
+        r"\w+ raised while resolving interpolation: (.*?)\s+full_key: ", text, re.S
+    ):
+        return " ".join(found[1].split())
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         key = getattr(error, "full_key", None) or found[1]
         return f"`{key}` has no value; give {key}=… on the command line"

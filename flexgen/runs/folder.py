@@ -18,6 +18,7 @@ import yaml
 from flexgen._version import __version__
 from flexgen.files import file_sha256, keep_within, locked, open_file, write_text
 from flexgen.metrics_table import read_arrays
+from flexgen.runs.compose import config_dirs
 from flexgen.training import latest_checkpoint
 from flexgen.untrusted import parse_plain
 
@@ -76,7 +77,7 @@ def write_provenance(
     from."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about: dict[str, Any] = {
-        "command": command, "overrides": overrides, "seed": seed,
+        "command": command, "overrides": overrides, "config_dirs": config_dirs(), "seed": seed,
         "versions": {"python": platform.python_version(), **versions()},
         "commit": _commit(), "data": data, "parent": None, "started": _now(), "finished": None,
         "machine": {

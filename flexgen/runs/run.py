@@ -14,7 +14,7 @@ from flexgen.codes import base_space, load_codes, reverse_data, with_start
 from flexgen.models import Latent
 from flexgen.report import RunFiles
 from flexgen.reversal import Reversal
-from flexgen.run_notes import read_notes
+from flexgen.run_notes import on_run, read_notes
 from flexgen.runs.build import Objects, build
 from flexgen.runs.errors import MeasurementFailed
 from flexgen.runs.folder import find_checkpoint, write_json
@@ -126,7 +126,7 @@ class Run:
             there = ", ".join(map(str, found)) or "none"
             raise FileNotFoundError(
                 f"{self.folder} has no codes{asked}, there are {there}; "
-                f"`flexgen reverse run={self.folder}` makes them"
+                f"`{on_run('reverse', self.folder)}` makes them"
             )
         return load_codes(found[max(found) if step is None else step])
 

@@ -15,7 +15,7 @@ import torch
 from flexgen.callbacks import Scheduled
 from flexgen.checks import check_integer
 from flexgen.report import write_report
-from flexgen.run_notes import rewind_notes
+from flexgen.run_notes import on_run, rewind_notes
 from flexgen.runs.build import build_trainer
 from flexgen.runs.compose import is_sweep
 from flexgen.runs.devices import wants_several
@@ -40,7 +40,7 @@ from flexgen.runs.preconditions import (
 from flexgen.runs.run import Run
 from flexgen.runs.saved_config import load_config, relocate
 from flexgen.runs.stopping import StopOnSignal
-from flexgen.runs.trust import remember_data
+from flexgen.runs.trust import confine, remember_data
 from flexgen.runs.wandb_run import name_wandb, wandb_run
 from flexgen.training import CSVLogger, LogPictures, find_checkpoints, load_checkpoint, rank
 from flexgen.training.checkpoint import set_aside_later
@@ -85,13 +85,14 @@ def train(
         _fit(run, parent)
         return _finish(run)
     _refuse_second(run_dir)
+    fresh = not run_dir.is_dir() or not any(run_dir.iterdir())
     run = Run(config).build()
     if parent is not None:
         saved = load_checkpoint(parent)
         check_same_data(config, run.data, saved)
         check_recorded(parent.parent.parent, config, run.data)
         _tell(new_settings(config, saved, same_run=False))
-    with alone(run_dir):
+    with _leaving_nothing(run_dir, run, fresh), alone(run_dir):
         _refuse_second(run_dir)
         words = list(noted if overrides is None else overrides)
         write_provenance(
@@ -102,14 +103,23 @@ def train(
             shutil.copy(history, run_dir / "metrics.csv")
         # Last: killed before it, this is no run yet, and the same command starts it.
         write_config(run_dir, config)
-        try:
-            _fit(run, parent)
-        except Exception:
-            if not run.model.counters.batches:  # refused before its first step: no run either
-                for name in ("config.yaml", "metrics.csv", "provenance.json"):
-                    (run_dir / name).unlink(missing_ok=True)
-            raise
+        _fit(run, parent)
     return _finish(run)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(run_dir: Path, run: Run, fresh: bool) -> Iterator[None]:
+    """Remove what a run that was refused before its first step has left; of a folder that is not
+    `fresh`, what makes it a run."""
+    try:
+        yield
+    except Exception:
+        if not run.model.counters.batches:
+            for name in ("config.yaml", "metrics.csv", "provenance.json"):
+                (run_dir / name).unlink(missing_ok=True)
+            if fresh:
+                shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
@@ -146,6 +156,16 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         return _finish(run)
 
 
+def _resume_by(config: dict[str, Any]) -> str:
+    """The command that goes on with a run; one with code of the user's own wants to be trusted."""
+    run_dir = Path(config["paths"]["run_dir"])
+    try:
+        confine(copy.deepcopy(config), run_dir)
+    except ValueError:
+        return on_run("resume", run_dir, "trust=true")
+    return on_run("resume", run_dir)
+
+
 def _tell(lines: list[str]) -> None:
     for line in lines:
         print(f"flexgen: {line}", file=sys.stderr)
@@ -154,7 +174,7 @@ def _tell(lines: list[str]) -> None:
 def _refuse_second(run_dir: Path) -> None:
     if (run_dir / "config.yaml").exists():
         raise FileExistsError(
-            f"{run_dir} already holds a run; go on with it by `flexgen resume run={run_dir}`, or "
+            f"{run_dir} already holds a run; go on with it by `{on_run('resume', run_dir)}`, or "
             "choose another `paths.run_dir`"
         )
 
@@ -286,7 +306,7 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
             if not unused and (there := find_checkpoints(run_dir)):
                 raise RuntimeError(
                     f"{error_line(error)}; the last whole checkpoint is {there[-1]}; go on with "
-                    f"flexgen resume run={run_dir}"
+                    f"{_resume_by(config)}"
                 ) from error
             raise
         finally:
@@ -295,7 +315,7 @@ def _fit(run: Run, checkpoint: Path | None) -> None:
             found = [path.name for path in find_checkpoints(run_dir)[-1:]] or ["no checkpoint yet"]
             stopped = TrainingStopped(
                 f"stopped at step {step} of {config['steps']}, saved {found[0]}; go on with: "
-                f"flexgen resume run={run_dir}"
+                f"{_resume_by(config)}"
             )
             stopped.signal = signals.received
             raise stopped

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flexgen.checks import first_line
 from flexgen.files import open_file, write_atomically
+from flexgen.run_notes import on_run
 from flexgen.training.counters import Counters
 from flexgen.untrusted import check_size
 
@@ -70,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = "it holds more than tensors" if pickled else first_line(error)
         raise ValueError(
             f"checkpoint {path} is cut short, damaged or not FlexGen's ({reason}); "
-            f"go on from an earlier one: flexgen resume run={path.parent.parent} checkpoint=…"
+            f"go on from an earlier one: {on_run('resume', path.parent.parent)} checkpoint=…"
         ) from error
     if missing := _missing(checkpoint):
         raise ValueError(
@@ -81,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if (named := _STEP.search(path.name)) and int(named[1]) != step:
         raise ValueError(
             f"checkpoint {path} is one of step {step}, and not its own; go on from another: "
-            f"flexgen resume run={path.parent.parent} checkpoint=…"
+            f"{on_run('resume', path.parent.parent)} checkpoint=…"
         )
     return checkpoint
 
