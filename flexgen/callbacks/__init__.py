@@ -11,14 +11,16 @@ from flexgen.callbacks.measurement import Measurement
 from flexgen.callbacks.posterior import AggregatePosterior, Reconstructions
 from flexgen.callbacks.posterior_score import PosteriorScore
 from flexgen.callbacks.progress import Progress
+from flexgen.callbacks.pruning import PRUNED, Pruning, make_pruner
 from flexgen.callbacks.quality import SampleQuality
 from flexgen.callbacks.refit import PriorRefit
 from flexgen.callbacks.reversal import ReversalScore
 from flexgen.callbacks.scheduled import Scheduled
 
 __all__ = [
-    "AggregatePosterior", "Checkpoint", "CodeLength", "CodeMap", "DensityScore", "Disagreement",
+    "PRUNED", "AggregatePosterior", "Checkpoint", "CodeLength", "CodeMap", "DensityScore",
+    "Disagreement",
     "EarlyStopping", "InferenceScore", "LikelihoodScore", "Measurement", "PosteriorScore",
-    "PriorRefit", "Progress", "Reconstructions", "ReversalScore", "SampleGrid", "SampleQuality",
-    "Scheduled", "Spectrum",
+    "PriorRefit", "Progress", "Pruning", "Reconstructions", "ReversalScore", "SampleGrid",
+    "SampleQuality", "Scheduled", "Spectrum", "make_pruner",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from flexgen.cli.app import Command
 from flexgen.runs.compose import task_overrides
 from flexgen.runs.search import Search, parse_override
 
-_OWN = ("trials", "metric", "last", "direction", "search_seed")
+_OWN = ("trials", "metric", "last", "direction", "search_seed", "pruner", "pruner_warmup")
 
 
 def command(argv: list[str]) -> Command:
@@ -34,10 +34,13 @@ def _search(cfg: DictConfig, space: dict[str, Override]) -> None:
     best = Search(
         Path(HydraConfig.get().runtime.output_dir), fixed, space, trials=cfg.trials,
         metric=cfg.metric, last=cfg.last, direction=cfg.direction, seed=cfg.search_seed,
+        pruner=cfg.pruner, pruner_warmup=cfg.pruner_warmup,
     ).run()  # fmt: skip
     if best is None:
         print("some trials are at other processes; the last of them tells the best")
         return
-    print(f"best of {best.trials} trials, {best.failed} of them failed: number {best.number}")
+    pruned = f", {best.pruned} pruned" if best.pruned else ""
+    told = f"best of {best.trials} trials, {best.failed} of them failed{pruned}"
+    print(f"{told}: number {best.number}")
     print(f"{cfg.metric}: {best.value:.6g}")
     print(f"flexgen train {shlex.join(best.overrides)}")

@@ -19,6 +19,7 @@ from flexgen.report.curves import (
     RunError,
     Value,
     read_curves,
+    read_json,
     read_metrics_json,
     read_provenance,
     read_text,
@@ -42,6 +43,7 @@ class RunFiles:
         control: the run that trained as long from the old prior, where there is one.
         notes: what was left out on reading, one line each.
         unmeasured: what was not measured when it was to be, and why.
+        pruned: whether it is a trial that its search ended early.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class RunFiles:
     control: "RunFiles | None"
     notes: tuple[str, ...]
     unmeasured: tuple[RunNote, ...]
+    pruned: bool = False
 
     @classmethod
     def load(cls, path: str | Path) -> "RunFiles":
@@ -108,6 +111,7 @@ class RunFiles:
             nll=_by_step(path, path / "nll", "safetensors", notes),
             checkpoints=_by_step(path, path / "checkpoints", "ckpt", notes), control=control,
             notes=tuple(map(printable, notes)), unmeasured=tuple(unmeasured),
+            pruned=_cell_state(path) == "pruned",
         )  # fmt: skip
 
     def ends(self, last: int = 1) -> "RunFiles":
@@ -151,7 +155,7 @@ class RunFiles:
             return "finished"
         goal = self.config.get("steps")
         of = f" of {goal:,}" if isinstance(goal, int) else ""
-        return f"unfinished at generator step {self.step:,}{of}"
+        return f"{'pruned' if self.pruned else 'unfinished'} at generator step {self.step:,}{of}"
 
     def value(self, metric: str, last: int = 1) -> Value | None:
         """The metric's mean over so many last evaluations, None where it was never logged."""
@@ -230,6 +234,14 @@ def _walk(path: Path) -> Iterator[Path]:
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def _cell_state(run: Path) -> str:
+    """What became of a run that is a cell of a sweep or a trial of a search; else empty."""
+    try:
+        return str(read_json(run, "cell.json").get("state", ""))
+    except RunError:
+        return ""
 
 
 def _missing(path: Path) -> list[str]:

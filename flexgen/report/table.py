@@ -17,7 +17,7 @@ from flexgen.report.run_files import RunFiles, find_runs
 from flexgen.report.summary import Cell, Row, Table
 from flexgen.untrusted import printable
 
-_HOW = re.compile(r"(logger|report|threads|trainer)(\.(?!precision)|$)")
+_HOW = re.compile(r"(logger|report|threads|trainer|callbacks\.pruning)(\.(?!precision)|$)")
 # The seed is what a table averages over; where a run writes changes nothing in it.
 _NO_SETTING = re.compile(r"seed$|paths\.|hydra[./]")
 

@@ -22,7 +22,7 @@ from flexgen.files import open_lock, remove_empty, try_lock
 from flexgen.run_notes import on_run
 from flexgen.runs.compose import config_dirs, quoted
 from flexgen.runs.devices import keep_to_one_device, wants_several
-from flexgen.runs.errors import MeasurementFailed, TrainingStopped, error_line
+from flexgen.runs.errors import MeasurementFailed, TrainingStopped, TrialPruned, error_line
 from flexgen.runs.grid_position import position
 from flexgen.runs.imports import importing
 
@@ -33,8 +33,8 @@ _STATE = "cell.json"
 class Cell:
     """A folder below the sweep's, with a file `cell.json`: overrides, state and error.
 
-    States are `new`, `running`, `stopped`, `failed` and `finished`. A cell that is `running` while
-    nobody holds its lock was killed. `entry` is of the command that is at work.
+    States are `new`, `running`, `stopped`, `failed`, `pruned` and `finished`. A cell that is
+    `running` while nobody holds its lock was killed. `entry` is of the command that is at work.
     """
 
     folder: Path
@@ -91,14 +91,18 @@ class Cell:
             if not try_lock(lock):
                 _say(self, "another process is at it")
                 return None
-            if self.state == "finished":
-                _say(self, "finished before")
+            if (state := self.state) in ("finished", "pruned"):
+                _say(self, f"{state} before")
                 return None
             self.write("running")
             if (place := position(self.folder.parent, self.overrides)) is not None:
                 print(place, file=sys.stderr)
             try:
                 task()
+            except TrialPruned as pruned:
+                self.write("pruned")
+                _say(self, str(pruned))
+                return None
             except Exception as error:
                 # Entered again, it would train no step and measure nothing.
                 state = "finished" if isinstance(error, MeasurementFailed) else "failed"

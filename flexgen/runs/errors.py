@@ -18,6 +18,10 @@ class TrainingStopped(KeyboardInterrupt):
     """The signal's number; 0 if it was none that asked."""
 
 
+class TrialPruned(RuntimeError):
+    """A trial of a search was ended early, for its values were worse than those of others."""
+
+
 class MeasurementFailed(RuntimeError):
     """A run is whole, but not all could be measured, `values` alone; `notes.jsonl` says why."""
 

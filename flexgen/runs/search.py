@@ -18,6 +18,8 @@ from flexgen.checks import check_integer
 from flexgen.files import in_turn
 from flexgen.runs.cells import Cell, train_cell
 from flexgen.runs.compose import compose, quoted
+from flexgen.runs.devices import wants_several
+from flexgen.runs.errors import TrainingStopped, TrialPruned
 
 
 class _NoMetricError(ValueError):
@@ -27,13 +29,14 @@ class _NoMetricError(ValueError):
 @dataclass(frozen=True)
 class Best:
     """The best trial of a search, its value of the metric and the overrides that train it; of how
-    many trials, and how many of them failed."""
+    many trials, and how many of them failed or were pruned."""
 
     number: int
     value: float
     overrides: list[str]
     trials: int
     failed: int
+    pruned: int
 
 
 class Search:
@@ -50,6 +53,9 @@ class Search:
         space: those that are searched, such as `prior=normal,uniform`, by their keys.
         trials: how many in all.
         metric: of `metrics.csv`, of which a trial's value is the mean of its `last` values.
+        pruner: ends trials early by the values that they have meanwhile, see
+            :func:`flexgen.callbacks.make_pruner`; None: no trial.
+        pruner_warmup: generator steps before which it ends none.
 
     Raises:
         ValueError: if an argument is wrong, Optuna is missing, the space is none, or the folder
@@ -60,6 +66,7 @@ class Search:
         self, folder: Path, fixed: Sequence[str], space: Mapping[str, Override], *,
         trials: int = 20, metric: str = "emd/samples", last: int = 1,
         direction: Literal["minimize", "maximize"] = "minimize", seed: int = 0,
+        pruner: str | None = None, pruner_warmup: int = 0,
     ) -> None:  # fmt: skip
         for name, value, least in (("trials", trials, 1), ("last", last, 1),
                                    ("search_seed", seed, 0)):  # fmt: skip
@@ -76,6 +83,8 @@ class Search:
             from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
             raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
+        from flexgen.callbacks import PRUNED, make_pruner
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna
         self.state = optuna.trial.TrialState
@@ -85,15 +94,19 @@ class Search:
         self.entry = uuid.uuid4().hex
         self.again = f"hydra.run.dir={shlex.quote(str(folder))}"
         self._lock = folder / "search.lock"
-        journal = JournalFileBackend(str(folder / "search.journal"))
+        steps = compose(self.fixed)["steps"]
+        self.pruner, self.warmup, self._pruned_at = pruner, pruner_warmup, PRUNED
+        rule = make_pruner(pruner, steps, pruner_warmup)
+        self.journal = folder / "search.journal"
         self.study = optuna.create_study(
-            study_name="search", storage=optuna.storages.JournalStorage(journal),
-            direction=direction, load_if_exists=True,
+            study_name="search", direction=direction, pruner=rule, load_if_exists=True,
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.journal))),
         )  # fmt: skip
         what = {
             "fixed": sorted(self.fixed),
             "space": {key: str(value) for key, value in self.space.items()},
             "metric": metric, "last": last, "direction": direction, "search_seed": seed,
+            "pruner": pruner, "pruner_warmup": pruner_warmup,
         }  # fmt: skip
         before = self.study.user_attrs.get("what", what)
         if not self.study.get_trials(states=(self.state.COMPLETE,)):
@@ -126,13 +139,16 @@ class Search:
         states = Counter(trial.state for trial in trials)
         if states[self.state.RUNNING]:
             return None
-        failed = states[self.state.FAIL]
+        failed, pruned = states[self.state.FAIL], states[self.state.PRUNED]
         if not states[self.state.COMPLETE]:
-            raise RuntimeError(f"all {failed} trials failed; {self.folder}/*/cell.json say why")
+            raise RuntimeError(
+                f"all {failed + pruned} trials failed or were pruned; {self.folder}/*/cell.json "
+                "say why"
+            )
         best = self.study.best_trial
         assert best.value is not None
         overrides = self._overrides(best.params)
-        return Best(best.number, best.value, overrides, len(trials), failed)
+        return Best(best.number, best.value, overrides, len(trials), failed, pruned)
 
     def _drawn(self) -> list[Any]:
         """The trials with all keys. Whoever holds the lock knows that no process is drawing."""
@@ -167,15 +183,43 @@ class Search:
         cell = Cell.claim(self.folder, number, overrides, self.entry)
 
         def train() -> None:
-            config = compose([*overrides, f"paths.run_dir={quoted(cell.folder)}"])
-            train_cell(config, overrides, number)
+            if self._is_pruned(number):  # and killed before its cell said so
+                raise TrialPruned("pruned before")
+            watched = [*overrides, *self._watch(number)]
+            config = compose([*watched, f"paths.run_dir={quoted(cell.folder)}"])
+            print(f"trial {number + 1} of {self.trials}", file=sys.stderr)
+            try:
+                apart = wants_several(config["trainer"])
+                train_cell(config, watched if apart else overrides, number)
+            except TrainingStopped as stopped:
+                if (step := self._is_pruned(number)) is None:
+                    raise
+                raise TrialPruned(f"pruned at step {step} by its {self.metric}") from stopped
 
         cell.run(train)
         with in_turn(self._lock):
-            if cell.state == "finished":
+            if cell.state == "pruned":
+                self.study.tell(number, state=self.state.PRUNED, skip_if_finished=True)
+            elif cell.state == "finished":
                 self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
             elif cell.state == "failed":
                 self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
+
+    def _is_pruned(self, number: int) -> int | None:
+        """The generator step at which a trial was pruned; None if it was not."""
+        step: int | None = self.study.get_trials()[number].user_attrs.get(self._pruned_at)
+        return step
+
+    def _watch(self, number: int) -> list[str]:
+        """The override by which a run reports its values, if there is a pruner."""
+        if self.pruner is None:
+            return []
+        keys = {
+            "_target_": "flexgen.callbacks.Pruning", "journal": quoted(self.journal.absolute()),
+            "number": number, "metric": self.metric, "last": self.last, "pruner": self.pruner,
+            "warmup": self.warmup,
+        }  # fmt: skip
+        return [f"++callbacks.pruning={{{','.join(f'{k}:{v}' for k, v in keys.items())}}}"]
 
     def _value(self, run_dir: Path) -> float:
         from flexgen.files import open_file

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexgen.metrics_table import read_metrics
 from flexgen.objectives import WGANGP
+from flexgen.report import RunFiles
 from tests.forked import fork
 from tests.integration.test_sweeps import TINY
 
@@ -85,6 +86,38 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
         flexgen("search", *WORDS, "seed=5", "hydra.run.dir=killed")
 
 
+def test_pruned_trials_are_told_and_a_killed_search_prunes_the_same(
+    flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optuna.study import Study
+
+    words = (*WORDS[:-1], "pruner=successive_halving", "trials=4", "model.log_every=3")
+    flexgen("search", *words, "hydra.run.dir=undisturbed")
+    whole = trials("undisturbed")
+    pruned = [number for number, (_, state) in whole.items() if state == "pruned"]
+    assert 0 < len(pruned) < 4
+    assert f"0 of them failed, {len(pruned)} pruned: number" in capsys.readouterr().out
+    status = RunFiles.load(f"undisturbed/{pruned[0]}").status
+    assert status.startswith("pruned at generator step ")
+    assert not any("pruning" in word for overrides, _ in whole.values() for word in overrides)
+
+    tell = Study.tell
+
+    def killed(self: Study, number: int, *args: Any, **kwargs: Any) -> Any:
+        if number == int(pruned[0]):
+            (Path("killed") / pruned[0] / "cell.json").unlink()  # nor did its cell say so
+            raise KeyboardInterrupt
+        return tell(self, number, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Study, "tell", killed)
+        with pytest.raises(SystemExit):
+            flexgen("search", *words, "hydra.run.dir=killed")
+    (Path("killed") / pruned[0] / "config.yaml").unlink()
+    flexgen("search", *words, "hydra.run.dir=killed")
+    assert list(trials("killed").values()) == list(whole.values())
+
+
 @pytest.mark.usefixtures("untrained")
 def test_a_search_killed_while_it_drew_draws_that_trial_again(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -151,6 +184,7 @@ def test_a_mistyped_metric_costs_nothing(flexgen: Run, capsys: pytest.CaptureFix
     [
         ("trials=0", "`trials` must be a whole number of at least 1, got 0"),
         ("last=1.5", "`last` must be a whole number of at least 1, got 1.5"),
+        ("pruner=median2", "`pruner` must be one of null, median, percentile, successive_halving"),
         ("search_seed=-1", "`search_seed` must be a whole number of at least 0, got -1"),
         ("-m", "a search is no sweep; leave out -m"),
     ],
