@@ -67,9 +67,9 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     typed = options.get("loss", "mse")
     found = open_generator(asked, options, device, rank)
     found.options["loss"] = with_features(in_range(typed, found.range), asked, device)
-    data_range = pair("data_range", asked["data_range"]) or found.data_range
+    data_range = pair("data_range", asked["data_range"])
     shape, value_range = found.probe.shape, found.range
-    reader = _reader(asked, shape, value_range, data_range)
+    reader = _reader(asked, shape, value_range, data_range, found.data_range)
     size = len(reader)
     n = min(asked["n"] or size, size)
     if found.context is not None and len(found.context) != size:
@@ -82,7 +82,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     identity = {
         "generator": found.loaded.sha256, "data": asked["data"], "data_key": asked["data_key"],
         "shape": list(shape), "range": list(value_range),
-        "data_range": data_range and list(data_range), "loss": typed,
+        "data_range": [x and list(x) for x in (data_range, found.data_range)], "loss": typed,
         "codes": {name: asked[name] for name in _CODES},
         "mask": asked["mask"] and file_sha256(Path(asked["mask"])),
     }  # fmt: skip
@@ -123,18 +123,18 @@ def _check_tunable(found: Found, n: int) -> None:
 
 def _reader(
     asked: dict[str, Any], shape: tuple[int, ...], value_range: tuple[float, float],
-    data_range: tuple[float, float] | None,
+    data_range: tuple[float, float] | None, usual: tuple[float, float] | None,
 ) -> Reader:  # fmt: skip
     if asked["data"] == "folder":
         return ImageFolder(asked["path"], shape, value_range, resize=asked["resize"])
     if asked["data"] == "array":
         return ArrayFile(
             asked["path"], shape, value_range, key=asked["data_key"], resize=asked["resize"],
-            data_range=data_range,
+            data_range=data_range, usual=usual,
         )  # fmt: skip
     raise ValueError(
         f"`data` must be folder or array, got {asked['data']!r}; data=folder reads all images "
-        "below path, data=array one .npy, .npz or .safetensors file"
+        "below path, data=array one .npy, .npz, .pt or .safetensors file"
     )
 
 

@@ -155,7 +155,8 @@ class ArrayFile:
         shape: shape of one example in the result.
         range: (low, high) of the result.
         key: name of the array where the file holds several.
-        data_range: (low, high) of the file's numbers; None: as their type says, else `range`.
+        data_range: (low, high) of the file's numbers; None: as their type says, else `usual`.
+        usual: (low, high) of numbers whose type does not say; None: `range`.
         resize: whether images of other sizes are resized, or refused.
 
     Raises:
@@ -167,13 +168,13 @@ class ArrayFile:
 
     def __init__(
         self, path: str | Path, shape: Sequence[int], range: Range, *, key: str | None = None,
-        data_range: Range | None = None, resize: bool = True,
+        data_range: Range | None = None, usual: Range | None = None, resize: bool = True,
     ) -> None:  # fmt: skip
         self.path, self.shape, self.range = Path(path), tuple(shape), range
         self._rows: Rows = open_array(self.path, key)
         if data_range is None and (len(self.shape) == 3 or self._rows.dtype == torch.uint8):
             data_range = OF_TYPE.get(self._rows.dtype)
-        self.data_range = data_range
+        self.data_range = data_range or usual
         self._layout = _layout(self._rows.shape, self.shape, self.path)
         size = self._found()
         if size != self.shape and len(self.shape) != 3:

@@ -323,13 +323,15 @@ def test_ranks_of_torchrun_give_the_bits_of_one_process(
 
 @pytest.mark.slow
 def test_a_shard_that_fails_ends_all_with_its_message(flexgen: Run, long: Path) -> None:
-    whole = Path("images/00.png").read_bytes()
-    Path("images/zz.png").write_bytes(whole[:70])  # the 13th: alone in the shard's last chunk
-    words = [word for word in LONG if not word.startswith(("data=", "path="))]
-    told = message(flexgen, *words, "data=folder", "path=images", "processes=2", "chunk=4")
-    assert "cannot read the image images/zz.png" in told
-    Path("images/zz.png").write_bytes(whole)
-    flexgen("reverse", *words, "data=folder", "path=images", "chunk=4")
+    x = np.load("x.npy").astype(np.float32) / 127.5 - 1
+    bad = x.copy()
+    bad[-1] = np.nan
+    np.save("bad.npy", bad)
+    words = [word for word in LONG if not word.startswith("path=")]
+    told = message(flexgen, *words, "path=bad.npy", "processes=2", "chunk=4", "out=bad")
+    assert "holds NaN or infinity" in told
+    np.save("bad.npy", x)
+    flexgen("reverse", *words, "path=bad.npy", "chunk=4", "out=whole")
 
 
 @pytest.mark.slow

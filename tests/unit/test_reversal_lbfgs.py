@@ -306,7 +306,7 @@ def test_bfloat16_is_for_passes_that_are_work():
         ({"constraint": "clip", "bounds": (0.0, math.inf)}, "`bounds` must be finite"),
         ({"generator": torch.no_grad()(lambda z: 2 * z)}, "must be differentiable in its codes"),
         ({"generator": lambda z: (9 * z).round()}, "no slope in its codes"),
-        ({"generator": lambda z: (z, z)}, "must return one tensor, got tuple"),
+        ({"generator": lambda z: (z, z)}, "must return one floating-point tensor, got a tuple"),
     ],
 )
 def test_wrong_calls_are_refused_with_a_remedy(options, message):
