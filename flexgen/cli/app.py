@@ -24,6 +24,7 @@ COMMANDS = {
     "reverse": "map data back to codes under a trained generator, a run's or any other",
     "refit": "learn the data-induced prior of a trained run and go on training from it",
     "sample": "draw samples from a trained run",
+    "export": "generator, encoder and prior as programs, weights or a folder to share",
     "compare": "one trained generator under several priors, side by side",
     "table": "mean ± std over seeds of the runs below one or more folders",
     "report": "one self-contained HTML page for a run",

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flexgen.checks import check_integer
+from flexgen.checks import check_integer, check_one_of
 from flexgen.cli.app import Command
 from flexgen.runs.compose import plain, task_overrides
 from flexgen.runs.imports import importing
@@ -24,7 +24,10 @@ def _sample(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
     for name, least in _LEAST.items():
         check_integer(name, asked[name], least)
+    check_one_of("to", asked["to"], (None, "png", "npz", "safetensors"))
     kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
+    if asked["to"] and set(kinds) - {"prior"}:
+        raise ValueError(f"`to` is for samples, got to={asked['to']} with {kinds[0]}; leave it out")
     if len(kinds) > 1:
         raise ValueError(
             f"give one of prior=, interpolate= and arithmetic=, got {' and '.join(kinds)}; the "
@@ -69,6 +72,12 @@ def _draw(run: Any, asked: dict[str, Any], stem: str) -> None:
             x = run.latent.decode(prior.draw(asked["n"], context), context)
     else:
         x = run.sample(asked["n"], asked["sample_seed"])
+    if asked["to"] is not None:
+        from flexgen.runs.sample_files import write_samples
+
+        context = run.model.in_turn(asked["n"])
+        print(f"samples: {write_samples(run.data, x, context, asked['to'], asked['out'] or stem)}")
+        return
     _save({"x": x}, stem)
     _picture(stem, lambda path: draw_samples(x, run.data.range, path))
 

@@ -15,7 +15,7 @@ from flexgen.training import EMA
 from flexgen.training.loop import DataRange, MakeOptimizer, MakeScheduler
 
 
-class _Mean(nn.Module):
+class Mean(nn.Module):
     """E[x|z], the picture of a code."""
 
     def __init__(self, likelihood: nn.Module) -> None:
@@ -97,7 +97,7 @@ class Encoding(Latent):
     @property
     def decoder(self) -> nn.Module | None:
         """Codes `(n, latent_dim)` to E[x|z]; None where the likelihood has no mean."""
-        return _Mean(self.likelihood) if self.likelihood.has_mean else None
+        return Mean(self.likelihood) if self.likelihood.has_mean else None
 
     @property
     def capabilities(self) -> frozenset[str]:

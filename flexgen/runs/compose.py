@@ -27,7 +27,7 @@ from flexgen.untrusted import lies_in
 _NOT_SAVED = {
     "network", "prior", "base", "schedule", "posterior", "likelihood", "output", "run",
     "checkpoint", "more", "refit", "reverse", "n", "n_fit", "seeds", "split", "priors", "out",
-    "sample_seed",
+    "sample_seed", "to", "parts",
 }  # fmt: skip
 
 

@@ -1,0 +1,170 @@
+"""A run as files for others: they give what the run gives, and the card's example runs."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from flexgen.cli import main
+from flexgen.runs.run import open_run
+from tests.conftest import SMALL
+
+TINY = tuple(
+    word for word in SMALL if not word.startswith(("callbacks", "steps", "data", "network"))
+)
+NET = ("network.generator.hidden_features=[8]", "network.critic.hidden_features=[8]")
+WORDS = {
+    "gan": ("data=digits", "latent_dim=3", *NET, "model.ema_decay=0.9"),
+    "conditional": ("data=digits", "conditional=true", *NET),
+    "uniform": ("data=ring8", "data.num_train=640", "prior=uniform", *NET),
+    "flow": ("data=digits", "data.range=[0,1]", "model=vae", "prior=realnvp_small", "latent_dim=4"),
+    "masked": ("data=digits", "prior=masked", *NET),
+    "ali": ("data=digits", "model=bigan"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs of a step or two, made when they are asked for."""
+    where = tmp_path_factory.mktemp("exported")
+
+    def made(name: str) -> Path:
+        if not (where / name).is_dir():
+            words = [word for word in TINY if not word.startswith(("latent", "model.log"))]
+            main(
+                ["train", *words, "latent_dim=2", "callbacks=[checkpoint]", "steps=1",
+                 "data.batch_size=16", "report=false", *WORDS[name],
+                 f"paths.run_dir={where / name}"]
+            )  # fmt: skip
+        return where / name
+
+    return made
+
+
+def example(card: str) -> str:
+    found = re.search(r"```python\n(.*?)```", card, re.S)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("to", ["torchscript", "export", "safetensors"])
+@pytest.mark.filterwarnings("ignore")  # torch's own, on what it deprecates
+def test_the_example_of_the_card_runs_and_gives_what_the_run_gives(
+    runs: Callable[[str], Path], name: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if to == "export" and name not in ("gan", "flow"):
+        pytest.skip("one way through torch.export suffices")
+    main(["export", f"run={runs(name)}", f"to={to}", f"out={tmp_path}"])
+    monkeypatch.chdir(tmp_path)
+    there: dict[str, object] = {}
+    exec(example((tmp_path / "README.md").read_text()), there)
+    run = open_run(runs(name))
+    z = torch.linspace(-1, 1, 6 * run.latent.latent_dim).view(6, -1)
+    labels = torch.arange(6) if name == "conditional" else None
+    generator = there["generator"]
+    assert callable(generator)
+    with torch.no_grad():
+        x = generator(z) if labels is None else generator(z, labels)
+    torch.testing.assert_close(x, run.decode(z, labels), rtol=1e-4, atol=1e-4)
+    if to == "safetensors":
+        return
+    assert there["x"].shape == (16, *run.data.shape)  # type: ignore[attr-defined]
+    assert ("prior" in there) == (name == "flow")
+    assert ("encoder" in there) == (name in ("flow", "ali"))
+    assert ("not the model's own prior" in (tmp_path / "README.md").read_text()) == (
+        name == "masked"
+    )
+
+
+def test_the_prior_is_the_map_that_the_run_draws_by(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    main(["export", f"run={runs('flow')}", f"out={tmp_path}", "parts=[prior,encoder]"])
+    run = open_run(runs("flow"))
+    base = run.latent.prior.base_space()
+    eps = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = torch.jit.load(tmp_path / "prior.pt")(eps)
+        torch.testing.assert_close(found, base.to_code(eps), rtol=1e-4, atol=1e-4)
+    assert not (tmp_path / "generator.pt").exists()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_a_folder_to_share_has_the_same_bytes_twice(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = runs("gan")
+    for name in "ab":
+        words = ["export", f"run={run}", "to=hub_folder", f"out={tmp_path / name}"]
+        subprocess.run([sys.executable, "-m", "flexgen", *words], check=True, env=os.environ)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert {*digests(tmp_path / "a")} == {
+        "README.md", "config.json", "generator.pt", "generator.safetensors", "samples.png",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["latent_dim"] == 3
+
+
+@pytest.mark.parametrize(
+    ("to", "file"), [("torchscript", "generator.pt"), ("export", "generator.pt2")]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_generator_is_reversed(
+    runs: Callable[[str], Path], tmp_path: Path, to: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["export", f"run={runs('gan')}", f"to={to}", "out=."])
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
+    words = ["trust=true", "data=array", "path=x.npy", "reverse.steps=2", "pairs=0", "device=cpu"]
+    main(["reverse", f"generator={file}", *words])
+    assert load_file(tmp_path / "codes" / "codes.safetensors")["z"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("to", ["png", "npz", "safetensors"])
+def test_samples_for_evaluation_by_others(
+    runs: Callable[[str], Path], tmp_path: Path, to: str
+) -> None:
+    out = tmp_path / "out"
+    words = [f"run={runs('conditional')}", "n=20", f"to={to}", f"out={out}"]
+    main(["sample", *words])
+    x = open_run(runs("conditional")).sample(20)
+    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    if to == "png":
+        assert sorted(path.name for path in out.iterdir()) == [str(i) for i in range(10)]
+        found = np.asarray(Image.open(out / "3" / "00013.png"))
+        assert np.array_equal(found, pixels[13, 0].numpy())
+    elif to == "npz":
+        with np.load(tmp_path / "out.npz") as found:
+            assert np.array_equal(found["arr_0"], pixels.permute(0, 2, 3, 1).numpy())
+            assert found["arr_1"].tolist() == [*range(10), *range(10)]
+    else:
+        found = load_file(tmp_path / "out.safetensors")
+        assert torch.equal(found["x"], x)
+        assert found["label"].tolist() == [*range(10), *range(10)]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["to=onnx"], "`to` must be one of torchscript, export"),
+        (["parts=[critic]"], "`parts` must be one of generator"),
+        (["nonsense=1"], "unknown key `nonsense`"),
+    ],
+)
+def test_what_cannot_be_exported(runs: Callable[[str], Path], words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit, match=told):
+        main(["export", f"run={runs('gan')}", *words])
+    assert not (runs("gan") / "export").exists()
