@@ -61,6 +61,11 @@ def _line(error: BaseException) -> str:
         return message
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, of its Trainer's keys
         return message
+    if isinstance(error, ImportError) and (found := re.match(r"Error loading '([^']+)'", message)):
+        return (
+            f"cannot import `{found[1]}`; a class of your own is looked for in the working "
+            "directory, of a saved run with trust=true, and in PYTHONPATH"
+        )
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"
     return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"

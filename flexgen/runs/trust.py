@@ -198,7 +198,7 @@ def rebuilding(run_dir: Path | str) -> Iterator[None]:
         inner: BaseException = error
         while isinstance(inner, InstantiationException) and inner.__cause__ is not None:
             inner = inner.__cause__
-        if isinstance(inner, (ValueError, OSError, RuntimeError, FloatingPointError)):
+        if isinstance(inner, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)):
             raise
         raise ValueError(
             f"{run_dir} cannot be rebuilt from its configuration: {error_reason(inner)}; "

@@ -96,9 +96,10 @@ MODULES = [
 @pytest.mark.parametrize(
     ("path", "code"), MODULES, ids=lambda v: name(v) if isinstance(v, Path) else ""
 )
-def test_code_that_is_a_file_defines_its_classes(
-    path: Path, code: str, monkeypatch: pytest.MonkeyPatch
+def test_code_that_is_a_file_runs(
+    path: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, name(path), "exec"), {"__name__": "documented"})
 
 
