@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from flexgen import compose
 from flexgen.cli import COMMANDS
+from flexgen.report.catalogue import METRICS
 from flexgen.runs.compose import grid
 from tests.conftest import CONF
 
@@ -101,6 +103,22 @@ def test_code_that_is_a_file_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(code, name(path), "exec"), {"__name__": "documented"})
+
+
+def test_what_an_agent_of_wandb_types_is_known() -> None:
+    page = ROOT / "docs" / "howto" / "wandb.md"
+    (recipe,) = (b for b in blocks(page, "yaml") if b.startswith("# sweep.yaml"))
+    sweep = yaml.safe_load(recipe)
+    ranges = sweep["parameters"].items()
+    drawn = {key: {"value": p.get("values", [p.get("min")])[-1]} for key, p in ranges}
+    typed = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+    program, command, *words, last = create_sweep_command(sweep["command"])
+    assert (program, command, last) == ("flexgen", "train", "${args_no_hyphens}")
+    config = compose([*words, *typed])
+    assert config["model"]["prior"]["_target_"] == "flexgen.priors.Masked"
+    assert config["model"]["generator_optimizer"]["lr"] == 1e-5
+    assert config["seed"] == 2
+    assert sweep["metric"]["name"] in METRICS
 
 
 def test_all_code_is_python() -> None:
