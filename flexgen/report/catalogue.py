@@ -28,10 +28,22 @@ class Metric:
         return {"lower": "↓", "higher": "↑"}.get(self.better, "")
 
     @property
+    def meaning(self) -> str:
+        """What is measured, which direction is better and where its floor is, in a sentence."""
+        told = [self.note or self.name]
+        if self.better:
+            told.append(f"{self.better} is better")
+        if self.name in FLOORS:
+            told.append(f"its floor is {FLOORS[self.name]}")
+        return f"{'; '.join(told)} ({self.name})"
+
+    @property
     def heading(self) -> str:
         """The label with the arrow."""
         return f"{self.label} {self.arrow}".strip()
 
+
+_OWN_FEATURES = "of the features of FlexGen's own classifier: not to be set beside others' figures"
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -48,9 +60,13 @@ METRICS: dict[str, Metric] = {
         Metric("emd/samples", "EMD", "lower", "samples to held-out data, Euclidean cost"),
         Metric("emd/unmasked", "EMD, base", "lower", "samples by codes of the prior's base"),
         Metric("emd/floor", "EMD floor", "", "two data samples of the same size"),
-        Metric("fid", "FID", "lower", "Fréchet distance of features"),
-        Metric("kid", "KID", "lower", "kernel distance of features"),
-        Metric("inception", "Classifier score", "higher", "Inception-style score"),
+        Metric("fid", "FID, own classifier", "lower", f"Fréchet distance {_OWN_FEATURES}"),
+        Metric(
+            "fid/inception", "FID, Inception", "lower", "Fréchet distance of Inception features"
+        ),
+        Metric("kid", "KID, own classifier", "lower", f"kernel distance {_OWN_FEATURES}"),
+        Metric("kid/inception", "KID, Inception", "lower", "kernel distance of Inception features"),
+        Metric("inception", "Classifier score", "higher", "Inception's, by FlexGen's classifier"),
         Metric("classes/total_variation", "Class imbalance", "lower", "to the held-out shares"),
         Metric("precision", "Precision", "higher", "samples among data, k-th neighbours"),
         Metric("recall", "Recall", "higher", "data among samples, k-th neighbours"),
@@ -133,16 +149,28 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+FLOORS = {
+    "emd/samples": "emd/floor, which two samples of the data have",
+    "fid": "that of the training data, above 0 for few images",
+    "kid": "0, around which it scatters",
+    "pag/unit": "0, for codes of the prior itself",
+    "pag/posterior": "0, for codes of the prior itself",
+    "posterior/pag": "0, for codes of the prior itself",
+    "pag/samples": "0, around which it scatters",
+    "posterior/energy": "0, around which it scatters",
+}
+"""Where a perfect model would be."""
+
 CHIEF = (
-    "nll/ais", "nll/samples", "pag/posterior", "pag/unit", "emd/samples", "fid", "kid", "inception",
-    "modes/captured", "modes/high_quality",
+    "nll/ais", "nll/samples", "pag/posterior", "pag/unit", "emd/samples", "fid/inception", "fid",
+    "kid", "inception", "modes/captured", "modes/high_quality",
 )  # fmt: skip
 """Metrics that get a tile, the first three that a run has."""
 
 HEADLINE = (
     "nll/ais", "pag/posterior", "pag/unit", "pag/samples", "nll/samples", "elbo/bound",
-    "elbo/marginal_kl", "emd/samples", "fid", "kid", "inception", "modes/captured",
-    "modes/high_quality", "modes/total_variation", "reversal/error",
+    "elbo/marginal_kl", "emd/samples", "fid/inception", "fid", "kid/inception", "kid", "inception",
+    "modes/captured", "modes/high_quality", "modes/total_variation", "reversal/error",
 )  # fmt: skip
 """The metrics of a table, unless others are named."""
 
@@ -159,8 +187,10 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
                          "elbo/dimensionwise_kl")),
     ("Losses", ("loss/critic", "loss/generator", "loss/encoder")),
     ("Gradient penalty", ("loss/penalty",)),
-    ("FID", ("fid",)),
-    ("KID", ("kid",)),
+    ("FID by FlexGen's own classifier", ("fid",)),
+    ("FID by Inception features", ("fid/inception",)),
+    ("KID by FlexGen's own classifier", ("kid",)),
+    ("KID by Inception features", ("kid/inception",)),
     ("Classifier score", ("inception",)),
     ("Modes captured", ("modes/captured",)),
     ("Mode quality and imbalance", ("modes/high_quality", "modes/total_variation")),
@@ -176,7 +206,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Curves that belong in one panel of the page, in order."""
 
-IN_OTHER_PANELS = {"prior/stage"} | {
+IN_OTHER_PANELS = {"prior/stage", "nll/standard_error", "nll/ais_standard_error"} | {
     f"{name}_{end}"
     for name in (
         "pag/unit", "pag/posterior", "own/pag_posterior", "posterior/pag", "own/posterior_pag"

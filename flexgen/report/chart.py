@@ -109,11 +109,7 @@ class Chart:
             texts = [compact(value) for value in values]
         else:
             values = ticks(self._low, self._high)
-            gaps = np.diff(values)
-            step = gaps[gaps > 0].min(initial=self._high - self._low) or 1.0
-            decimals = max(0, -int(np.floor(np.log10(step) + 1e-9)))
-            large = np.abs(values).max(initial=0) >= 10_000 and step >= 10
-            texts = [compact(value) if large else f"{value:.{decimals}f}" for value in values]
+            texts = axis_texts(values, self._high - self._low)
         return [(self.y(value), typeset(text)) for value, text in zip(values, texts, strict=True)]
 
     def x_ticks(self) -> list[tuple[float, str, str]]:
@@ -161,6 +157,15 @@ def ticks(low: float, high: float, count: int = 5) -> np.ndarray:
     power = 10.0 ** np.floor(np.log10(rough))
     step = power * next((m for m in (1, 2, 5) if m * power >= rough * 0.999), 10)
     return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step + 0.0
+
+
+def axis_texts(values: np.ndarray, width: float = 1.0) -> list[str]:
+    """Round numbers of an axis of some width as text, with as many decimals as tell them apart."""
+    gaps = np.diff(values)
+    step = gaps[gaps > 0].min(initial=width) or 1.0
+    decimals = max(0, -int(np.floor(np.log10(step) + 1e-9)))
+    large = np.abs(values).max(initial=0) >= 10_000 and step >= 10
+    return [compact(value) if large else f"{value:.{decimals}f}" for value in values]
 
 
 def compact(value: float) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexgen.report.catalogue import CHIEF, describe, number, ordered, plus_minus, signed, typeset
-from flexgen.report.curves import Curve, Point, RunError
+from flexgen.report.curves import STANDARD_ERRORS, Curve, Point, RunError
 from flexgen.report.run_files import RunFiles
 
 WHEN = ("before", "swapped", "after", "control")
@@ -219,6 +219,7 @@ def compare(run: RunFiles) -> Comparison | None:
     points: dict[str, dict[str, Point]] = {}
     compared = [name for name in run.curves if not name.startswith(_NOT_COMPARED)]
     intervals = {f"{name}_{end}" for name in compared for end in ("low", "high")}
+    intervals |= {error for name, error in STANDARD_ERRORS.items() if name in compared}
     for metric in ordered(set(compared) - intervals):
         curve = run.curves[metric]
         if kept:
@@ -313,9 +314,11 @@ def _last(run: RunFiles, metric: str, keep: np.ndarray) -> Point | None:
         return None
     ends = (run.curves.get(f"{metric}_{end}") for end in ("low", "high"))
     low, high = (_at_row(end, curve.rows[-1]) for end in ends)
+    error = _at_row(run.curves.get(STANDARD_ERRORS.get(metric, "")), curve.rows[-1])
     value, step = float(curve.values[-1]), int(curve.steps[-1])
+    standard = None if np.isnan(error) else error
     known = not np.isnan([low, high]).any()
-    return Point(value, low, high, step) if known else Point(value, None, None, step)
+    return Point(value, low if known else None, high if known else None, step, standard)
 
 
 def _notes(
@@ -325,10 +328,16 @@ def _notes(
     measured = []
     for when, found in steps.items():
         if not found and (when != "control" or run.control is not None):
-            yield f"nothing was measured {'in the control' if when == 'control' else when}"
+            told = {"control": "in the control", "swapped": "right after the swap"}
+            yield f"nothing was measured {told.get(when, when)}"
         elif found:
             some = f" (some metrics at {min(found):,})" if min(found) < max(found) else ""
             measured.append(f"{when} at {max(found):,}{some}")
+    every = [point for at in points.values() for point in at.values()]
+    if any(point.low is not None for point in every):
+        yield "in brackets: 95 % bootstrap intervals"
+    if any(point.error is not None for point in every):
+        yield "± beside a value: its standard error over the data"
     if measured:
         yield f"generator steps measured: {', '.join(measured)}"
     if run.control is None:

@@ -38,12 +38,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """A metric measured at a generator step, with its interval's ends, None where not logged."""
+    """A metric measured at a generator step, with the ends of its 95 % bootstrap interval and its
+    standard error, None where not logged."""
 
     value: float
     low: float | None
     high: float | None
     step: int
+    error: float | None = None
 
     def __str__(self) -> str:
         """The value, on a second line its interval."""
@@ -55,10 +57,21 @@ class Point:
 
     @property
     def interval(self) -> str:
-        """The interval in brackets, empty where none is known."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
+        """The interval in brackets or ± the standard error, empty where neither is known."""
+        if self.low is not None and self.high is not None:
+            return f"[{number(self.low, 3)}, {number(self.high, 3)}]"
+        return "" if self.error is None else f"± {number(self.error, 2)}"
+
+    @property
+    def about_interval(self) -> str:
+        """The interval with what it is."""
+        if self.interval.startswith("["):
+            return f"95 % interval {self.interval}"
+        return f"{self.interval} (standard error)" if self.interval else ""
+
+
+STANDARD_ERRORS = {"nll/samples": "nll/standard_error", "nll/ais": "nll/ais_standard_error"}
+"""Metrics whose standard error over the data is logged, and as what."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,13 @@ def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
         mean = float(np.mean(values)) if len(values) else float("nan")
         std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     return mean, std
+
+
+def t_half_width(n: int, confidence: float = 0.95) -> float:
+    """Half of Student's interval for a mean of n, in standard deviations; NaN for one."""
+    from scipy import stats  # half a second, for whoever needs it alone
+
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1) / n**0.5) if n > 1 else float("nan")
 
 
 def read_text(run: Path, name: str) -> str:

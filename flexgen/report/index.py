@@ -1,5 +1,6 @@
 """Pages for several runs: one each, and an index for a folder of runs."""
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from flexgen.report.curves import RunError
 from flexgen.report.gallery import TITLES
 from flexgen.report.page import write_page, write_report
 from flexgen.report.run_files import RunFiles, find_runs
+from flexgen.report.sweep_charts import dot_plots, groupings
 from flexgen.report.table import each, summarise
 from flexgen.report.templating import render
 
@@ -42,7 +44,7 @@ def write_reports(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 def _folder(root: Path, paths: list[Path]) -> list[Path]:
     def written(run: RunFiles) -> RunFiles:
         write_page(run)
-        return run.ends()
+        return run.thinned()
 
     runs, left_out = each(paths, written)
     summary = summarise(root, runs, left_out)
@@ -56,11 +58,25 @@ def _folder(root: Path, paths: list[Path]) -> list[Path]:
     for row in summary.rows:
         cells = {m: {"mean": c.mean, "std": c.std, "n": c.count} for m, c in row.cells.items()}
         rows.append(row.settings | cells)
+    grouped = groupings(summary, runs)
+    drawn = {
+        str(i): {
+            label: {
+                m: {"generator_steps": line.steps, "values": line.values} for m, line in of.items()
+            }
+            for label, of in grouping.lines.items()
+        }
+        for i, grouping in enumerate(grouped)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        drawn_table = summary.plot(Path(folder) / "table.png").read_bytes()
     text = render(
-        "index.html", title=root.resolve().name, table=summary, runs=shown,
+        "index.html", title=root.resolve().name, table=summary, runs=shown, labels=summary.labels,
+        groupings=grouped, plots=dot_plots(summary),
+        picture=drawn_table if len(summary.rows) > 1 else b"",
         pictured=_MOST_PICTURES, posteriors=[entry for entry in shown if entry["posterior"]],
         posterior_title=title, posterior_about=about,
-        data={"rows": rows, "curves": {}, "labels": {}},
+        data={"rows": rows, "curves": {}, "labels": {}, "grouped": drawn},
     )  # fmt: skip
     write_text(root / "report.html", text, lasting=False)
     return [root / "report.html", *(run.path / "report.html" for run in runs)]

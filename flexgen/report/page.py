@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexgen.files import open_file, write_text
-from flexgen.report.catalogue import CHIEF, IN_OTHER_PANELS, PANELS, describe, ordered
+from flexgen.report.catalogue import CHIEF, IN_OTHER_PANELS, PANELS, ordered
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
 from flexgen.report.curves import Point, RunError
@@ -71,7 +71,7 @@ def page(run: RunFiles) -> str:
     """The page's HTML."""
     comparison = compare(run)
     two = {m for m, at in comparison.points.items() if len(at) > 1} if comparison else run.final
-    in_tiles = [metric for metric in CHIEF if metric in two]
+    in_tiles = [m for m in CHIEF if m in two and not (m == "emd/samples" and run.emd_is_noise)]
     agreement = ["pag/unit", *(name for name in _BESIDE_PAG if name in run.final)]
     codes = [*CODES, *sorted(set(run.images) - {*CODES, *SAMPLES})]  # unknown kinds come last
     kinds = {"samples": SAMPLES, "codes": codes}
@@ -83,7 +83,7 @@ def page(run: RunFiles) -> str:
         agreement=agreement if "pag/unit" in run.final else [],
         described_codes=_described_codes(run), panels=list(_panels(run, comparison)),
         galleries={name: shown for name, shown in galleries.items() if shown},
-        facts=_facts(run), command=command(run), provenance=_provenance(run),
+        describe=run.describe, facts=_facts(run), command=command(run), provenance=_provenance(run),
         data=data(run, comparison),
     )  # fmt: skip
 
@@ -102,7 +102,7 @@ def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
         "overrides": run.overrides, "counters": run.counters, "final": run.final,
         "refits": [vars(refit) for refit in comparison.refits] if comparison else [],
         "comparison": {m: {when: vars(p) for when, p in at.items()} for m, at in points.items()},
-        "labels": {metric: describe(metric).label for metric in run.curves},
+        "labels": {metric: run.describe(metric).label for metric in run.curves},
         "curves": {
             who: {metric: drawn(Line.of(curve)) for metric, curve in found.items()}
             for who, found in curves.items()
@@ -164,7 +164,7 @@ def _panels(run: RunFiles, comparison: Comparison | None) -> Iterator[Panel]:
     known = {name for _, names in PANELS for name in names}
     for name in ordered(drawn - known):
         if name.removesuffix("_low").removesuffix("_high") not in drawn - {name}:
-            yield _panel(run, describe(name).label, (name,), marks)
+            yield _panel(run, run.describe(name).label, (name,), marks)
 
 
 def _panel(
@@ -179,7 +179,7 @@ def _panel(
         assert point is not None
         ends = [run.curves[end] for end in (f"{name}_low", f"{name}_high") if end in run.curves]
         lines.append(Line.of(run.curves[name], style, ends))
-        keys.append(Key(style, describe(name).label, name, point))
+        keys.append(Key(style, run.describe(name).label, name, point))
         if run.control is None or name not in run.control.curves or style == "reference":
             continue
         # By itself the control has a colour of its own; among several lines it keeps the metric's.
@@ -190,7 +190,7 @@ def _panel(
         keys.append(Key(style, "control", None, end))
     note = "Line: mean of each of 150 bins; band: lowest to highest." if lines[0].binned else ""
     if not note and lines[0].low is not None:
-        note = "Band: bootstrap interval."
+        note = "Band: 95 % bootstrap interval."
     chart = Chart(lines, label=f"{title} over generator steps", metrics=names, marks=marks)
     return Panel(title, chart, keys, note)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from flexgen.files import write_text
 from flexgen.report.catalogue import ordered
+from flexgen.report.curves import t_half_width
 from flexgen.report.summary import Cell, Row, Table, csv_text, draw_panels
 from flexgen.untrusted import printable
 
@@ -57,7 +58,7 @@ class PriorTable(Table):
         n = max(len(row.values) for row in self.measured)
         return (
             f"Mean ± sample standard deviation over n sets of samples; the {_CONFIDENCE:.0%} "
-            f"t-interval of a mean over {n} is ± {_half_width(n):.2f} of that. {self.about}"
+            f"t-interval of a mean over {n} is ± {t_half_width(n):.2f} of that. {self.about}"
         )
 
     def csv(self) -> str:
@@ -89,7 +90,7 @@ class PriorTable(Table):
         metrics = [m for m in self.metrics if m in several and not m.startswith("samples/")]
         return draw_panels(
             path, [row.settings["prior"] for row in rows], rows, metrics, floor=floor,
-            error=lambda cell: _half_width(cell.count) * cell.std,
+            error=lambda cell: t_half_width(cell.count) * cell.std,
             note="mean and 95 % interval over sets of samples; dashed: training data",
         )  # fmt: skip
 
@@ -103,12 +104,5 @@ class PriorTable(Table):
 
 def interval(cell: Cell) -> tuple[float, float]:
     """Student's interval for the mean over the sets, NaN for fewer than two."""
-    half = _half_width(cell.count) * cell.std
+    half = t_half_width(cell.count) * cell.std
     return cell.mean - half, cell.mean + half
-
-
-def _half_width(n: int) -> float:
-    """Half of Student's interval for a mean of n, in standard deviations; NaN for one."""
-    from scipy import stats  # half a second, for this table alone
-
-    return float(stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1) / n**0.5)

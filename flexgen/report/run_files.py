@@ -13,7 +13,9 @@ from typing import IO, Any
 import numpy as np
 
 from flexgen.files import open_file
+from flexgen.report.catalogue import Metric, describe
 from flexgen.report.curves import (
+    STANDARD_ERRORS,
     Curve,
     Point,
     RunError,
@@ -28,6 +30,12 @@ from flexgen.run_notes import RunNote, read_notes
 from flexgen.untrusted import parse_plain, printable
 
 _MOST_BYTES = 2**24  # of a picture
+_LOSSES = {
+    "VAE": ("−ELBO, training", "with warm-up and free bits if any, nats per datum"),
+    "VQVAE": ("−ELBO and commitment, training", "nats per datum"),
+    "Autoencoder": ("Loss, training", "reconstruction and what regularises it"),
+}
+_WEIGHTED = ("−IW bound, training", "importance weighted, nats per datum")
 _MARKERS = ("config.yaml", "provenance.json", "metrics.csv", "metrics.json")
 _STEP = re.compile(r"step=(\d+)\.(png|safetensors|ckpt)")
 
@@ -116,9 +124,40 @@ class RunFiles:
 
     def ends(self, last: int = 1) -> "RunFiles":
         """The run with the last so many points of its curves alone, and without its control."""
-        kept = {name: np.arange(len(curve))[-last:] for name, curve in self.curves.items()}
+        return self._with({n: np.arange(len(curve))[-last:] for n, curve in self.curves.items()})
+
+    def thinned(self, most: int = 150) -> "RunFiles":
+        """The run with at most so many points of each curve, its ends among them, and without its
+        control."""
+        return self._with({
+            name: np.unique(np.linspace(0, len(curve) - 1, most).round().astype(int))
+            for name, curve in self.curves.items()
+        })  # fmt: skip
+
+    def _with(self, kept: dict[str, np.ndarray]) -> "RunFiles":
         curves = {name: self.curves[name].where(rows) for name, rows in kept.items()}
         return replace(self, curves=curves, control=None)
+
+    def describe(self, metric: str) -> Metric:
+        """What a metric is called in this run: the loss of an autoencoder by its own name."""
+        model = self.config.get("model")
+        model = model if isinstance(model, dict) else {}
+        told = _LOSSES.get(str(model.get("_target_")).rpartition(".")[2])
+        if metric != "loss/generator" or told is None:
+            return describe(metric)
+        several = str(model.get("importance_samples") or 1) != "1"
+        label, note = _WEIGHTED if several else told
+        return Metric(metric, label, "lower", note)
+
+    @property
+    def emd_is_noise(self) -> bool:
+        """Whether the EMD of images is no further than that of two data samples: then it says
+        nothing of the model, as an average image is near to all."""
+        data = self.config.get("data")
+        shape = data.get("shape") if isinstance(data, dict) else None
+        ends = (self.final.get("emd/samples"), self.final.get("emd/floor"))
+        known = isinstance(shape, list) and len(shape) == 3 and None not in ends
+        return known and ends[0] <= ends[1]  # type: ignore[operator]
 
     @property
     def name(self) -> str:
@@ -195,8 +234,9 @@ class RunFiles:
         if value is None:
             return None
         ends = (self.final.get(f"{metric}_{end}", np.nan) for end in ("low", "high"))
-        low, high = (end if np.isfinite(end) else None for end in ends)
-        return Point(value.mean, low, high, value.step)
+        error = self.final.get(STANDARD_ERRORS.get(metric, ""), np.nan)
+        low, high, known = (end if np.isfinite(end) else None for end in (*ends, error))
+        return Point(value.mean, low, high, value.step, known)
 
 
 def find_runs(path: str | Path) -> list[Path]:

@@ -120,7 +120,7 @@ class Table:
                 grid.add_column(Text(describe(metric).heading), justify="right", width=width)
             grid.add_column("n", justify="right")
             for at, row in enumerate(self.rows):
-                cells = [self._text_cell(at, metric) for metric in metrics]
+                cells = [self.text_cell(at, metric) for metric in metrics]
                 name = [labels.short[at]] if room else []
                 grid.add_row(*map(Text, [*name, *cells, str(len(row.seeds))]))
             yield grid
@@ -192,7 +192,8 @@ class Table:
         write_atomically(files[-1], self.plot)
         return files
 
-    def _text_cell(self, at: int, metric: str) -> str:
+    def text_cell(self, at: int, metric: str) -> str:
+        """The mean of a row with its deviation, marked where it is the best."""
         row, best = self.rows[at], self.best(metric)
         cell = row.cells[metric]
         text = plus_minus(cell.mean, cell.std) if cell.count else "–"
@@ -205,7 +206,7 @@ class Table:
     def _width(self, metric: str) -> int:
         """Of a metric's column, whose heading may take two lines."""
         heading = describe(metric).heading
-        width = max(len(self._text_cell(at, metric)) for at in range(len(self.rows)))
+        width = max(len(self.text_cell(at, metric)) for at in range(len(self.rows)))
         while len(lines := textwrap.wrap(heading, width)) > 2 or lines[-1] in ("↓", "↑"):
             width += 1
         return _GAP + width

@@ -81,9 +81,18 @@ def summarise(
     unfinished = [run for run in runs if not run.finished]
     left_out = [*left_out, *(f"{run.path} ({' '.join(run.overrides) or run.name}): {run.status}"
                              for run in unfinished)]  # fmt: skip
-    chosen = choose(metrics, {name for run in runs for name in (*run.final, *run.curves)})
+    present = {name for run in runs for name in (*run.final, *run.curves)}
+    chosen = choose(metrics, present)
+    noise = [run for run in runs if run.emd_is_noise] if metrics is None else []
+    if 2 * len(noise) > len(runs) and len(chosen) > 1:
+        chosen = [name for name in chosen if name != "emd/samples"]
     priors = [(run.config.get("model") or {}).get("prior") or {} for run in runs]
     named, notes = name_bases(_settings(runs), priors)
+    if "emd/samples" in present - {*chosen} and noise:
+        notes.append(
+            f"EMD is left out: in {len(noise)} of {len(runs)} runs it is not above that of two "
+            "data samples (emd/floor), and tells nothing; metrics=[emd/samples] shows it"
+        )
     groups: dict[tuple[tuple[str, str], ...], list[tuple[RunFiles, dict[str, Value]]]] = {}
     for run, settings in zip(runs, named, strict=True):
         for extra, values in _measured(run, chosen, last, comparison, notes):

@@ -68,7 +68,7 @@ def _picture(png: Path | bytes) -> dict[str, Any]:
             png = file.read()
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     src = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return {"src": src, "width": width, "height": height}
+    return {"src": src, "width": width, "height": height, "plot": b"Matplotlib" in png[:500]}
 
 
 def _plain(value: Any) -> Any:

@@ -287,7 +287,10 @@ def test_the_verdict_names_what_got_worse_and_what_cannot_be_told(tmp_path: Path
     write_run(run / "control", [row(30, 0.25, 7.0)])
     said = " ".join(compare(RunFiles.load(run)).verdict)  # type: ignore[union-attr]
     assert "intervals overlap: no difference can be told" in said
-    assert "Worse than the control, in one run, whose error is unknown: FID 7.5" in said
+    assert (
+        "Worse than the control, in one run, whose error is unknown: FID, own classifier 7.5"
+        in said
+    )
     assert "can be believed" not in said
 
 

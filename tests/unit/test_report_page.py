@@ -15,10 +15,11 @@ import pytest
 from report_runs import write_metrics, write_png, write_refit_run, write_run
 
 from flexgen.metrics_table import COUNTERS
-from flexgen.report import RunError, RunFiles, write_report, write_reports
+from flexgen.report import RunError, RunFiles, table, write_report, write_reports
 from flexgen.report.chart import Chart, Line, ticks
 from flexgen.report.curves import Curve
 from flexgen.report.pairs import Pair, pairs_page
+from flexgen.report.sweep_charts import over_seeds
 from flexgen.report.templating import render
 
 
@@ -209,10 +210,58 @@ def test_folder_of_runs_gets_an_index_that_links_and_lists(tmp_path: Path) -> No
     pages = write_reports(tmp_path / "m")
     assert pages == [tmp_path / "m" / name / "report.html" for name in ("", "0", "1")]
     page = Page(pages[0])
-    assert [a["href"] for a in page.all("a")] == ["0/report.html", "1/report.html"]
+    links = [a["href"] for a in page.all("a") if not a["href"].startswith("#")]
+    assert links == ["0/report.html", "1/report.html"]
     assert [f["data-value"] for f in page.figures("fid")] == ["1.5"]
     assert page.data["rows"][0]["fid"]["std"] == pytest.approx(math.sqrt(0.5))
     assert "has no metrics" in page.text
+
+
+def test_a_sweeps_page_has_curves_with_bands_dot_plots_and_its_table(tmp_path: Path) -> None:
+    for i, (prior, seed) in enumerate((p, s) for p in ("normal", "uniform") for s in (0, 1)):
+        rows = [{"generator_steps": s, "emd/samples": 85 + i / 10 - s} for s in (10, 20)]
+        write_run(tmp_path / str(i), rows, overrides=[f"prior={prior}", f"seed={seed}"], seed=seed)
+    page = Page(write_reports(tmp_path)[0])
+    drawn = page.data["grouped"]["0"]
+    assert drawn["normal"]["emd/samples"] == {"generator_steps": [10, 20], "values": [75.05, 65.05]}
+    assert any("the table as a picture" in str(image["alt"]) for image in page.all("img"))
+    dots = [str(i["style"]) for i in page.all("i") if i.get("class") == "dot"]
+    places = [float(style.removeprefix("left:").rstrip("%")) for style in dots]
+    assert len(places) == 2
+    assert places[1] - places[0] > 40  # of an axis that does not begin at 0
+    assert len(page.all("polygon")) == 2  # a band of each group
+
+
+def test_a_band_is_one_deviation_around_the_mean_of_the_runs_that_were_measured() -> None:
+    line = over_seeds([_curve([1.0, 2.0]), _curve([3.0])], "series-0")
+    np.testing.assert_allclose(line.values, [2.0, 2.0])
+    assert line.low is not None
+    assert line.high is not None
+    np.testing.assert_allclose(line.high - line.low, [2 * math.sqrt(2), 0.0])
+
+
+def test_the_loss_of_a_vae_has_its_name_and_nll_its_error(tmp_path: Path) -> None:
+    values = {"nll/samples": 85.0, "nll/standard_error": 0.25, "loss/generator": 90.0}
+    rows = [{"generator_steps": s, **values} for s in (1, 2)]
+    config = {"model": {"_target_": "flexgen.models.VAE", "importance_samples": 1}}
+    page = Page(write_report(write_run(tmp_path / "run", rows, config=config)))
+    assert "−ELBO, training" in page.text
+    assert "Generator loss" not in page.text
+    assert "± 0.25 (standard error)" in page.text
+    assert any("lower is better" in str(about["title"]) for about in page.all("abbr"))
+
+
+def test_emd_of_images_below_its_floor_is_no_headline(tmp_path: Path) -> None:
+    values = {"emd/samples": 2.9, "emd/floor": 3.0, "fid": 9.0}
+    config = {"data": {"shape": [1, 8, 8]}}
+    run = write_run(tmp_path / "run", [{"generator_steps": 1, **values}], config=config)
+    result = table(run)
+    assert result.metrics == ("fid",)
+    assert "EMD is left out" in result.notes[0]
+    assert table(run, metrics=["emd/samples"]).metrics == ("emd/samples",)
+    page = Page(write_report(run))
+    named = [e for e in page.elements if e[1].get("class") in ("tile", "wide")]
+    assert [attributes["class"] for _, attributes in named] == ["tile", "wide"]  # FID's alone
 
 
 def _curve(values: Any) -> Curve:
