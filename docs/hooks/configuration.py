@@ -45,6 +45,7 @@ ABOUT = {
     "posterior": "q(z|x) of a VAE or of a game with an encoder.",
     "prior": "p(z).",
     "regulariser": "What an autoencoder minimises besides its reconstruction.",
+    "schedule": "How the step sizes move over the steps.",
     "trainer": "Devices and precision.",
 }
 
