@@ -23,6 +23,13 @@ FOLDER_PAGE = "folder.md"
 _LINK = re.compile(r"(\]\()(?!#|[a-z]+:)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Put every page of `docs/howto` into the navigation, at the end those not named there."""
+    section = next(item["How to"] for item in config.nav or () if "How to" in item)
+    pages = sorted(p.relative_to(ROOT / "docs").as_posix() for p in ROOT.glob("docs/howto/*.md"))
+    section += [page for page in pages if page not in section]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages of `PAGES`, and whatever a page of the site links to."""
     pages = {path.relative_to(ROOT).as_posix() for pattern in PAGES for path in ROOT.glob(pattern)}
