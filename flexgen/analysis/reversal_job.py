@@ -126,7 +126,9 @@ def _reader(
     data_range: tuple[float, float] | None, usual: tuple[float, float] | None,
 ) -> Reader:  # fmt: skip
     if asked["data"] == "folder":
-        return ImageFolder(asked["path"], shape, value_range, resize=asked["resize"])
+        return ImageFolder(
+            asked["path"], shape, value_range, resize=asked["resize"], unusable=asked["unusable"]
+        )
     if asked["data"] == "array":
         return ArrayFile(
             asked["path"], shape, value_range, key=asked["data_key"], resize=asked["resize"],

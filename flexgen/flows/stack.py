@@ -91,9 +91,11 @@ class Stack(Transform):
         columns = code.reshape(-1, self.features).to(dtype).mT
         context = None if context is None else context.to(dtype)
         tensors = [t for net in self.nets for t in net.tensors(context, batch)]
-        if not torch.compiler.is_compiling():
+        # One node for the whole flow is no operation that a program can hold.
+        written, compiled = torch.jit.is_tracing(), torch.compiler.is_compiling()
+        if not written and not compiled:
             rows, ladj = _Node.apply(self, inverse, columns, *tensors)
-        elif self._traceable(inverse):
+        elif written or self._traceable(inverse):
             passes = self.passes(tensors, inverse, traced=True)
             rows, ladj = self.run(columns, passes, None)
         else:

@@ -108,6 +108,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if key not in _NOT_SAVED}
     root = (values.get("data") or {}).get("root")
     if root and not lies_in(Path(root), Path(values["paths"]["data_dir"])):
+        if values["data"].get("name") == "digits":
+            raise ValueError(
+                f"digits come with scikit-learn and have no path, got {root}; say what your own "
+                "data are: data=folder, data=array or data=table"
+            )
         values["data"]["root"] = os.path.abspath(root)  # the run is opened from other folders too
     return values
 

@@ -87,6 +87,7 @@ def test_the_example_of_the_card_runs_and_gives_what_the_run_gives(
     )
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_the_prior_is_the_map_that_the_run_draws_by(
     runs: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_arrays_and_tables_train(flexgen: Callable[..., Path], tmp_path: Path, k
         (["latnt_dim=3"], "did you mean `latent_dim`"),
         (["latent_dim=0"], "`latent_dim` must be"),
         (["data=folder"], r"which data\? give path=…"),
+        (["path=bad"], "digits .* have no path.*data=folder"),
         (["data=folder", "path=no where"], r"no folder .*/no where; set path"),
         (["data=array", "path=x.txt"], "no file"),
         (["data=folder", "path=bad"], "cannot read 1 of 40 images"),
