@@ -27,6 +27,10 @@ class SampleQuality(Measurement):
     classifier there is `classes/accuracy` too, the share of samples that it takes for the class
     they were made of, and `classes/accuracy_lowest`, that share of the worst class.
 
+    With a file of Inception's weights there are `fid/inception` and `kid/inception` of images, by
+    the features that published figures are of; these are of 10,000 images and more, and FID is
+    biased upwards for fewer.
+
     A prior that draws by score adds `emd/unmasked`, the distance of samples from its base, and
     what it says of its draws, e.g. `samples/acceptance`. Training logs `prior/acceptance` as a mean
     over its steps, of other sizes and by the networks as they were in each: two names, two curves.
@@ -37,6 +41,7 @@ class SampleQuality(Measurement):
         draws: independent sample sets that are averaged.
         classifier: whether to score with a classifier, where the data have classes.
         cache_dir: where trained classifiers are kept.
+        features: file of Inception's weights, see :class:`flexgen.metrics.InceptionFeatures`.
         **schedule: see :class:`~flexgen.callbacks.Measurement`.
 
     Raises:
@@ -48,14 +53,20 @@ class SampleQuality(Measurement):
 
     def __init__(
         self, *, n: int = 1000, split: str = "validation", draws: int = 4, classifier: bool = False,
-        cache_dir: str = "data/classifiers", **schedule: Any,
+        cache_dir: str = "data/classifiers", features: str | None = None, **schedule: Any,
     ) -> None:  # fmt: skip
         super().__init__(**schedule)
         for name, value in (("n", n), ("draws", draws)):
             check_integer(name, value)
         self.n, self.split, self.draws = n, split, draws
         self.classifier, self.cache_dir = classifier, Path(cache_dir)
+        self.features = features
         self._floor_of: tuple[Any, float] | None = None
+
+    def check(self, model: Any, data: Any) -> None:
+        super().check(model, data)
+        if self.features is not None:
+            metrics.InceptionFeatures(self.features)
 
     def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split), data.size("train"))
@@ -80,6 +91,10 @@ class SampleQuality(Measurement):
         if self.classifier and data.num_classes and held_out.ndim == 4:
             labels = None if context is None else context.cpu().repeat(self.draws)
             values |= self._classify(samples, labels, data)
+        if self.features is not None and held_out.ndim == 4:
+            inception = metrics.InceptionFeatures(self.features, data.range)
+            real, _ = data.split(self.split, None, self.seed)
+            values |= {f"{k}/inception": v for k, v in distances(inception, samples, real).items()}
         return values
 
     def _draw(
@@ -127,14 +142,26 @@ def class_scores(
     wanted = labels.bincount(minlength=classifier.num_classes).double() / len(labels)
     score = metrics.ClassifierScore(classifier, **ALONE)
     balance = metrics.ClassBalance(classifier, wanted, **ALONE)
-    fid = metrics.frechet_distance(classifier, **ALONE)
-    kid = metrics.kernel_distance(classifier, **ALONE)
     for alone in (score, balance):
         alone.update(samples)
-    for distance in (fid, kid):
-        distance.update(held_out, real=True)
-        distance.update(samples, real=False)
-    found = {"inception": score, "classes/total_variation": balance, "fid": fid, "kid": kid}
+    values = {"inception": float(score.compute())}
+    values["classes/total_variation"] = float(balance.compute())
+    return values | distances(classifier, samples, held_out)
+
+
+def distances(
+    features: Classifier | metrics.InceptionFeatures, samples: Tensor, held_out: Tensor,
+    batch_size: int = 256,
+) -> dict[str, float]:  # fmt: skip
+    """`fid` and `kid` of samples against data by some features."""
+    found = {
+        "fid": metrics.frechet_distance(features, **ALONE),
+        "kid": metrics.kernel_distance(features, **ALONE),
+    }
+    for metric in found.values():
+        for x, real in ((held_out, True), (samples, False)):
+            for part in x.split(batch_size):
+                metric.update(part, real=real)
     return {name: float(metric.compute()) for name, metric in found.items()}
 
 

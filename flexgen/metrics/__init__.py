@@ -14,6 +14,7 @@ from flexgen.metrics.classifier_scores import ClassifierScore, frechet_distance,
 from flexgen.metrics.classifier_store import load_classifier, load_or_train_classifier
 from flexgen.metrics.clusters import ClusterRatio
 from flexgen.metrics.gaussian_kl import GaussianKL
+from flexgen.metrics.inception import InceptionFeatures
 from flexgen.metrics.likelihood import active_units, bits_per_dimension, marginal_log_prob
 from flexgen.metrics.modes import ModeCoverage
 from flexgen.metrics.precision_recall import PrecisionRecall
@@ -27,8 +28,8 @@ from flexgen.metrics.two_sample import (
 
 __all__ = [
     "NSCD", "ClassBalance", "Classifier", "ClassifierScore", "ClusterRatio", "EarthMoverDistance",
-    "EnergyDistance", "GaussianKL", "ModeCoverage", "PrecisionRecall", "PriorAgreement",
-    "active_units", "bits_per_dimension", "earth_mover_distance", "frechet_distance",
-    "kernel_distance", "load_classifier", "load_or_train_classifier", "marginal_log_prob",
-    "pag_bias", "pag_interval", "reconstruction_error", "train_classifier",
+    "EnergyDistance", "GaussianKL", "InceptionFeatures", "ModeCoverage", "PrecisionRecall",
+    "PriorAgreement", "active_units", "bits_per_dimension", "earth_mover_distance",
+    "frechet_distance", "kernel_distance", "load_classifier", "load_or_train_classifier",
+    "marginal_log_prob", "pag_bias", "pag_interval", "reconstruction_error", "train_classifier",
 ]  # fmt: skip

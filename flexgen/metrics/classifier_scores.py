@@ -10,6 +10,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from flexgen.checks import check_integer
 from flexgen.metrics.classifier import Classifier
+from flexgen.metrics.inception import InceptionFeatures
 from flexgen.metrics.streaming import LogitsMetric, StreamingMetric, sum_over_pairs
 
 
@@ -97,9 +98,9 @@ class ClassifierScore(LogitsMetric):
 
 
 class Features(nn.Module):
-    """A classifier's features as a module's output, the form in which torchmetrics takes them."""
+    """Features of a classifier or of Inception as a module's output, as torchmetrics takes them."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier | InceptionFeatures) -> None:
         super().__init__()
         self.classifier = classifier
         self.num_features = classifier.num_features
@@ -115,9 +116,9 @@ class Features(nn.Module):
 
 
 def frechet_distance(
-    classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
+    classifier: Classifier | InceptionFeatures, *, reset_real_features: bool = True, **kwargs: Any
 ) -> FrechetInceptionDistance:
-    """Fréchet distance (FID) in the features of a classifier of ours, on its device.
+    """Fréchet distance (FID) in the features of our classifier or Inception's, on its device.
 
     Update it with images in the classifier's range, `update(x, real=True)` and `real=False`;
     `compute` gives a float32 scalar. The value is biased upwards in samples that are not many
@@ -153,8 +154,9 @@ class KernelDistance(StreamingMetric, KernelInceptionDistance):
     """
 
     def __init__(
-        self, classifier: Classifier, *, reset_real_features: bool = True, **kwargs: Any
-    ) -> None:
+        self, classifier: Classifier | InceptionFeatures, *, reset_real_features: bool = True,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
             super().__init__(

@@ -138,7 +138,7 @@ def dot_plots(table: Table) -> list[DotPlot]:
             runs = [place(value) for value in cell.values if np.isfinite(value)]
             text = table.text_cell(at, metric).removeprefix("* ")
             dots.append(Dot(label, place(cell.mean), *ends, cut, runs, text, best))
-        at_ticks = ticks(left, right, 4)
+        at_ticks = ticks(left, right, 3)
         texts = axis_texts(at_ticks)
         marks = [(place(t), typeset(text)) for t, text in zip(at_ticks, texts, strict=True)]
         found.append(DotPlot(metric, dots, marks))

@@ -18,16 +18,16 @@ class WarmupLR(LambdaLR):
 
     Args:
         optimizer: whose groups keep their step sizes relative to each other.
-        warmup: generator steps w of the warm-up.
         factor: of the step size, by the steps since the warm-up.
+        warmup: generator steps w of the warm-up.
 
     Raises:
         ValueError: if `warmup` is below 0.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, warmup: int = 0,
-        factor: Callable[[int], float] = lambda step: 1.0,
+        self, optimizer: Optimizer, factor: Callable[[int], float] = lambda step: 1.0, /, *,
+        warmup: int = 0,
     ) -> None:  # fmt: skip
         check_integer("warmup", warmup, 0)
 
@@ -57,7 +57,7 @@ class LinearLR(WarmupLR):
     ) -> None:
         check_share("end", end)
         share = _shares(steps, warmup)
-        super().__init__(optimizer, warmup=warmup, factor=lambda s: 1 - (1 - end) * share(s))
+        super().__init__(optimizer, lambda s: 1 - (1 - end) * share(s), warmup=warmup)
 
 
 class CosineLR(WarmupLR):
@@ -76,7 +76,7 @@ class CosineLR(WarmupLR):
         def factor(step: int) -> float:
             return end + (1 - end) * (1 + math.cos(math.pi * share(step))) / 2
 
-        super().__init__(optimizer, warmup=warmup, factor=factor)
+        super().__init__(optimizer, factor, warmup=warmup)
 
 
 class StepLR(WarmupLR):
@@ -97,7 +97,7 @@ class StepLR(WarmupLR):
     ) -> None:
         check_integer("every", every, 1, "it counts generator steps")
         check_share("factor", factor)
-        super().__init__(optimizer, warmup=warmup, factor=lambda s: factor ** (s // every))
+        super().__init__(optimizer, lambda s: factor ** (s // every), warmup=warmup)
 
 
 def _shares(steps: int, warmup: int) -> Callable[[int], float]:
