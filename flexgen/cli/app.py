@@ -250,17 +250,26 @@ def run_hydra(command: Command) -> None:
 
 
 def _complete(rest: list[str]) -> None:
-    """Hydra's shell completion: it knows one command, so ours is taken out of the line first."""
+    """Our own completion, and Hydra's: it knows one command, so ours is taken out of the line."""
+    from flexgen.cli.completion import WITHOUT_GROUPS, complete, root_of, take_run
+
     words = os.environ.get("COMP_LINE", "").split(" ")
     query = bool(rest) and rest[0].startswith("query")
     if query and len(words) <= 2:
         print("\n".join(name for name in COMMANDS if name.startswith(words[-1])))
         return
+    command, taken = "train", list[str]()
     if query:
-        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-    command = words[1] if query else "train"
+        command = words[1]
+        if command not in COMMANDS:
+            return
+        root = root_of(command, words[2:])
+        print("\n".join(complete(root, words[-1])))
+        if root in WITHOUT_GROUPS:
+            return
+        taken = take_run([words[0], *words[2:]])
     on_run = command not in ("train", "search", "table", "report", "dashboard")
-    run_hydra(Command(command, ["-sc", *rest], lambda cfg: None, on_run=on_run))
+    run_hydra(Command(command, ["-sc", *rest, *taken], lambda cfg: None, on_run=on_run))
 
 
 def explain(command: str) -> str:

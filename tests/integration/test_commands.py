@@ -208,6 +208,15 @@ def test_a_second_refit_at_the_same_step_is_refused(flexgen: Run) -> None:
         ("flexgen train prior=nor", {"prior=normal"}),
         ("flexgen train model.critic_st", {"model.critic_steps="}),
         ("flexgen refit prior=pe", {"prior=per_class"}),
+        ("flexgen table la", {"last="}),
+        ("flexgen table multirun/a comparison=", {"comparison=true", "comparison=false"}),
+        ("flexgen table metrics=fid", {"metrics=fid", "metrics=fid/inception"}),
+        ("flexgen reverse run=there reverse.options.me", {"reverse.options.method="}),
+        ("flexgen reverse reverse.space=", {"reverse.space=base", "reverse.space=code"}),
+        ("flexgen reverse generator=g.pt reverse.loss=", {"reverse.loss=mse", "reverse.loss=bce"}),
+        ("flexgen search pruner=m", {"pruner=median"}),
+        ("flexgen compare priors=mask", {"priors=masked"}),
+        ("flexgen train schedule=warmup_", {"schedule=warmup_cosine", "schedule=warmup_linear"}),
     ],
 )
 def test_tab_completion(
