@@ -30,6 +30,14 @@ CHOSEN = {
 }
 """How a file of a group is chosen, where it is not by `GROUP=NAME`."""
 
+TYPED = {
+    "hydra": "hydra.launcher",
+    "objective": "model.objective",
+    "optimizer": "model.generator_optimizer",
+    "regulariser": "model.regulariser",
+}
+"""What is typed before a key of a group, where it is not the group."""
+
 ABOUT = {
     "callbacks": "What is measured, drawn and saved, and when.",
     "data": "Data sets, and their splits, sizes and ranges.",
@@ -99,6 +107,8 @@ def commands_page() -> str:
 
 def group_page(group: str) -> str:
     lines = [f"# {group}", "", ABOUT[group], ""]
+    if group != "experiment":
+        lines += [f"Keys are typed with `{TYPED.get(group, group)}.` before them.", ""]
     for path in sorted((CONF / group).rglob("*.yaml")):
         name = path.relative_to(CONF / group).with_suffix("").as_posix()
         chosen = CHOSEN.get(group, group + "={}")
