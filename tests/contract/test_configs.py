@@ -384,9 +384,25 @@ def test_every_trainer_composes(name: str) -> None:
 def test_no_yaml_is_outside_the_groups_that_are_tested() -> None:
     tested = {
         "callbacks", "data", "experiment", "hydra", "likelihood", "logger", "model", "network",
-        "objective", "optimizer", "output", "posterior", "prior", "regulariser", "trainer",
+        "objective", "optimizer", "output", "posterior", "prior", "regulariser", "schedule",
+        "trainer",
     }  # fmt: skip
     assert {p.name for p in CONF.iterdir() if p.is_dir() and any(p.rglob("*.yaml"))} <= tested
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
+def test_every_schedule_moves_the_step_sizes_of_every_family(schedule: str) -> None:
+    for model, learners in (("gan", 2), ("vae", 1), ("density", 1)):
+        built = config(f"model={model}", f"schedule={schedule}")["model"]
+        makers = [value for key, value in built.items() if key.endswith("scheduler")]
+        assert len(makers) == learners
+        for maker in filter(None, makers):
+            optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
+            made = instantiate(maker)(optimizer)
+            optimizer.step()
+            made.step()
+            assert 0 < made.get_last_lr()[0] <= 1
+        assert all(maker is None for maker in makers) == (schedule == "constant")
 
 
 @pytest.mark.parametrize("optimizer", names("optimizer"))

@@ -8,7 +8,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"zuko", "lmdb", "optuna", "wandb-workspaces", "hydra-ray-launcher"}
+OPTIONAL = {"torch_fidelity", "zuko", "lmdb", "optuna", "wandb-workspaces", "hydra-ray-launcher"}
 """Of an extra: imported where they are asked for, and told of where they are missing."""
 
 
