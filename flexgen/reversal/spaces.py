@@ -216,7 +216,8 @@ class NoiseMaps(nn.Module):
             for (name, shape), flat in zip(self.maps.items(), noise, strict=True)
         }
         given = (z.reshape(len(z), *self.latent_shape), *context)
-        x: Tensor = functional_call(self.generator, shaped, given)
+        # Not tied: of a module that is there by two names it would put back the maps it was given.
+        x: Tensor = functional_call(self.generator, shaped, given, tie_weights=False)
         return x
 
     def with_noise(self, z: Tensor, seed: int) -> Tensor:

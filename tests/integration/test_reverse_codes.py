@@ -57,18 +57,21 @@ def test_w_plus_is_at_least_as_good_as_w_and_errors_stand_on_the_page(
 def test_noise_maps_need_a_penalty_and_the_generator_is_tuned(
     flexgen: Run, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*STYLE, *CPU, "noise=noise_const", "own=0")
+    words = (*STYLE, *CPU, "space=w+", "layers=3", "noise=noise_const", "own=2")
+    kept = generators.style.synthesis.noise_const.clone()
     with pytest.raises(SystemExit) as stopped:
         flexgen("reverse", *words)
     assert "give reverse.constraint=map" in str(stopped.value.code)
     weight = "reverse.constraint_weight=0.01"
     flexgen("reverse", *words, "reverse.constraint=map", weight, "tune=20", "reverse.steps=20")
-    assert load_file("codes/codes.safetensors")["z"].shape == (6, 4 + 144)
+    assert load_file("codes/codes.safetensors")["z"].shape == (6, 18 + 144)
+    assert torch.equal(generators.style.synthesis.noise_const, kept)
     before, after = figure(capsys.readouterr().out, "pivotal tuning")[1:3]
     assert after < before
     weights = load_file("codes/tuned.safetensors")
     assert weights.keys() == generators.style.state_dict().keys()
-    assert not torch.equal(weights["mapping.0.weight"], generators.style.mapping[0].weight)
+    own = generators.style.synthesis.layers[0].weight
+    assert not torch.equal(weights["synthesis.layers.0.weight"], own)
 
 
 def test_labels_mask_and_terms_of_a_loss(flexgen: Run, work: Path) -> None:
