@@ -44,7 +44,7 @@ def in_space(
     if not isinstance(generator, nn.Module):
         raise ValueError(
             f"space=w and noise= go into a module's parts, got a {loaded.kind}; give the module as "
-            "a pickle, as TorchScript or as package.module:attribute"
+            "a pickle, as package.module:attribute or as TorchScript, scripted, not traced"
         )
     seed, size = options.get("seed", 0), options.get("bank", 2048)
     z = normal_codes(torch.arange(size), latent_shape, seed).to(device, loaded.dtype)
@@ -66,9 +66,12 @@ def in_space(
         try:
             synthesis(w)
         except Exception as error:  # whatever a stranger's code may raise
+            remedy = "give layers=NUMBER where it takes one for each layer"
+            if w_space.layers is not None:
+                remedy = "a part of a traced program cannot be called: give the module as a pickle"
             raise ValueError(
                 f"the synthesis network does not take w of shape {tuple(w.shape)} "
-                f"({first_line(error)}); give layers=NUMBER where it takes one for each layer"
+                f"({first_line(error)}); {remedy}"
             ) from error
     if asked["noise"]:
         if options.get("constraint") != "map":

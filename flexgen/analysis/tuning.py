@@ -37,7 +37,8 @@ def tuned(
         seed=job.options.get("seed", 0), progress=asked["progress"],
     )  # fmt: skip
     inside = next(name for name, part in generator.named_modules() if part is job.original)
-    weights = found.generator.get_submodule(inside).state_dict()
+    part = found.generator.get_submodule(inside) if inside else found.generator
+    weights = part.state_dict()
     # Of their own memory: a file of tensors holds none that share theirs.
     write_tensors(
         codes.parent / "tuned.safetensors", {k: v.clone() for k, v in weights.items()}, {}

@@ -125,7 +125,8 @@ def pivotal_tuning(
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
-    tuned.requires_grad_(False)
+    for parameter in tuned.parameters():  # a ScriptModule has no requires_grad_ of its own
+        parameter.requires_grad_(False)
     with frozen(generator, "eval"), torch.no_grad():
         x_hat = in_parts(as_it_is, z)
         before = measure(in_parts(as_it_was, z), x)

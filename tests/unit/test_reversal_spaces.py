@@ -1,5 +1,7 @@
 """Codes that are lists and dicts, W, W+ and noise maps, each as one flat vector; pivotal tuning."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -141,6 +143,15 @@ def test_pivotal_tuning_lowers_the_loss_in_a_copy(style):
     free = pivotal_tuning(style, x, z, steps=60, lr=0.01, locality=0)
     held = pivotal_tuning(style, x, z, steps=60, lr=0.01, locality=3)
     assert held.drift < 0.8 * free.drift
+
+
+def test_a_program_is_tuned_too(style):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is on its way out
+        script = torch.jit.trace(style, draws(2, 4))
+        found = pivotal_tuning(script, style(draws(3, 4)) + 0.1, draws(3, 4), steps=30, lr=0.01)
+    assert (found.loss < found.before).all()
+    torch.testing.assert_close(script(draws(3, 4)), style(draws(3, 4)))
 
 
 def test_pivotal_tuning_needs_weights():
