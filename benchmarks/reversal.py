@@ -211,7 +211,15 @@ def foreign(path: Path, args: argparse.Namespace) -> list[tuple[str, ...]]:
             times, curve = searched(generator, x, d, "bank")
             us = milestones(times, curve, at400, at400)
             ratios = {key: seconds / us[key] for key in ("mean", "median", "own", "all")}
-            found[name].append(ratios | {key: us[key] for key in ("worse", "ratio")})
+            clock = Clock(x.device)
+            z = reverse(generator, x, latent_shape=d, batch_size=len(x)).z
+            auto, loss = clock(), losses(generator, z, x)
+            found[name].append(
+                ratios
+                | {key: us[key] for key in ("worse", "ratio")}
+                | {"auto": seconds / auto, "auto ratio": float(loss.mean() / at400.mean())}
+                | {"auto worse": 100 * float((loss > 1.05 * at400).float().mean())}
+            )
     named = {
         "mean": ("to the loop's 400-step mean", "{:.1f}×"),
         "median": ("half the images at the loop's 400-step median", "{:.1f}×"),
@@ -219,6 +227,9 @@ def foreign(path: Path, args: argparse.Namespace) -> list[tuple[str, ...]]:
         "all": ("all images to the end, against the loop's 400 steps", "{:.1f}×"),
         "ratio": ("final mean loss over the loop's after 400 steps", "{:.3f}"),
         "worse": ("images worse than 1.05 of their own at the end", "{:.1f} %"),
+        "auto": ('method="auto": all images to the end', "{:.1f}×"),
+        "auto ratio": ('method="auto": final mean loss over the loop\'s', "{:.3f}"),
+        "auto worse": ('method="auto": images worse than 1.05 of their own', "{:.1f} %"),
     }
     rows: list[tuple[str, ...]] = [(f"{run.config['name']}, {len(x)} images", *forms)]
     for key, (what, form) in named.items():

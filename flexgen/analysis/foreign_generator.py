@@ -173,21 +173,22 @@ def _encoder(asked: dict[str, Any], found: Found, draw: Callable[[int], Tensor],
     """The encoder of a generator, learned now if it is not there."""
     from flexgen.reversal.encoder import load_or_train_encoder, train_encoder
 
-    source, path = Path(asked["generator"]), Path(asked["encoder"] or "")
-    if not asked["encoder"] and source.is_file():  # beside the generator, which it belongs to
-        path = source.with_name(f"{source.stem}.encoder.safetensors")
-    elif not asked["encoder"]:
-        path = (source if source.is_dir() else Path(asked["out"])) / "encoder.safetensors"
+    loaded = found.loaded
+    codes = [found.latent_shape, *(asked[name] for name in ("space", "slope", "noise"))]
+    identity = f"{loaded.sha256} {codes} {found.options.get('bounds')}"
+    path = Path(asked["encoder"] or "")
+    if not asked["encoder"]:  # in the user's own cache, by what it belongs to
+        name = hashlib.sha256(identity.encode()).hexdigest()[:20]
+        path = Path(asked["paths"]["cache_dir"]) / "encoders" / f"{name}.safetensors"
     if rank and not path.is_file():
         raise ValueError(
             f"there is no encoder at {path} for this process to share; have one process learn it "
             "first, with processes=1 n=1"
         )
-    loaded = found.loaded
     seed = found.options.get("seed", 0)
     return load_or_train_encoder(
         path,
-        f"{loaded.sha256} {found.latent_shape} {found.options.get('bounds')}",
+        identity,
         lambda: train_encoder(loaded.generator, draw, seed=seed, progress=asked["progress"]),
         say=rank == 0,
     )

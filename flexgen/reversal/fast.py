@@ -155,13 +155,16 @@ def _with_gradient(
     return x_hat.detach(), gradient
 
 
-def worth_bfloat16(generator: Generate, z: Tensor, *context: Tensor) -> bool:
-    """Whether a pass is so much work, counted, not timed, that casts cost less than they save."""
-    if not has_bfloat16(z.device):
-        return False
+def is_light(generate: Generate, z: Tensor, *context: Tensor) -> bool:
+    """Whether a pass is little work for a sample, counted, not timed."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        generator(z, *context)
-    return counter.get_total_flops() >= WORTH_BFLOAT16 * len(z)
+        generate(z, *context)
+    return counter.get_total_flops() < WORTH_BFLOAT16 * len(z)
+
+
+def worth_bfloat16(generate: Generate, z: Tensor, *context: Tensor) -> bool:
+    """Whether a pass is so much work that casts cost less than they save."""
+    return has_bfloat16(z.device) and not is_light(generate, z, *context)
 
 
 def has_bfloat16(device: torch.device) -> bool:

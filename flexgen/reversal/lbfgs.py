@@ -3,19 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from flexgen.reversal.losses import Loss, Penalty
+from flexgen.reversal.curvature import Curvature, curvature
+from flexgen.reversal.losses import Loss, Penalty, half_squared_error
 from flexgen.reversal.passes import Generate, Passes, Work, fill
 
-# Curvature pairs kept; more gave nothing on latent sizes of 20.
-_MEMORY = 10
-# Convergence is tested once in so many evaluations.
-_WINDOW = 8
+# Convergence is tested once in so many evaluations, and where the codes are told in so many.
+_WINDOW, _TOLD = 8, 2
 # The first step of a start goes no farther than this in a latent space of unit scale.
 _FIRST_STEP = 0.5
 # A line search that has failed so often forgets the curvature and takes the gradient.
@@ -23,7 +21,7 @@ _BACKTRACKS = 5
 # Two starts of a sample that end this close have found the same code, or an equally good one.
 _AGREEMENT = 0.03
 # From far away a start is followed only until it falls by less than so many tolerances.
-_COARSE = 10
+_COARSE = 50
 
 # Of codes, targets and, where the generator takes one, contexts: losses and gradients.
 Evaluate = Callable[..., tuple[Tensor, Tensor]]
@@ -54,59 +52,70 @@ class LBFGS:
 
     @torch.no_grad()
     def run(self, passes: Passes, work: Work) -> dict[str, Tensor]:
-        """From each of a sample's starts by the coarse pass, from the best end by the fine one.
+        """From each of a sample's starts by the coarse pass, from the best end by the fine one,
+        which goes on with the curvature that the coarse one has learned.
 
-        Every sample takes two starts; those whose two best ends still differ take the others, one
-        after another.
+        Every sample takes two starts; those whose two best ends still differ take the others. They
+        go one after another, but side by side where a pass is so light that its calls are the work.
         """
         x, count, tell, first = work.x, work.count, work.tell, work.start(0)
         batch, shape, z = len(x), first.shape[1:], first.flatten(1).clone()
         given = (x, *work.context)
-        far = self._evaluation(passes.coarse, shape, x.is_cuda)
-        near = self._evaluation(passes.fine, shape, x.is_cuda)
+        near = self._evaluation(passes.fine, shape, x.is_cuda, passes.fine_residual)
+        coarse = near if passes.coarse is passes.fine else None
+        far = coarse or self._evaluation(passes.coarse, shape, x.is_cuda)
         losses = z.new_full((batch, count), torch.inf)
         steps = torch.zeros(batch, dtype=torch.long, device=x.device)
         best = losses[:, 0].clone()
         everyone = torch.arange(batch, device=x.device)
-        floor, lowest_start = torch.zeros_like(best), best.clone()
+        floor, lowest_start, learned = torch.zeros_like(best), best.clone(), curvature(z)
 
-        for k in range(count):
+        together = [range(min(2, count)), range(2, count)]
+        for starts in together if passes.light else [range(k, k + 1) for k in range(count)]:
             rows = everyone
-            if k > 1:
+            if starts.start > 1 and len(starts):
                 lowest, second = losses.topk(2, largest=False).values.unbind(1)
                 agreed = lowest.isfinite() & (second <= lowest * (1 + _AGREEMENT))
                 rows = rows[~(agreed | (lowest <= floor))]
-            if not len(rows):
+            if not len(rows) or not len(starts):
                 break
 
-            def told(found: Tensor, loss: Tensor, k: int = k, rows: Tensor = rows) -> None:
-                better = loss < best[rows]
-                codes = z.index_copy(0, rows, torch.where(better[:, None], found, z[rows]))
-                now = best.index_copy(0, rows, torch.minimum(loss, best[rows]))
-                tell((k + 0.5) / (count + 1), codes, now)
+            merged = partial(_merged, z, best, rows, len(starts))
+            share = (starts.start + 0.5) / (count + 1)
 
-            begin = work.start(k).flatten(1)[rows] if k else z.clone()
-            loose = _COARSE * self.tolerance
-            ends = self._descend(far, given, rows, begin, loose, floor[rows], told)
+            def told(
+                found: Tensor, loss: Tensor, merged: Any = merged, share: float = share
+            ) -> None:
+                tell(share, *merged(found, loss))
+
+            begin = torch.cat([work.start(k).flatten(1)[rows] for k in starts])
+            loose, many = _COARSE * self.tolerance, rows.repeat(len(starts))
+            found = curvature(begin)
+            ends = self._descend(far, given, many, begin, loose, floor[many], told, found)
             # For "mse" the distance ‖G(z) − x‖ has then fallen to the tolerance.
             begun = torch.where(ends.before.isfinite(), ends.before, torch.inf)
+            begun = begun.view(len(starts), -1).amin(0)
             lowest_start[rows] = torch.minimum(lowest_start[rows], begun)
             floor = self.tolerance**2 * torch.where(lowest_start.isfinite(), lowest_start, 0)
-            better = ends.loss < best[rows]
-            z[rows] = torch.where(better[:, None], ends.z, z[rows])
-            best[rows] = torch.minimum(ends.loss, best[rows])
-            losses[rows, k] = ends.loss
-            steps[rows] += ends.steps
+            lowest, which = ends.loss.view(len(starts), -1).min(0)
+            better = (lowest < best[rows]).nonzero()[:, 0]
+            learned.put(rows[better], found, which[better] * len(rows) + better)
+            z, best = merged(ends.z, ends.loss)
+            losses[rows, starts.start : starts.stop] = ends.loss.view(len(starts), -1).T
+            steps[rows] += ends.steps.view(len(starts), -1).sum(0)
 
         refined = partial(tell, count / (count + 1))
-        ends = self._descend(near, given, everyone, z, self.tolerance, floor, refined)
+        ends = self._descend(near, given, everyone, z, self.tolerance, floor, refined, learned)
         z = ends.z.unflatten(1, shape)
         x_hat = passes(fill(z), *map(fill, work.context))[:batch]
         loss, steps = self.loss(x_hat, x), steps + ends.steps
         converged = ends.converged & loss.isfinite()
         return {"z": z, "x_hat": x_hat, "loss": loss, "steps": steps, "converged": converged}
 
-    def _evaluation(self, generate: Generate, shape: torch.Size, graphs: bool) -> Evaluate:
+    def _evaluation(
+        self, generate: Generate, shape: torch.Size, graphs: bool,
+        residual: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Evaluate:  # fmt: skip
         def evaluate(z: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
@@ -116,20 +125,28 @@ class LBFGS:
                 (gradient,) = torch.autograd.grad(loss.sum(), z)
             return loss.detach(), gradient
 
-        return Captured(evaluate) if graphs else evaluate
+        def by_residual(z: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+            assert residual is not None
+            left, downhill = residual(z.unflatten(1, shape), x)
+            return left.flatten(1).square().sum(1) / 2, -downhill.flatten(1)
+
+        whole = residual is not None and self.loss is half_squared_error and not self.penalty
+        return Captured(evaluate) if graphs else by_residual if whole else evaluate
 
     def _descend(
         self, evaluate: Evaluate, given: tuple[Tensor, ...], rows: Tensor, z: Tensor,
         tolerance: float, floor: Tensor, tell: Callable[[Tensor, Tensor], None],
+        learned: Curvature,
     ) -> _Ends:  # fmt: skip
         """Descend from codes z of the given samples `rows` until none falls by `tolerance`.
 
-        A sample is also done when its loss has come down to its `floor`.
+        A sample is also done when its loss has come down to its `floor`. What is `learned` of each
+        is where it begins, and is kept up.
 
         Samples that have ended leave the work; it shrinks by whole blocks of rows so that every
-        evaluation keeps to sizes whose kernels treat a row alike. Ended rows in a block idle.
+        evaluation keeps to sizes whose kernels treat a row alike. Ended rows in one stand still.
         """
-        total = len(rows)
+        total = real = len(rows)
         graphs = z.is_cuda
         place = _block(torch.arange(total, device=z.device), graphs)
         z, target = self._inside(z[place]), tuple(value[rows[place]] for value in given)
@@ -139,24 +156,20 @@ class LBFGS:
         taken = alive[:total].long()
         converged = torch.zeros_like(alive[:total])
         alive &= f.isfinite() & g.isfinite().all(1)
-        s = z.new_zeros(len(z), _MEMORY, z.shape[1])
-        y, mark, failed = s.clone(), f.clone(), torch.zeros_like(f)
-        p, t = -g, _first_step(f, g)
+        now, mark, failed = learned.take(place), f, torch.zeros_like(f)
+        p, t = self._turn(now, z, f, g)
 
         for step in range(1, self.steps):
-            trial = self._inside(z + t[:, None] * p)
+            trial = self._inside(torch.addcmul(z, t[:, None], p))
             moved = trial - z
             slope = (g * moved).sum(1)
             f_trial, g_trial = evaluate(trial, *target)
-            finite = f_trial.isfinite() & g_trial.isfinite().all(1)
-            accepted = finite & (f_trial <= f + 1e-4 * slope)
-
             change = g_trial - g
-            curvature = (moved * change).sum(1)
-            sound = curvature > 1e-6 * moved.norm(dim=1) * change.norm(dim=1)
-            learn = (accepted & sound)[:, None, None]
-            s = torch.where(learn, torch.cat([s[:, 1:], moved[:, None]], 1), s)
-            y = torch.where(learn, torch.cat([y[:, 1:], change[:, None]], 1), y)
+            curved = (moved * change).sum(1)
+            finite = f_trial.isfinite() & curved.isfinite()
+            accepted = alive & finite & (f_trial <= f + 1e-4 * slope)
+            sizes = torch.linalg.vector_norm(moved, dim=1) * torch.linalg.vector_norm(change, dim=1)
+            now.learn(accepted & (curved > 1e-6 * sizes), moved, change)
 
             # The minimum of the parabola through f, its slope and f_trial, held within bounds.
             excess = (f_trial - f - slope).clamp_min(1e-30)
@@ -164,22 +177,21 @@ class LBFGS:
             z = torch.where(accepted[:, None], trial, z)
             f = torch.where(accepted, f_trial, f)
             g = torch.where(accepted[:, None], g_trial, g)
-            failed = torch.where(accepted, 0, failed + 1)
+            failed = torch.where(accepted | ~alive, 0, failed + 1)
             lost = failed > _BACKTRACKS
-            failed = torch.where(lost, 0, failed)
-            s, y = (torch.where(lost[:, None, None], 0, pairs) for pairs in (s, y))
-
-            free = self._free(z, g)
-            newton, known = direction(s, y, g * free)
-            p_new = torch.where(known[:, None], newton, -g) * free
-            t_new = torch.where(known, 1, _first_step(f, g) * torch.where(lost, 0.1, 1))
+            if graphs or lost.any():
+                failed = torch.where(lost, 0, failed)
+                now.forget(lost)
             turn = accepted | lost
+            p_new, t_new = self._turn(now, z, f, g)
+            t_new = torch.where(lost, 0.1 * t_new, t_new)
             p, t = torch.where(turn[:, None], p_new, p), torch.where(turn, t_new, shorter)
 
-            where = place[alive]
-            out_z[where], out_f[where] = z[alive], f[alive]
-            taken[where] += 1
-            tell(out_z, out_f)
+            taken[place[:real]] += alive[:real]
+            last = step == self.steps - 1
+            if step % _TOLD == 0 or last:
+                out_z[place[:real]], out_f[place[:real]] = z[:real], f[:real]
+                tell(out_z, out_f)
             if step % _WINDOW == 0 and tolerance:
                 standing = mark - f <= tolerance * mark.abs()
                 done = alive & (standing | (f <= floor[place]))
@@ -192,53 +204,34 @@ class LBFGS:
                 left = _block(going, graphs)
                 if len(left) < len(place):
                     target = tuple(value[left] for value in target)
-                    place, alive, z, f, g, p, t, s, y, mark, failed = (
-                        value[left] for value in (place, alive, z, f, g, p, t, s, y, mark, failed)
+                    learned.put(place[:real], now, slice(real))
+                    now, real = now.take(left), len(going)
+                    place, alive, z, f, g, p, t, mark, failed = (
+                        value[left] for value in (place, alive, z, f, g, p, t, mark, failed)
                     )
-                    alive[len(going) :] = False  # copies that fill the block
+                    alive[real:] = False  # copies that fill the block
+        learned.put(place[:real], now, slice(real))
         return _Ends(out_z, out_f, taken, converged, before)
+
+    def _turn(self, learned: Curvature, z: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """A direction and the first step to try along it."""
+        free = self._free(z, g)
+        bounded = g if free is None else g * free
+        p, t, known = learned.direction(bounded), torch.ones_like(f), learned.known
+        if known.is_cuda or not known.all():  # few kernels matter more than a wait on a CPU
+            p = torch.where(known[:, None], p, -bounded)
+            t = torch.where(known, t, _first_step(f, g))
+        return p if free is None else p * free, t
 
     def _inside(self, z: Tensor) -> Tensor:
         return z.clamp(*self.bounds) if self.bounds else z
 
-    def _free(self, z: Tensor, g: Tensor) -> Tensor:
+    def _free(self, z: Tensor, g: Tensor) -> Tensor | None:
         """1 where a code may move downhill, 0 where it lies on a bound and would leave."""
         if self.bounds is None:
-            return torch.ones((), dtype=z.dtype, device=z.device)
+            return None
         low, high = self.bounds
         return (~(((z <= low) & (g > 0)) | ((z >= high) & (g < 0)))).to(z.dtype)
-
-
-def direction(s: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The quasi-Newton direction −H g of each row, H from its pairs (s, y) by limited-memory BFGS.
-
-    H = γI + [S γY] [[R⁻ᵀ(D + γYᵀY)R⁻¹, −R⁻ᵀ], [−R⁻¹, 0]] [Sᵀ; γYᵀ], with R the upper triangle of
-    SᵀY, D its diagonal and γ = sᵀy / yᵀy of the last pair: two triangular solves in place of the
-    two-loop recursion's 4m products.
-
-    Args:
-        s: steps, `(batch, m, d)`, the oldest first; rows of zeros stand for pairs not had yet.
-        y: changes of the gradient, `(batch, m, d)`.
-        g: gradients, `(batch, d)`.
-
-    Returns:
-        Directions `(batch, d)`, and `(batch,)` whether there was a pair to build on.
-
-    Source: Byrd, Nocedal & Schnabel, 1994, eq. 3.1 (theorem 2.2 for BFGS in compact form).
-    """
-    features = g.shape[1]
-    # Products over 7 or 17 columns, say, round a row by its place in the batch; over 16 not.
-    s, y, g = (F.pad(value, (0, -features % 16)) for value in (s, y, g))
-    products = s @ y.mT
-    diagonal = products.diagonal(dim1=1, dim2=2)
-    r = products.triu() + torch.diag_embed((diagonal == 0).to(s.dtype))  # no pair: an identity
-    known = diagonal[:, -1] > 0
-    gamma = (diagonal[:, -1] / y[:, -1].square().sum(1).clamp_min(1e-30))[:, None, None]
-    g = g[:, :, None]
-    u = torch.linalg.solve_triangular(r, s @ g, upper=True)
-    w = diagonal[:, :, None] * u + gamma * (y @ (y.mT @ u - g))
-    v = torch.linalg.solve_triangular(r.mT, w, upper=False)
-    return -(gamma * (g - y.mT @ u) + s.mT @ v)[:, :features, 0], known
 
 
 class Captured:
@@ -280,6 +273,18 @@ class Captured:
         with torch.cuda.graph(graph):
             outputs = self.evaluate(*given)
         return graph, given, outputs
+
+
+def _merged(
+    z: Tensor, best: Tensor, rows: Tensor, size: int, found: Tensor, loss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The best codes and losses of all samples, with so many codes found of each of some rows."""
+    if size > 1:
+        loss, which = loss.view(size, -1).min(0)
+        found = found.view(size, len(rows), -1)[which, torch.arange(len(rows), device=z.device)]
+    better = loss < best[rows]
+    codes = z.index_copy(0, rows, torch.where(better[:, None], found, z[rows]))
+    return codes, best.index_copy(0, rows, torch.minimum(loss, best[rows]))
 
 
 def _first_step(f: Tensor, g: Tensor) -> Tensor:

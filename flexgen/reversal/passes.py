@@ -52,6 +52,7 @@ class Passes:
         how: which these are, in words.
         plain: the generator's own, which the results are of; `fine` if None.
         fine_residual: :func:`residual` of `fine` in less time, if there is such a thing.
+        light: whether a pass is so little work that calling it costs more.
     """
 
     coarse: Generate
@@ -59,6 +60,7 @@ class Passes:
     how: str
     plain: Generate | None = None
     fine_residual: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    light: bool = False
 
     def __call__(self, z: Tensor, *context: Tensor) -> Tensor:
         return (self.plain or self.fine)(z, *context)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexgen.reversal.checks import returned, turned
-from flexgen.reversal.fast import fast_pass, worth_bfloat16
+from flexgen.reversal.fast import fast_pass, has_bfloat16, is_light
 from flexgen.reversal.freezing import Generator, home
 from flexgen.reversal.passes import Generate, NoFastPass, Passes
 from flexgen.reversal.starts import Bank
@@ -149,11 +149,11 @@ def faster(
         fine = fast_pass(generator, probe.dtype, probe, made, *context)
     except NoFastPass as error:
         return Passes(generate, generate, f"plain passes ({error})")
-    name = str(probe.dtype).removeprefix("torch.")
+    name, light = str(probe.dtype).removeprefix("torch."), is_light(fine, probe, *context)
     half = precision == "auto" and probe.dtype == torch.float32
-    if half and worth_bfloat16(fine, probe, *context):
+    if half and not light and has_bfloat16(probe.device):
         with suppress(NoFastPass):
             coarse = fast_pass(generator, torch.bfloat16, probe, made, *context)
             how = f"passes in bfloat16, then {name}"
             return Passes(coarse, fine, how, generate, fine.residual)
-    return Passes(fine, fine, f"passes in {name}", generate, fine.residual)
+    return Passes(fine, fine, f"passes in {name}", generate, fine.residual, light)

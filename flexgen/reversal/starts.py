@@ -82,6 +82,9 @@ class Starts:
         num_samples: how many samples there are.
         scale: standard deviation of normal starts.
 
+    Attributes:
+        better: of data and an encoder's guess, a better guess; None: the guess is taken as it is.
+
     Raises:
         ValueError: if `init` is none of these, or codes or `index` do not fit.
     """
@@ -95,6 +98,7 @@ class Starts:
         self.init = "normal" if isinstance(init, str) and init == "auto" else init
         self.shape, self.scale, self.bounds, self.seed = latent_shape, scale, bounds, seed
         self.bank_size = 0
+        self.better: Callable[[Tensor, Tensor], Tensor] | None = None
         if isinstance(self.init, Tensor):
             codes = self.init.detach()
             codes = codes[:, None] if codes.dim() == 1 + len(latent_shape) else codes
@@ -181,14 +185,15 @@ class Starts:
         return start
 
     def _guess(self, encoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        filled = fill(x)
         with torch.no_grad():
-            codes = encoder(fill(x).nan_to_num(0))[: len(x)]
-        if codes.shape != (len(x), *self.shape):
+            codes = encoder(filled.nan_to_num(0))
+        if codes.shape != (len(filled), *self.shape):
             raise ValueError(
-                f"`init` gave codes of shape {tuple(codes.shape)} for {len(x)} samples, expected "
-                f"{(len(x), *self.shape)}; give an encoder of this generator"
+                f"`init` gave codes of shape {tuple(codes.shape)} for {len(filled)} samples, "
+                f"expected {(len(filled), *self.shape)}; give an encoder of this generator"
             )
-        return codes
+        return (codes if self.better is None else self.better(filled, codes))[: len(x)]
 
     def __str__(self) -> str:
         many = "1 start" if self.count == 1 else f"up to {self.count} starts"

@@ -7,7 +7,7 @@ from torch import nn
 
 from flexgen.networks import MLPGenerator
 from flexgen.reversal import reverse, train_encoder
-from flexgen.reversal.encoder import load_or_train_encoder
+from flexgen.reversal.encoder import load_or_train_encoder, refined
 
 
 def generator(seed=0):
@@ -37,8 +37,22 @@ def test_encoder_is_a_start(trained):
     guess = reverse(generator(), x, latent_shape=4, init=trained, starts=1, steps=1)
     found = reverse(generator(), x, latent_shape=4, init=trained)
     assert guess.how.startswith("lbfgs, 1 start from an encoder, ")
-    assert found.how.startswith("lbfgs, up to 4 starts from an encoder and the nearest of 2048")
+    assert found.how.startswith("lbfgs, up to 2 starts from an encoder and the nearest of 2048")
     assert found.loss.mean() < 0.01 * guess.loss.mean()
+
+
+def test_rounds_of_feedback_make_the_guess_better_and_never_worse(trained):
+    x = generator()(torch.randn(50, 4)).detach()
+    x[0] = 30.0  # which no code makes
+
+    def loss(z):
+        return (generator()(z) - x).square().flatten(1).sum(1)
+
+    guess = trained(x)
+    better = refined(trained, generator(), x, guess)
+    assert (loss(better) <= loss(guess)).all()
+    assert loss(better)[1:].mean() < 0.8 * loss(guess)[1:].mean()
+    assert torch.equal(refined(trained, generator(), x, guess, rounds=0), guess)
 
 
 def test_training_is_repeatable_and_leaves_the_rest_alone():
