@@ -14,7 +14,6 @@ import yaml
 
 from flexgen.metrics_table import read_metrics
 from flexgen.report.gallery import CODES, SAMPLES
-from flexgen.runs.compose import compose
 from flexgen.runs.dashboard import build_workspace
 from flexgen.runs.wandb_run import name_wandb
 from flexgen.training import WandbLogger
@@ -206,29 +205,6 @@ def test_the_id_of_an_agents_run_is_the_agents(monkeypatch: pytest.MonkeyPatch) 
     config = {"logger": {"wandb": logger}, "paths": {"run_dir": "none"}}
     name_wandb(config, "train")
     assert logger["id"] == "agents"
-
-
-def test_what_an_agent_starts_by_the_recipe_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    text = (Path(__file__).parents[2] / "docs" / "wandb.md").read_text()
-    recipe = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
-    drawn = {
-        key: {"value": how["values"][-1] if "values" in how else how["max"]}
-        for key, how in recipe["parameters"].items()
-    }
-    words = create_sweep_command_args({"args": drawn})["args_no_hyphens"]
-    command = create_sweep_command(recipe["command"])
-    at = command.index("${args_no_hyphens}")
-    assert command[:2] == ["flexgen", "train"]
-    config = compose([*command[2:at], *words, *command[at + 1 :]])
-    assert config["model"]["generator_optimizer"]["lr"] == 0.01
-    assert config["model"]["generator"]["hidden_features"] == [256, 256]
-    assert config["model"]["prior"]["_target_"] == "flexgen.priors.Uniform"
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
-    monkeypatch.setenv("WANDB_RUN_ID", "agents")
-    name_wandb(config, "train")
-    assert config["logger"]["wandb"]["id"] == "agents"
 
 
 @pytest.mark.parametrize(
