@@ -2,11 +2,11 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from configuration import file_keys
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from flexgen import compose
@@ -129,9 +129,6 @@ def test_all_code_is_python() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=name)
 def test_the_reference_has_every_key(path: Path) -> None:
-    sys.path.append(str(ROOT / "docs" / "hooks"))
-    from configuration import file_keys
-
     def leaves(tree: object, where: str = "") -> set[str]:
         if not isinstance(tree, dict) or not tree:
             return {where.strip(".")}
