@@ -19,7 +19,6 @@ from flexgen.files import file_sha256
 from flexgen.reversal.freezing import Generator, frozen
 from flexgen.reversal.loading import Loaded, Probe, load_generator, missing_latent_shape, probe
 from flexgen.reversal.losses import FromUnit, Moved, ToUnit, in_unit_range
-from flexgen.runs.build import instantiate
 
 Range = tuple[float, float]
 
@@ -130,7 +129,7 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     """The generator; of a FlexGen run also its range and the prior over its codes."""
     folder = Path(asked["generator"])
     if not (folder / "config.yaml").is_file():
-        network = asked["network"] and instantiate(asked["network"])
+        network = asked["network"] and _network(asked["network"])
         source, key, trust = asked["generator"], asked["key"], asked["trust"]
         loaded = load_generator(source, network=network, key=key, trust=trust, device=device)
         if network:
@@ -147,6 +146,13 @@ def _load(asked: dict[str, Any], device: torch.device) -> tuple[Loaded, Range | 
     shape = (prior.latent_dim,)
     loaded = Loaded(generator, shape, "FlexGen run", file_sha256(run.checkpoint))
     return loaded, run.data.range, prior
+
+
+def _network(config: dict[str, Any]) -> nn.Module:
+    from flexgen.runs.build import instantiate  # takes Lightning along, which shards do not need
+
+    network: nn.Module = instantiate(config)
+    return network
 
 
 def _samples(

@@ -5,8 +5,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from flexgen.reversal.passes import Generate, NoFastPass
 
@@ -51,6 +49,10 @@ def as_layers(
         NoFastPass: if it draws random numbers, or goes another way for other codes; other errors
             of torch where it cannot be recorded.
     """
+    # Not before they are needed: they take sympy and the compiler along, a second of work.
+    from torch.func import functionalize
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     size = batch_size or _BATCH
     rows = torch.arange(size, device=z.device) % len(z)
     given = [value[rows] for value in (z, *context)]
