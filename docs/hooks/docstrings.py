@@ -6,12 +6,14 @@ import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc|obj):`~?([^`]+)`")
 _EXAMPLE = re.compile(r"^([ ]*)Example:$", re.MULTILINE)
+_SAID = re.compile(r"^([ ]*)(Source|Memory): ", re.MULTILINE)
 _FORMULA = re.compile(r"^([ ]*)\.\. math::((?:.*\n?)(?:\1[ ]+\S.*\n?)*)", re.MULTILINE)
 
 
 def readable(text: str) -> str:
     """A docstring, its roles and formulas as Markdown."""
     text = _EXAMPLE.sub(r"\1Examples:", text)  # the heading whose code is shown as code
+    text = _SAID.sub(r"\1**\2:** ", text)  # a paragraph, not the title of a box
     return _ROLE.sub(lambda found: linked(found[1]), _FORMULA.sub(_formula, text))
 
 
