@@ -93,7 +93,7 @@ def commands_page() -> str:
         "Every key of every command and part, with its default. Here are the commands' own keys,",
         "as `flexgen COMMAND --help` prints them; those of the parts have a page a group:",
         "",
-        *(f"- [{group}]({group}.md): {ABOUT[group]}" for group in groups()),
+        *(f"- [{group}]({group}.md): {ABOUT.get(group, '')}" for group in groups()),
         "",
     ]
     for command in (*COMMANDS, "reverse_generator"):
@@ -106,7 +106,7 @@ def commands_page() -> str:
 
 
 def group_page(group: str) -> str:
-    lines = [f"# {group}", "", ABOUT[group], ""]
+    lines = [f"# {group}", "", ABOUT.get(group, ""), ""]
     if group != "experiment":
         lines += [f"Keys are typed with `{TYPED.get(group, group)}.` before them.", ""]
     for path in sorted((CONF / group).rglob("*.yaml")):
