@@ -98,10 +98,18 @@ def _configuration(error: BaseException) -> str:
         key, equals, value = error.override.partition("=")
         if not equals:
             return f"cannot read `{key}`; write key=value"
+        if any(value.count(a) != value.count(b) for a, b in ("[]", "{}", "()")):
+            return f"cannot read `{error.override}`: a bracket is open; close it in `{key}`"
         quoted = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
         return (
             f"cannot read `{error.override}` ({text.splitlines()[0]}); quote a value with special "
             f"characters: {quoted}"
+        )
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text):
+        key, value = found[1], found[2]
+        return (
+            f"`{key}={value}` gives several values; add -m for a run of each, or write "
+            f"'{key}=[{value}]' for one list"
         )
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, name = found[1].rpartition("/")

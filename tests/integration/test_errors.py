@@ -78,6 +78,8 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
             "a value with special characters: 'paths.run_dir=\"out/lr=1e-3\"'",
         ),
         ("train", ["steps"], "cannot read `steps`; write key=value"),
+        ("train", ["a.b=[16"], "cannot read `a.b=[16`: a bracket is open; close it in `a.b`"),
+        ("train", ["prior=a,b"], "`prior=a,b` gives several values; add -m for a run of each"),
         ("evaluate", [], "which run? give run=PATH"),
         ("evaluate", ["run=nowhere"], "not a run directory"),
         ("table", ["nowhere"], "nowhere"),
