@@ -261,3 +261,40 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path / "two.npz", "holds the arrays a, b; say which with data_key=NAME")
     refused(tmp_path / "two.npz", "arrays a, b, not 'c'", key="c")
     assert len(ArrayFile(tmp_path / "two.npz", (1, 6, 5), RANGE, key="b")) == 9
+
+
+PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 255, (6, 5, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "told"),
+    [
+        ("x.PNG", "P", {}, ["turned to colour: 1 of 1 images (P)"]),
+        ("x.png", "1", {}, ["turned to colour: 1 of 1 images (1)"]),
+        ("x.tif", "CMYK", {}, ["turned to colour: 1 of 1 images (CMYK)"]),
+        ("a\nb, c=d 'e'.bmp", "RGB", {}, []),
+        (
+            "x.gif", "RGB", {"save_all": True, "append_images": [PICTURE.rotate(180)]},
+            [
+                "turned to colour: 1 of 1 images (P)",
+                "of several pictures, the first taken: 1 of 1 images",
+            ],
+        ),
+        ("x.jpg", "RGB", {"exif": 3}, ["turned upright, as the camera says: 1 of 1 images"]),
+    ],
+)  # fmt: skip
+def test_pictures_of_every_kind_are_read_and_told(
+    tmp_path: Path, name: str, mode: str, options: dict[str, object], told: list[str]
+) -> None:
+    picture = PICTURE.convert(mode)
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = options["exif"]
+        options = {"exif": exif, "quality": 100, "subsampling": 0}
+        picture = picture.rotate(180)
+    picture.save(tmp_path / name, **options)
+    reader = ImageFolder(tmp_path, (3, 6, 5), RANGE)
+    assert reader.check() == told
+    found = reader.read(torch.arange(1))[0]
+    expected = torch.from_numpy(np.array(PICTURE.convert(mode).convert("RGB"))).permute(2, 0, 1)
+    assert (found - (expected.float() / 127.5 - 1)).abs().mean() < 0.1
