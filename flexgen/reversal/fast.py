@@ -38,10 +38,12 @@ class FastPass(nn.Module):
     Attributes:
         residual: :func:`~flexgen.reversal.passes.residual` without a graph, of linear layers with a
             ReLU between them; else None.
+        source: the module that it is a copy of, in a tuple, as it is no part of this one.
     """
 
     def __init__(self, generator: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
+        self.source = (generator,)
         generator = copy.deepcopy(generator).eval().requires_grad_(False)
         for module in list(generator.modules()):
             if isinstance(module, nn.Sequential):

@@ -153,7 +153,8 @@ def faster(
     half = precision == "auto" and probe.dtype == torch.float32
     if half and not light and has_bfloat16(probe.device):
         with suppress(NoFastPass):
-            coarse = fast_pass(generator, torch.bfloat16, probe, made, *context)
+            # What was recorded for the fine pass is not recorded again.
+            coarse = fast_pass(fine.source[0], torch.bfloat16, probe, made, *context)
             how = f"passes in bfloat16, then {name}"
             return Passes(coarse, fine, how, generate, fine.residual)
     return Passes(fine, fine, f"passes in {name}", generate, fine.residual, light)

@@ -8,7 +8,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"torch_fidelity", "zuko", "lmdb", "optuna", "wandb-workspaces", "hydra-ray-launcher"}
+OPTIONAL = {
+    "torch_fidelity", "zuko", "lmdb", "onnx", "optuna", "pyarrow", "wandb-workspaces",
+    "hydra-ray-launcher",
+}  # fmt: skip
 """Of an extra: imported where they are asked for, and told of where they are missing."""
 
 
