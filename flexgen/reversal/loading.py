@@ -1,6 +1,7 @@
 """Any generator, from wherever it lies, a file or a Python attribute; and what it makes."""
 
 import hashlib
+import io
 import sys
 import warnings
 import zipfile
@@ -25,6 +26,7 @@ from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weig
 from flexgen.reversal.onnx_files import read_onnx
 from flexgen.reversal.pickles import Styled, pick, read_pickle
 from flexgen.reversal.preparation import is_noisy, tried
+from flexgen.reversal.script_code import arithmetic_alone
 from flexgen.reversal.starts import normal_codes
 
 _WEIGHTS = (
@@ -60,11 +62,12 @@ def load_generator(
 ) -> Loaded:  # fmt: skip
     """The generator in a file or at an import path.
 
-    Weights, a .safetensors file, are loaded into `network`. Everything else is a program, or may
-    hold one, and does what its writer wants, so it needs `trust`: TorchScript (`torch.jit.save`),
-    an archive of `torch.export.save`, an ONNX file, a pickle, by `torch.save` or by itself, each
-    known by its content, and a module that is imported. A pickle may hold a module, weights for
-    `network`, or a dictionary of such, as of NVIDIA's with `G`, `D` and `G_ema`.
+    Weights, a .safetensors file, are loaded into `network`. TorchScript (`torch.jit.save`) whose
+    code calls nothing but tensor arithmetic computes, and does nothing else. Everything else is a
+    program, or may hold one, and does what its writer wants, so it needs `trust`: other
+    TorchScript, an archive of `torch.export.save`, an ONNX file, a pickle, by `torch.save` or by
+    itself, each known by its content, and a module that is imported. A pickle may hold a
+    module, weights for `network`, or a dictionary of such, as of NVIDIA's with `G`, `D` and `G_ema`.
 
     Args:
         source: a file, or `package.module:attribute` of a module or a function from codes to data,
@@ -104,13 +107,16 @@ def load_generator(
         )
     if path.is_file() and path.suffix == ".safetensors":
         return _weights(path, network, key, device)
+    archive, why = None, ""
     if not trust:
-        raise ValueError(
-            f"{source} is a program, not weights: it can do on this machine whatever you can; if "
-            f"you trust who made it, say trust=true. {_WEIGHTS}"
-        )
+        archive, why = arithmetic_alone(path) if path.is_file() else (None, "")
+        if archive is None:
+            raise ValueError(
+                f"{source} is a program, not weights{why and f', that {why}'}: it can do on this "
+                f"machine whatever you can; if you trust who made it, say trust=true. {_WEIGHTS}"
+            )
     if path.is_file():
-        return _from_file(path, network, key, device)
+        return _from_file(path, network, key, device, archive)
     if network is not None or key is not None:
         raise ValueError(f"`network` and `key` go with a file, got {source}")
     return _from_import(name, attribute, device)
@@ -236,8 +242,9 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _from_file(
-    path: Path, network: nn.Module | None, key: str | None, device: torch.device
-) -> Loaded:
+    path: Path, network: nn.Module | None, key: str | None, device: torch.device,
+    archive: bytes | None,
+) -> Loaded:  # fmt: skip
     sha256 = file_sha256(path)
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     inside = {name.partition("/")[2] for name in names}
@@ -249,7 +256,7 @@ def _from_file(
         program, shape, notes = read_exported(path, device)
         return Loaded(program, shape, "torch.export archive", sha256, program.dtype, notes)
     if "constants.pkl" in inside:
-        return _of_module(_script(path, device), "TorchScript file", sha256, device)
+        return _of_module(_script(path, archive, device), "TorchScript file", sha256, device)
     if path.suffix == ".onnx":
         if network is not None or key is not None:
             raise ValueError(f"{path} is a generator by itself; leave out `network` and `key`")
@@ -266,12 +273,13 @@ def _from_file(
     return _of_module(network, "weights", _keyed(sha256, key), device, notes)
 
 
-def _script(path: Path, device: torch.device) -> nn.Module:
+def _script(path: Path, archive: bytes | None, device: torch.device) -> nn.Module:
+    source = path if archive is None else io.BytesIO(archive)
     try:
         with warnings.catch_warnings():
             # Deprecated for writing; there are many files of it, and they are to be read.
             warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
-            script: nn.Module = torch.jit.load(path, map_location=device)
+            script: nn.Module = torch.jit.load(source, map_location=device)
     except Exception as error:
         raise ValueError(f"cannot load {path} ({_last_line(error)}); it is damaged") from error
     return script
