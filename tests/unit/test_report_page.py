@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_runs import write_metrics, write_png, write_refit_run, write_run
+from report_runs import refit_rows, write_metrics, write_png, write_refit_run, write_run
 
 from flexgen.metrics_table import COUNTERS
 from flexgen.report import RunError, RunFiles, table, write_report, write_reports
@@ -249,6 +249,18 @@ def test_the_loss_of_a_vae_has_its_name_and_nll_its_error(tmp_path: Path) -> Non
     assert "Generator loss" not in page.text
     assert "± 0.25 (standard error)" in page.text
     assert any("lower is better" in str(about["title"]) for about in page.all("abbr"))
+
+
+def test_a_comparison_is_drawn_where_a_standard_error_alone_is_known(tmp_path: Path) -> None:
+    def rows(control: bool) -> list[dict[str, float | str]]:
+        nll = {"nll/samples": 85.0, "nll/standard_error": 0.25}
+        return [row | nll if "pag/unit" in row else row for row in refit_rows(control=control)]
+
+    write_run(tmp_path / "run", rows(False))
+    write_run(tmp_path / "run/control", rows(True))
+    page = Page(write_report(tmp_path / "run"))
+    assert "± 0.25" in page.text
+    assert any(i.get("class") == "dot" for i in page.all("i"))
 
 
 def test_emd_of_images_below_its_floor_is_no_headline(tmp_path: Path) -> None:
