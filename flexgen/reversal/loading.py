@@ -67,7 +67,7 @@ def load_generator(
     program, or may hold one, and does what its writer wants, so it needs `trust`: other
     TorchScript, an archive of `torch.export.save`, an ONNX file, a pickle, by `torch.save` or by
     itself, each known by its content, and a module that is imported. A pickle may hold a
-    module, weights for `network`, or a dictionary of such, as of NVIDIA's with `G`, `D` and `G_ema`.
+    module, weights for `network`, or a dictionary of such, NVIDIA's with `G` and `G_ema` say.
 
     Args:
         source: a file, or `package.module:attribute` of a module or a function from codes to data,
