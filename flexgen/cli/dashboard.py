@@ -32,7 +32,7 @@ def _dashboard(cfg: DictConfig) -> None:
         if (error.name or "").partition(".")[0] != "wandb_workspaces":
             raise
         raise ValueError(
-            'a dashboard needs wandb-workspaces; pip install "flexgen[dashboard]"'
+            "a dashboard needs a package that is not here: pip install wandb-workspaces"
         ) from error
     except wandb.Error as error:
         raise RuntimeError(

@@ -36,7 +36,7 @@ class InceptionFeatures(nn.Module):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError(
-                "Inception features need torch-fidelity: pip install 'flexgen[inception]'"
+                "Inception features need torch-fidelity: pip install torch-fidelity"
             ) from error
         if not Path(path).is_file():
             raise FileNotFoundError(

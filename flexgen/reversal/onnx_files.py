@@ -92,7 +92,7 @@ def read_onnx(path: Path) -> OnnxNetwork:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path} is read by onnx; pip install 'flexgen[onnx]'") from error
+        raise ValueError(f"{path} is read by onnx; pip install onnx") from error
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # of the reader of protobuf

@@ -119,7 +119,7 @@ def _configuration(error: BaseException) -> str:
         near = get_close_matches(name, options, 1)
         hint = f"did you mean `{group}={near[0]}`? " if near else ""
         if group == "hydra/launcher":
-            hint = "joblib, slurm and ray are extras: pip install 'flexgen[joblib]', say; "
+            hint = "joblib, slurm and ray are packages: pip install hydra-joblib-launcher, say; "
         return f"no {group} called {name!r}; {hint}there are {', '.join(options) or 'none'}"
     unknown = r"Could not (?:override|append to config.*|delete.*) '([^']+)'"
     if found := re.search(rf"{unknown}|Key '([^']+)' is not in struct", text):

@@ -82,7 +82,7 @@ class Search:
             import optuna
             from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
-            raise ValueError("search needs Optuna: pip install 'flexgen[search]'") from error
+            raise ValueError("search needs Optuna: pip install optuna") from error
         from flexgen.callbacks import PRUNED, make_pruner
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
