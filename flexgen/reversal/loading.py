@@ -246,20 +246,25 @@ def _from_file(
     archive: bytes | None,
 ) -> Loaded:  # fmt: skip
     sha256 = file_sha256(path)
+    alone = "a generator by itself; leave out `network` and `key`"
+    if archive is not None:  # what was read is what is loaded: the file is not looked at again
+        if network is not None or key is not None:
+            raise ValueError(f"{path} is a TorchScript file, {alone}")
+        return _of_module(_script(path, archive, device), "TorchScript file", sha256, device)
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     inside = {name.partition("/")[2] for name in names}
     exported = "archive_format" in inside or "serialized_exported_program.json" in names
     whole = "a torch.export archive" if exported else "a TorchScript file"
     if (exported or "constants.pkl" in inside) and (network is not None or key is not None):
-        raise ValueError(f"{path} is {whole}, a generator by itself; leave out `network` and `key`")
+        raise ValueError(f"{path} is {whole}, {alone}")
     if exported:
         program, shape, notes = read_exported(path, device)
         return Loaded(program, shape, "torch.export archive", sha256, program.dtype, notes)
     if "constants.pkl" in inside:
-        return _of_module(_script(path, archive, device), "TorchScript file", sha256, device)
+        return _of_module(_script(path, None, device), "TorchScript file", sha256, device)
     if path.suffix == ".onnx":
         if network is not None or key is not None:
-            raise ValueError(f"{path} is a generator by itself; leave out `network` and `key`")
+            raise ValueError(f"{path} is {alone}")
         return _of_module(read_onnx(path), "ONNX file", sha256, device)
     if kind := _other_kind(path):
         raise ValueError(f"{path} is {kind}")

@@ -6,20 +6,32 @@ import re
 import tokenize
 import warnings
 import zipfile
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import torch
 
 _ENTRY = re.compile(
-    r"(data\.pkl|constants\.pkl|version|byteorder|(data|constants)/\d+|code/.+\.py)"
+    r"(data\.pkl|constants\.pkl|(\.data/)?version|byteorder|(data|constants)/\d+|code/.+\.py)"
 )
 """What a file of `torch.jit.save` is made of; nothing else of it is loaded."""
 
+_MOST_CODE = 2**22
+"""Bytes; tensors are not compressed in such a file."""
+
 _LANGUAGE = frozenset("""
-annotate Any bool CONSTANTS Dict Final float getattr inf int List Module NamedTuple nan NoneType
-number Optional range str Tensor __torch__ Tuple unchecked_cast uninitialized Union
+annotate Any bool CONSTANTS Dict Final float inf int List Module NamedTuple nan NoneType number
+Optional range str Tensor Tuple unchecked_cast uninitialized Union
 """.split())  # fmt: skip  # noqa: SIM905
 """Names that are there without an assignment, other than `torch` and `ops`."""
 
-_NEVER = {"awaitable", "fork", "ops", "rpc_async", "rpc_remote", "rpc_sync", "torch"}
+_WRITTEN = (
+    ast.AnnAssign, ast.Assign, ast.Attribute, ast.Break, ast.Call, ast.ClassDef, ast.Constant,
+    ast.Continue, ast.Dict, ast.Expr, ast.For, ast.FunctionDef, ast.If, ast.List, ast.Load,
+    ast.Module, ast.Name, ast.Pass, ast.Return, ast.Slice, ast.Store, ast.Subscript, ast.Tuple,
+    ast.UnaryOp, ast.USub, ast.While, ast.arg, ast.arguments, ast.keyword,
+)  # fmt: skip
+"""What code of `torch.jit.save` is made of."""
 
 _ARITHMETIC = frozenset("""
 abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d add
@@ -55,106 +67,137 @@ def arithmetic_alone(path: Path) -> tuple[bytes | None, str]:
     """A TorchScript file that does nothing but compute, as an archive of what was read of it.
 
     TorchScript is a language of its own, whose operations are called by name. A file is taken if
-    each name in its code is one of the language, one that the code itself defined before, or an
-    operation of tensor arithmetic; so `torch.from_file`, which makes files, and classes of C++ are
-    none. What is loaded is a new archive of the very texts that were read, without anything else.
+    its code has no other statements than `torch.jit.save` writes, and each name in it is one of the
+    language, one that the code itself defines, or an operation of tensor arithmetic, as functions
+    and as methods; so `torch.from_file`, which makes files, and classes of C++ are none. What is
+    loaded is a new archive of the very texts that were read, without anything else.
 
     Returns:
         The archive for `torch.jit.load` and "", or None and why, in a few words; (None, "") of a
-        file that is no TorchScript. It may still take as much time and memory as it likes.
+        file that is no TorchScript. It may still take as much time and memory as it likes, and
+        meet a fault in one of torch's operations.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            entries = {name.partition("/")[2]: archive.read(name) for name in names}
-    except Exception:  # a damaged archive is told when it is loaded
-        return None, ""
-    kept = {name: content for name, content in entries.items() if _ENTRY.fullmatch(name)}
-    if "constants.pkl" not in kept or not any(name.endswith(".py") for name in kept):
-        return None, ""
-    if len(entries) != len(names):
-        return None, "has two entries of one name"
-    if any(
-        b"torch.classes" in kept[name] for name in ("data.pkl", "constants.pkl") if name in kept
-    ):
+            infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            kept = {name: info for name, info in infos.items() if _ENTRY.fullmatch(name)}
+            if "constants.pkl" not in kept or not any(name.endswith(".py") for name in kept):
+                return None, ""
+            if len(infos) != len(archive.infolist()):
+                return None, "has two entries of one name"
+            if sum(info.file_size for info in kept.values()) > path.stat().st_size + _MOST_CODE:
+                return None, "unpacks to far more than it is"
+            code = {name: archive.read(kept[name]) for name in kept if name.endswith(".py")}
+            if why := _beyond_arithmetic(code):
+                return None, why
+            entries = code | {name: archive.read(kept[name]) for name in kept.keys() - code.keys()}
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return None, ""  # a damaged archive is told when it is loaded
+    if any(b"torch.classes" in entries[name] for name in entries if name.endswith(".pkl")):
         return None, "holds objects of C++"
-    for name, content in kept.items():
-        if name.endswith(".py") and (found := _unknown(content)):
-            return None, found
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w") as archive:
-        for name, content in kept.items():
-            archive.writestr(f"archive/{name}", content)
+        for name in kept:
+            archive.writestr(f"archive/{name}", entries[name])
     return written.getvalue(), ""
 
 
-def _unknown(content: bytes) -> str:
-    """What in a text is no arithmetic, in a few words; "" if all is."""
-    try:
-        text = content.decode("ascii")
-        if re.search(r"[\\#]|\"\"\"|'''|[^\n -~]", text):  # else both parsers see the same words
-            return "has code in other characters than torch.jit.save writes"
-        strings = tokenize.generate_tokens(io.StringIO(text).readline)
-        if any(t.type == tokenize.STRING and t.string[0] not in "\"'" for t in strings):
-            return "has code in other characters than torch.jit.save writes"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(text)
-    except (UnicodeError, SyntaxError, tokenize.TokenError, RecursionError):
-        return "has code that cannot be read"
-    return _Reader().read(tree)
+def _beyond_arithmetic(code: dict[str, bytes]) -> str:
+    """What in the texts of an archive is no arithmetic, in a few words; "" if all is."""
+    trees = {}
+    for name, content in code.items():
+        try:
+            text = content.decode("ascii")
+            strings = tokenize.generate_tokens(io.StringIO(text).readline)
+            # So torch's parser sees the same words as Python's.
+            if re.search(r"\\(?![n'\"])|#|\"\"\"|'''|[^\n -~]", text) or any(
+                t.type == tokenize.STRING and t.string[0] not in "\"'" for t in strings
+            ):
+                return "has code in other characters than torch.jit.save writes"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                trees[name] = ast.parse(text)
+        except (UnicodeError, SyntaxError, tokenize.TokenError, RecursionError):
+            return "has code that cannot be read"
+    reader = _Reader(trees)
+    return next(filter(None, map(reader.read, trees.values())), "")
 
 
 class _Reader:
-    """Goes through a text in its order, and keeps the names that each function has defined."""
+    """Goes through texts in their order, and says of the first thing in them what it is that is no
+    arithmetic."""
 
-    def __init__(self) -> None:
-        self.defined: set[str] = set()
+    def __init__(self, trees: dict[str, ast.Module]) -> None:
+        self._local: set[str] = set()
+        """What the function has assigned so far."""
+        self._own: set[str] = set()
+        """Classes and functions of the texts, by their whole names."""
+        for file, tree in trees.items():
+            module = ".".join(PurePosixPath(file).with_suffix("").parts[1:])
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    self._own.add(f"{module}.{node.name}")
 
     def read(self, node: ast.AST) -> str:
+        if not isinstance(node, _WRITTEN):
+            return f"has a statement that torch.jit.save does not write, {type(node).__name__}"
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            before, self.defined = self.defined, set()
-            found = self._children(node)
-            self.defined = before
+            if node.decorator_list or (node.name.startswith("__") and node.name != "__len__"):
+                return f"defines {node.name}"
+            before, self._local = self._local, set()
+            found = self._all(ast.iter_child_nodes(node))
+            self._local = before
             return found
-        if isinstance(node, ast.Lambda | ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
-            return f"has a statement that torch.jit.save does not write, in line {node.lineno}"
         if isinstance(node, ast.arg):
-            self.defined.add(node.arg)
-            return self._children(node) or self._kept(node.arg)
+            return self._all(ast.iter_child_nodes(node)) or self._assigned(node.arg)
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.For):  # the value comes first
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             later = node.body if isinstance(node, ast.For) else []
-            rest = [n for n in ast.iter_child_nodes(node) if n not in targets and n not in later]
-            return next(filter(None, map(self.read, [*rest, *targets, *later])), "")
+            parts = [n for n in ast.iter_child_nodes(node) if n not in targets and n not in later]
+            return self._all([*parts, *targets, *later])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            of, *name = node.args  # only of a module's part whose name is a number
+            number = [isinstance(n, ast.Constant) and str(n.value).isdigit() for n in name]
+            return self.read(of) or ("" if number == [True] else "calls getattr")
         if isinstance(node, ast.Attribute):
             return self._attribute(node)
         if isinstance(node, ast.Name):
             if isinstance(node.ctx, ast.Store):
-                self.defined.add(node.id)
-                return self._kept(node.id)
-            known = node.id in self.defined | _LANGUAGE or node.id.startswith("__annotations__")
-            known = known or node.id in ("__parameters__", "__buffers__", "__constants__")
+                return self._assigned(node.id)
+            own = ("__annotations__", "__parameters__", "__buffers__")
+            known = node.id in self._local or node.id in _LANGUAGE or node.id in own
             return "" if known else f"calls {node.id}"
-        return self._children(node)
+        return self._all(ast.iter_child_nodes(node))
 
-    def _children(self, node: ast.AST) -> str:
-        return next(filter(None, map(self.read, ast.iter_child_nodes(node))), "")
+    def _all(self, nodes: Iterable[ast.AST]) -> str:
+        return next(filter(None, map(self.read, nodes)), "")
 
-    def _kept(self, name: str) -> str:
-        return f"gives {name} another meaning" if name in _LANGUAGE | _NEVER else ""
+    def _assigned(self, name: str) -> str:
+        self._local.add(name)
+        return f"gives {name} another meaning" if name in _LANGUAGE | {"torch", "ops"} else ""
 
     def _attribute(self, node: ast.Attribute) -> str:
         words, root = [node.attr], node.value
         while isinstance(root, ast.Attribute):
             words.append(root.attr)
             root = root.value
-        path = words[::-1]
-        if not isinstance(root, ast.Name) or root.id not in ("torch", "ops", "__torch__"):
-            return self.read(root)
-        if root.id == "__torch__":
-            return f"uses __torch__.{'.'.join(path)}" if {"classes", "ops"} & {*path} else ""
-        known = path[1:] if root.id == "ops" and path[0] in ("prim", "aten") else path
-        if len(known) == 1 and known[0] in _ARITHMETIC:
-            return ""
-        return f"calls {root.id}.{'.'.join(path)}"
+        names = words[::-1]
+        start = root.id if isinstance(root, ast.Name) else ""
+        if start == "__torch__":
+            own = ".".join([start, *names]) in self._own and not {"classes", "ops"} & {*names}
+            return "" if own else f"uses {start}.{'.'.join(names)}"
+        if start in ("torch", "ops"):
+            last = names[1:] if start == "ops" and names[0] in ("prim", "aten") else names
+            known = len(last) == 1 and last[0] in _ARITHMETIC
+            return "" if known else f"calls {start}.{'.'.join(names)}"
+        # A tensor's methods are all operations, so no part of a module may be called as one.
+        for name in names:
+            if name in _ARITHMETIC:
+                continue
+            if (
+                name.startswith("__")
+                or hasattr(torch.Tensor, name)
+                or hasattr(torch.ops.aten, name)
+            ):
+                return f"calls {name}"
+        return self.read(root)

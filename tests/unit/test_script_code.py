@@ -5,6 +5,7 @@ from pathlib import Path
 import generators
 import pytest
 import torch
+from torch import nn
 
 from flexgen.reversal import load_generator
 from flexgen.reversal.script_code import arithmetic_alone
@@ -35,12 +36,27 @@ def test_what_is_not_code_is_left_behind(tmp_path: Path) -> None:
     path = generators.script(tmp_path / "g.pt")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("g/model.json", "another program")
+        archive.writestr("g/archive_format", "pt2")
         archive.writestr("g/extra/notes", "hello")
     content, why = arithmetic_alone(path)
     assert (content is not None, why) == (True, "")
     assert content is not None
     names = zipfile.ZipFile(io.BytesIO(content)).namelist()
     assert not any("model.json" in name or "extra" in name for name in names)
+    assert load_generator(path).kind == "TorchScript file"  # not the export that it pretends to be
+
+
+def test_networks_of_every_layer_are_arithmetic(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 8, 4), nn.InstanceNorm2d(8, affine=True),
+        nn.LeakyReLU(0.2), nn.Upsample(scale_factor=2.0, mode="bilinear"), nn.Conv2d(8, 8, 3, 1, 1),
+        nn.GroupNorm(2, 8), nn.SiLU(), nn.PixelShuffle(2), nn.ReflectionPad2d(1),
+        nn.Conv2d(2, 1, 3), nn.Dropout(0.1), nn.GELU(), nn.Flatten(), nn.LayerNorm(256),
+        nn.Linear(256, 4), nn.Softplus(),
+    ).eval()  # fmt: skip
+    loaded = load_generator(generators.script(tmp_path / "g.pt", net)).generator
+    z = torch.randn(2, 4)
+    torch.testing.assert_close(loaded(z), net(z))
 
 
 def before(line: str) -> tuple[str, str]:
@@ -56,11 +72,20 @@ def before(line: str) -> tuple[str, str]:
         (*before("f = torch"), "calls torch"),
         (*before("f = rpc_async"), "calls rpc_async"),
         (*before("f = g\n    g = 1"), "calls g"),
-        (*before("fork = 1"), "another meaning"),
+        (*before("range = 1"), "another meaning"),
+        (*before("a = \"\\\\\""), "other characters"),
         (*before("c = __torch__.torch.classes.a.B()"), r"uses __torch__\.torch\.classes\.a\.B"),
         (*before("# a"), "other characters"),
         (*before("a = r\"x\""), "other characters"),
         (*before("import os"), "does not write"),
+        (*before("n = __torch__.torch"), r"uses __torch__\.torch"),
+        (*before("n = __torch__"), "calls __torch__"),
+        (*before("i = (input).as_strided([1], [1], 0)"), "calls as_strided"),
+        (*before("i = input.to_sparse"), "calls to_sparse"),
+        (*before("i = self.__new__"), "calls __new__"),
+        (*before('i = getattr(input, "set_data")'), "calls getattr"),
+        ("  def forward", "  def __setstate__(self, x: int):\n    pass\n  def forward",
+         "defines __setstate__"),
         ("    return torch.linear", "    return ((torch.linear", "cannot be read"),
     ],
 )  # fmt: skip
