@@ -47,6 +47,7 @@ def in_space(
             "a pickle, as package.module:attribute or as TorchScript, scripted, not traced"
         )
     seed, size = options.get("seed", 0), options.get("bank", 2048)
+    size = len(size) if isinstance(size, Tensor) else size
     z = normal_codes(torch.arange(size), latent_shape, seed).to(device, loaded.dtype)
     if space != "z":
         if len(latent_shape) != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexgen.data.array_files import open_array
-from flexgen.data.sources import printable
+from flexgen.data.sources import open_image, printable
 from flexgen.metrics import load_classifier
 from flexgen.reversal.loading import load_generator
 
@@ -31,12 +31,12 @@ def read_mask(name: str | None, shape: tuple[int, ...]) -> Tensor | None:
     if not path.is_file():
         raise FileNotFoundError(f"there is no mask {name}; give an image, or an array in .npy")
     if path.suffix == ".npy":
-        known = torch.from_numpy(np.load(path, allow_pickle=False)) > 0
+        rows = open_array(path, numbers=True)
+        known = rows.read(torch.arange(rows.shape[0])) > 0
     else:
-        from PIL import Image
-
-        with Image.open(path) as image:
-            known = torch.from_numpy(np.array(image.convert("L"))) > 127
+        with open_image(path) as image:
+            grey = np.array(image.convert("I" if image.mode.startswith("I") else "L"))
+        known = torch.from_numpy(grey > grey.max() / 2)
     try:
         known = known.expand(shape)
     except RuntimeError as error:

@@ -108,6 +108,8 @@ def work(
 
 
 def _check_tunable(found: Found, n: int) -> None:
+    if found.options.get("norm") == "batch":
+        raise ValueError("`tune` is of a generator in eval mode; leave out reverse.norm=batch")
     if n > _MOST_TUNED:
         raise ValueError(
             f"`tune` fits one generator to all data, at most {_MOST_TUNED} samples, got {n}; give "

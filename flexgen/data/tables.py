@@ -54,12 +54,13 @@ class Table:
         """Class numbers `(n,)` of a column, -1 where it is missing, and their names in order."""
         self._check(label, "label")
         column = self.columns[label]
-        words = [str(cell).removesuffix(".0").lower() for cell in column]
+        end = "" if column.dtype.kind == "U" else ".0"  # of whole numbers
+        words = [str(cell).removesuffix(end).lower() for cell in column]
         there = np.array([word not in _MISSING for word in words])
         names, found = np.unique(column[there], return_inverse=True)
         numbers = np.full(len(column), -1)
         numbers[there] = found
-        return torch.from_numpy(numbers).long(), [str(n).removesuffix(".0") for n in names]
+        return torch.from_numpy(numbers).long(), [str(n).removesuffix(end) for n in names]
 
     def _check(self, name: str, key: str) -> None:
         if name not in self.columns:

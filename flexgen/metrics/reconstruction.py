@@ -24,8 +24,8 @@ def reconstruction_error(
         known: which elements count, broadcast to x; None: all.
 
     Returns:
-        "rmse", "psnr", and for images of 11 pixels a side or more whose elements all count "ssim",
-        each `(n,)`.
+        "rmse", for images "psnr", and for those of 11 pixels a side or more whose elements all
+        count "ssim", each `(n,)`.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity",
         2004 (SSIM).
@@ -38,7 +38,9 @@ def reconstruction_error(
         counts = known.expand_as(x).flatten(1)
         mean = squares.flatten(1).masked_fill(~counts, 0).sum(1) / counts.sum(1)
     rmse = mean.sqrt()
-    found = {"rmse": rmse, "psnr": 20 * torch.log10((high - low) / rmse)}
+    found = {"rmse": rmse}
+    if x.dim() == 4:  # what else there is has no white and black
+        found["psnr"] = 20 * torch.log10((high - low) / rmse)
     if x.dim() == 4 and min(x.shape[2:]) >= _WINDOW and known is None:
         ssim = structural_similarity_index_measure(
             x_hat, x, data_range=(low, high), reduction="none"

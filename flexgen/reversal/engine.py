@@ -135,7 +135,7 @@ def reverse(
             `(n, count, *latent_shape)`. "auto" is "bank" for "lbfgs", "normal" else.
         init_scale: standard deviation of the normal start.
         bank: number of codes in the bank, drawn from N(0, I), or uniformly within `bounds`; or
-            codes `(size, *latent_shape)`, such as draws from the prior. No more of them are drawn
+            codes `(size, *latent_shape)`, such as draws from the prior. No more of them are taken
             than make 2²⁶ elements of data (256 MiB), but always 64.
         starts: starts of a sample at most, for "lbfgs" alone; 4 by default, 2 for "auto".
         precision: "auto" as described, "float32" for a faster copy in the generator's own precision

@@ -113,9 +113,9 @@ def fast_pass(
         turned = float((our_gradient - gradient).norm() / gradient.norm())
         if not (off <= of_data and turned <= of_gradients):
             raise NoFastPass(f"a copy was off by {off:.2g}, its gradient by {turned:.2g}")
-        if fast.residual is not None and not context:
+        if fast.residual is not None:
             pairs = zip(fast.residual(z, x_hat + 1), residual(fast, z, x_hat + 1), strict=True)
-            if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs):
+            if context or not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5) for pair in pairs):
                 fast.residual = None
         return fast
 

@@ -95,7 +95,10 @@ def pivotal_tuning(
     x, z = x.to(weight), z.to(weight)
     own = next(generator.parameters()).dtype
     given = Contexts(context, weight.device).of
-    draws = normal_codes(torch.arange(steps * batch_size), z.shape[1:], seed).to(z)
+
+    def draws(step: int, n: int) -> Tensor:
+        return normal_codes(torch.arange(n) + step * batch_size, z.shape[1:], seed).to(z)
+
     everyone = torch.arange(len(x))
 
     @torch.no_grad()
@@ -117,7 +120,7 @@ def pivotal_tuning(
         console = Console(stderr=True)
         for step in track(range(steps), "tuning", console=console, disable=not progress):
             place = everyone.roll(-step * batch_size)[:batch_size]
-            near = (z[place] + draws[step * batch_size :][: len(place)]) / 2
+            near = (z[place] + draws(step, len(place))) / 2
             total = measure(as_it_is(z[place], place), x[place]).mean()
             if locality:
                 held = measure(as_it_is(near, place), as_it_was(near, place)).mean()
@@ -130,6 +133,6 @@ def pivotal_tuning(
     with frozen(generator, "eval"), torch.no_grad():
         x_hat = in_parts(as_it_is, z)
         before = measure(in_parts(as_it_was, z), x)
-        few = draws[: 4 * batch_size]
+        few = draws(0, min(4, steps) * batch_size)
         moved = in_parts(as_it_is, few) - in_parts(as_it_was, few)
     return Tuned(tuned, x_hat, measure(x_hat, x), before, float(moved.square().mean().sqrt()))

@@ -136,7 +136,7 @@ class Starts:
                     f"`bank` must be a number, or finite codes of shape (size, *{self.shape}), got "
                     f"{tuple(bank.shape)}; give draws from the prior"
                 )
-            codes = bank.detach()
+            codes = bank.detach()[: max(_BANK_ELEMENTS // elements, 64)]
         else:
             size = min(bank, max(_BANK_ELEMENTS // elements, 64))
             codes = normal_codes(torch.arange(size), self.shape, self.seed)

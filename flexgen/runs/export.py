@@ -166,9 +166,9 @@ def _part(model: Latent, name: str, shape: tuple[int, ...]) -> Part:
         assert model.decoder is not None
         return Part(name, model.decoder, (torch.zeros(3, model.latent_dim), *labels), model.decoder)
     if name == "encoder":
-        posterior = getattr(model, "posterior", None)
-        if "encoder" not in model.capabilities or posterior is None:
+        if "encoder" not in model.capabilities or "codebook" in model.capabilities:
             raise _LacksError("the model learned none; `flexgen reverse` finds codes")
+        posterior = model.get_submodule("posterior")
         x = torch.zeros(3, *shape)
         try:
             in_context(posterior, x, context).mean  # noqa: B018

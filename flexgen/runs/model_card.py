@@ -54,7 +54,9 @@ def _use(about: dict[str, Any], files: dict[str, list[Path]]) -> list[str]:
     if about["num_classes"]:
         return lines
     bounds = f" range=[{about['range'][0]:g},{about['range'][1]:g}]" if about["range"] else ""
-    command = f"flexgen reverse generator={programs['generator']} trust=true path=images{bounds}"
+    program = programs["generator"]
+    trust = " trust=true" if program.endswith(".pt2") else ""  # TorchScript is read first
+    command = f"flexgen reverse generator={program}{trust} path=images{bounds}"
     return [*lines, "", "## Codes of images", "", "```console", f"$ {command}", "```"]
 
 

@@ -98,7 +98,8 @@ def train(
         write_provenance(
             run_dir, command, words, config["seed"], parent, record_data(config, run.data)
         )
-        remember_data(config)
+        if command == "train":  # another's run that is gone on from is no word of the user's own
+            remember_data(config)
         if parent is not None and (history := parent.parent.parent / "metrics.csv").is_file():
             shutil.copy(history, run_dir / "metrics.csv")
         # Last: killed before it, this is no run yet, and the same command starts it.

@@ -133,8 +133,8 @@ def confine(saved: dict[str, Any], run_dir: Path, typed: Iterable[str] = ()) -> 
     if data.get("download"):
         data["download"] = False
     root = str(data.get("root") or "")
-    typed_or_none = not root or "data.root" in keys
-    if not typed_or_none and not _is_known(root, paths["data_dir"]):
+    asked = "data.root" in keys
+    if root and not asked and not _is_known(root, paths["data_dir"]):
         raise ValueError(
             f"the run's data lie in {root!r}, outside of the data folder {paths['data_dir']!r}, "
             "and no run was trained on them here; if these are what you mean, type path=…, or if "
@@ -153,7 +153,7 @@ def remember_data(config: dict[str, Any]) -> None:
     """Note in the user's own cache where data of one's own lie, which a command was given to train
     on: runs may be opened on them from now on."""
     root = config["data"].get("root")
-    if not root or str(root) in _remembered():
+    if not root or _is_known(str(root), own_folder("data_dir")):
         return
     notes = Path(own_folder("cache_dir")) / _OWN_DATA
     with suppress(OSError):  # a run is opened by path=… then
@@ -169,9 +169,13 @@ def _is_known(root: str, data_dir: str) -> bool:
 def _remembered() -> set[str]:
     try:
         text = (Path(own_folder("cache_dir")) / _OWN_DATA).read_text("utf-8", "surrogateescape")
-        return {str(json.loads(line)) for line in text.splitlines()}
-    except (OSError, ValueError):
+    except OSError:
         return set()
+    found = set()
+    for line in text.splitlines():
+        with suppress(ValueError):  # one that was cut off
+            found.add(str(json.loads(line)))
+    return found
 
 
 def own_folder(name: str) -> str:

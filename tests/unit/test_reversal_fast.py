@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from flexgen.networks import DCGANGenerator, MLPGenerator
-from flexgen.reversal import calibrate_batch_norm
+from flexgen.reversal import calibrate_batch_norm, reverse
 from flexgen.reversal.fast import FastPass, fast_pass
 from flexgen.reversal.passes import NoFastPass, residual
 
@@ -246,3 +246,24 @@ def test_other_graphs_than_a_row_of_dense_layers_keep_theirs(generator):
     generator.eval().requires_grad_(False)
     z = torch.randn(32, 20)
     assert fast_pass(generator, torch.float32, z, generator(z)).residual is None
+
+
+class Shifted(nn.Module):
+    """Linear layers whose code is moved by a label, or as it is without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        x: Tensor = self.net(z if label is None else z + 3 * label[:, None])
+        return x
+
+
+def test_a_label_that_may_be_left_out_is_heeded() -> None:
+    torch.manual_seed(0)
+    net, labels = Shifted().eval(), torch.arange(12) % 3
+    x = net(torch.randn(12, 3), labels).detach()
+    found = reverse(net, x, latent_shape=3, context=labels)
+    plain = reverse(net, x, latent_shape=3, context=labels, precision="plain")
+    assert found.loss.mean() < 10 * plain.loss.mean() + 1e-3
