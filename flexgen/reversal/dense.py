@@ -1,6 +1,7 @@
 """Rows of linear layers as one step of a pass: a small network's time is spent between products."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -90,7 +91,9 @@ def dense_residual(generator: nn.Module) -> DenseResidual | None:
         return None
     given = [*inspect.signature(generator.forward).parameters.values()][1:]
     try:
-        graph = fx.Tracer().trace(generator, {one.name: one.default for one in given})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arguments that are left out here
+            graph = fx.Tracer().trace(generator, {one.name: one.default for one in given})
     except Exception:  # what a graph cannot be made of goes on by autograd
         return None
     (node,) = next(n for n in graph.nodes if n.op == "output").args

@@ -67,10 +67,16 @@ class OnnxNetwork(nn.Module):
         for kind, inputs, output, options in self.steps:
             given = [values[name] for name in inputs]
             sizes = kind == "Shape" or all(isinstance(one, np.ndarray) for one in given)
-            if sizes:
-                values[output] = np.asarray(_OF_SIZES[kind](*given, **options))
-            else:
-                values[output] = _OPERATORS[kind](*given, **options)
+            operators = _OF_SIZES if sizes else _OPERATORS
+            if kind not in operators:
+                raise ValueError(
+                    f"the ONNX operator {kind} is not known here of {'sizes' if sizes else 'data'}; "
+                    "export the generator with torch.export.save"
+                )
+            if not sizes and kind in _ELEMENTWISE:  # a constant among data
+                given = [torch.as_tensor(one, device=z.device) for one in given]
+            found = operators[kind](*given, **options)
+            values[output] = np.asarray(found) if sizes else found
         x: Tensor = values[self.output]
         return x
 
@@ -184,10 +190,17 @@ def _axes(axes: Any) -> list[int]:
     return [int(n) for n in axes]
 
 
-def _first(value: Any) -> int:
+def _filled(shape: Array, value: Any = None) -> Array:
     from onnx import numpy_helper
 
-    return int(numpy_helper.to_array(value).flat[0])
+    fill = np.int64(0) if value is None else numpy_helper.to_array(value).flat[0]
+    return np.full(_axes(shape), fill)
+
+
+def _gather(x: Tensor, index: Any, axis: int = 0) -> Tensor:
+    if np.ndim(index) == 0:
+        return x.select(axis, int(index))
+    return x.index_select(axis, torch.as_tensor(index, device=x.device))
 
 
 def _unsqueeze(x: Tensor, given: Array | None = None, *, axes: Any = None) -> Tensor:
@@ -242,9 +255,11 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Identity": lambda x: x, "Dropout": lambda x, *_, **__: x,
     "Concat": lambda *xs, axis: torch.cat(xs, axis),
     "Expand": lambda x, shape: x.expand(np.broadcast_shapes(x.shape, tuple(_axes(shape)))),
-    "Transpose": lambda x, perm: x.permute(*perm),
+    "Transpose": lambda x, perm: x.permute(*perm), "Gather": _gather, "Cast": lambda x, to: x,
 }  # fmt: skip
 """Operators by their names, called with what ONNX gives them: inputs in order, options by name."""
+
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Pow"}
 
 _OF_SIZES: dict[str, Callable[..., Any]] = {
     "Shape": lambda x, start=0, end=None: np.array(x.shape[start:end], np.int64),
@@ -259,9 +274,7 @@ _OF_SIZES: dict[str, Callable[..., Any]] = {
     "Slice": _slice, "Transpose": lambda x, perm: x.transpose(perm),
     "Cast": lambda x, to: x, "Identity": lambda x: x,
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.floor_divide,
-    "ConstantOfShape": lambda shape, value=None: np.full(
-        _axes(shape), 0 if value is None else _first(value), np.int64
-    ),
+    "ConstantOfShape": _filled,
     "Equal": np.equal, "Where": np.where, "Mod": np.mod,
     "Reshape": lambda x, shape, allowzero=0: x.reshape(_axes(shape)),
 }  # fmt: skip

@@ -253,7 +253,7 @@ class Shifted(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 40))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         x: Tensor = self.net(z if label is None else z + 3 * label[:, None])
@@ -263,7 +263,7 @@ class Shifted(nn.Module):
 def test_a_label_that_may_be_left_out_is_heeded() -> None:
     torch.manual_seed(0)
     net, labels = Shifted().eval(), torch.arange(12) % 3
-    x = net(torch.randn(12, 3), labels).detach()
-    found = reverse(net, x, latent_shape=3, context=labels)
-    plain = reverse(net, x, latent_shape=3, context=labels, precision="plain")
+    x = net(torch.randn(12, 16), labels).detach()
+    found = reverse(net, x, latent_shape=16, context=labels)
+    plain = reverse(net, x, latent_shape=16, context=labels, precision="plain")
     assert found.loss.mean() < 10 * plain.loss.mean() + 1e-3
