@@ -70,7 +70,7 @@ class OnnxNetwork(nn.Module):
             operators = _OF_SIZES if sizes else _OPERATORS
             if kind not in operators:
                 raise ValueError(
-                    f"the ONNX operator {kind} is not known here of {'sizes' if sizes else 'data'}; "
+                    f"the ONNX operator {kind} is not known of {'sizes' if sizes else 'data'}; "
                     "export the generator with torch.export.save"
                 )
             if not sizes and kind in _ELEMENTWISE:  # a constant among data
