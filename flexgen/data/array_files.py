@@ -59,7 +59,8 @@ class Rows(ABC):
         found = ", ".join(names) or "none"
         missing = "" if self.key is None else f", not {self.key!r}"
         raise KeyError(
-            f"{self.path} holds the arrays {found}{missing}; say which with data_key=NAME"
+            f"{self.path} holds the arrays {found}{missing}; say which with data.key=NAME "
+            "(data_key=NAME of `flexgen reverse`)"
         )
 
 

@@ -258,7 +258,7 @@ def test_arrays_that_are_none(tmp_path: Path) -> None:
     refused(save(tmp_path / "e.npy", PIXELS[:0]), "at least one example")
     refused(save(tmp_path / "v.npy", PIXELS.reshape(9, -1)), "must hold images to bring")
     np.savez(tmp_path / "two.npz", a=PIXELS, b=PIXELS)
-    refused(tmp_path / "two.npz", "holds the arrays a, b; say which with data_key=NAME")
+    refused(tmp_path / "two.npz", "holds the arrays a, b; say which with data.key=NAME")
     refused(tmp_path / "two.npz", "arrays a, b, not 'c'", key="c")
     assert len(ArrayFile(tmp_path / "two.npz", (1, 6, 5), RANGE, key="b")) == 9
 
