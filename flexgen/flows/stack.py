@@ -214,7 +214,8 @@ class Stack(Transform):
         self._follow_orders()
 
 
-@torch.compiler.disable
+# torch.compiler.disable, but for the compiler's import, which takes as long as torch's own.
+@torch._disable_dynamo
 def _untraced(*args: Any) -> Mapped:
     image: Mapped = _Node.apply(*args)
     return image
