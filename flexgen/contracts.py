@@ -377,9 +377,14 @@ class Prior(_OverCodes):
     ) -> Report:
         """What :meth:`fit` does; a prior that learns has its own."""
         raise ValueError(
-            f"a {type(self).__name__} prior has nothing to learn from codes; refit with "
-            "prior=pushforward or prior=realnvp"
+            f"a {self.kind} prior has nothing to learn from codes; refit with prior=mixture, "
+            "pushforward or realnvp"
         )
+
+    @property
+    def kind(self) -> str:
+        """The name of its class, for messages."""
+        return type(self).__name__
 
     def base_space(self) -> BaseSpace:
         """The space of the simple prior that this one is a map of; by default its own."""

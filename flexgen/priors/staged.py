@@ -43,10 +43,12 @@ class _Foreign(Prior):
                     f"a prior must return a distribution over codes when it is called, got "
                     f"{type(module).__name__}, which does not ({error}); give it a `forward()`"
                 ) from error
-            if len(z.shape) != 1:
+            if len(z.shape) != 1 or len(distribution.event_shape) != 1:
+                batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
                 raise ValueError(
-                    f"a prior's event shape must be (latent_dim,), got {tuple(z.shape)}; "
-                    "wrap the distribution in `torch.distributions.Independent`"
+                    "a prior's event shape must be (latent_dim,) and its batch shape (), got "
+                    f"{event} and {batch} of {type(module).__name__}; wrap the distribution: "
+                    "torch.distributions.Independent(distribution, 1)"
                 )
             try:
                 distribution.log_prob(z)
@@ -61,6 +63,10 @@ class _Foreign(Prior):
                 setattr(self, name, getattr(module, name))
         has_weights = next(module.parameters(), None) is not None
         self.learns = hasattr(module, "fit") or (has_weights and self.has_log_prob)
+
+    @property
+    def kind(self) -> str:
+        return type(self.module).__name__
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         distribution: Distribution = self.module(context) if self.takes_context else self.module()

@@ -131,11 +131,14 @@ class Comparison:
         first = next((refit for refit in self.refits if refit.kept), self.refits[-1])
         said = [f"At step {first.step:,} the run replaced its prior by one learned from codes."]
         if not self.kept:
-            said = [f"The prior learned at step {first.step:,} was not kept: the old one went on."]
+            said = [
+                f"The prior learned at step {first.step:,} was not kept, as it is no closer to "
+                "held-out codes: the run went on with the old one."
+            ]
         if (pair := self.paired.get(("before", "swapped"))) is not None:
             data = f"{pair.n} held-out data"
             said.append(f"With the generator as it was, −log p(x) of {data} changed by {pair}.")
-        if (pair := self.paired.get(("control", "after"))) is not None:
+        if self.kept and (pair := self.paired.get(("control", "after"))) is not None:
             said.append(
                 f"After training on, −log p(x) of {pair.n} held-out data differs from the "
                 f"control's by {pair}."
@@ -186,11 +189,11 @@ class Comparison:
         """The table and its notes, for a terminal."""
         grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         narrow = len(self.columns) < len(WHEN)  # so that an interval is not cut in two
-        grid.add_column("", no_wrap=narrow)
+        grid.add_column("", overflow="fold")
         for when in self.columns:
-            grid.add_column(when, justify="right", no_wrap=narrow)
+            grid.add_column(when, justify="right", no_wrap=narrow, overflow="fold")
         if "control" in self.columns:
-            grid.add_column("difference", justify="right", no_wrap=narrow)
+            grid.add_column("difference", justify="right", no_wrap=True)
         for metric, at in self.points.items():
             cells = [str(at[when]) if when in at else "–" for when in self.columns]
             if "control" in self.columns:

@@ -62,9 +62,11 @@ def _line(error: BaseException) -> str:
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, of its Trainer's keys
         return message
     if isinstance(error, ImportError) and (found := re.match(r"Error loading '([^']+)'", message)):
+        cause = error.__cause__
+        why = f" ({type(cause).__name__}: {' '.join(str(cause).split())})" if cause else ""
         return (
-            f"cannot import `{found[1]}`; a class of your own is looked for in the working "
-            "directory, of a saved run with trust=true, and in PYTHONPATH"
+            f"cannot import `{found[1]}`{why}; a class of your own is looked for in PYTHONPATH and "
+            "in the working directory, there by commands on a saved run only with trust=true"
         )
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"

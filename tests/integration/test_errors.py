@@ -69,7 +69,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         (
             "train",
             ["network.generator._target_=flexgen.networks.Nothing"],
-            "cannot import `flexgen.networks.Nothing`; a class of your own is looked for in",
+            "cannot import `flexgen.networks.Nothing` (ModuleNotFoundError: No module named",
         ),
         (
             "train",

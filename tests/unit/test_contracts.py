@@ -145,14 +145,18 @@ def test_a_module_that_only_draws_has_no_density() -> None:
 def test_what_is_no_prior_is_told() -> None:
     with pytest.raises(ValueError, match="must return a distribution over codes"):
         as_prior(nn.Linear(2, 2))
-    batch = TorchNormal(torch.zeros(3, 2), 1.0)
 
     class Wrong(nn.Module):
-        def forward(self) -> Distribution:
-            return batch
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.batch = TorchNormal(torch.zeros(shape), 1.0)
 
-    with pytest.raises(ValueError, match=r"event shape must be \(latent_dim,\)"):
-        as_prior(Wrong())
+        def forward(self) -> Distribution:
+            return self.batch
+
+    for shape in ((3, 2), (2,)):
+        with pytest.raises(ValueError, match=r"event shape must be \(latent_dim,\).*Independent"):
+            as_prior(Wrong(*shape))
 
 
 def test_a_foreign_prior_trains_with_a_gan_and_a_vae() -> None:
