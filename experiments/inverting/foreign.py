@@ -88,7 +88,8 @@ def row(name: str, words: list[str], file: str | None, folder: Path, rounds: int
             side = 32 if "path=x32.npy" in words else 28
             loops.append(loop(folder / file, folder / f"x{side}.npy", labels))
     took, loss = statistics.median(seconds), f"{told['loss']:.2f}"
-    cells = [name, f"{took:.1f}", loss, f"{told['PSNR']:.1f}", f"{told['own PSNR']:.1f}"]
+    psnr = "–" if np.isnan(told["PSNR"]) else f"{told['PSNR']:.1f}"
+    cells = [name, f"{took:.1f}", loss, psnr, f"{told['own PSNR']:.1f}"]
     if loops:
         by_loop = statistics.median(s for s, _ in loops)
         cells += [f"{by_loop:.1f}", f"{loops[0][1]:.2f}", f"{by_loop / took:.1f}"]
