@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flexgen.checks import check_integer
 from flexgen.runs.folder import find_checkpoint
 from flexgen.runs.run import Run
 from flexgen.runs.saved_config import relocate
@@ -33,6 +34,7 @@ def refit(
         ValueError: if the parent cannot be rebuilt, or not be trained with such a prior.
         TrainingStopped: if a signal stopped it before its end.
     """
+    check_integer("more", more, 1, "it is the steps after the refit")
     run_dir = config["paths"]["run_dir"]
     own = (config["callbacks"].get("reversal") or {}).get("options", {})
     asked = {name: value for name, value in how["options"].items() if value is not None}

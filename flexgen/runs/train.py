@@ -89,8 +89,8 @@ def train(
     run = Run(config).build()
     if parent is not None:
         saved = load_checkpoint(parent)
-        check_same_data(config, run.data, saved)
         check_recorded(parent.parent.parent, config, run.data)
+        check_same_data(config, run.data, saved)
         _tell(new_settings(config, saved, same_run=False))
     with _leaving_nothing(run_dir, run, fresh), alone(run_dir):
         _refuse_second(run_dir)
@@ -146,9 +146,9 @@ def resume(config: dict[str, Any], checkpoint: str | None = None) -> Run:
         saved = None if start is None else load_checkpoint(start)
         changed = [] if saved is None else new_settings(config, saved, same_run=own)
         run = Run(config).build()
+        check_recorded(run_dir, config, run.data)
         if saved is not None:
             check_same_data(config, run.data, saved)
-        check_recorded(run_dir, config, run.data)
         if rank() == 0:
             _tell(changed)
             note_resume(run_dir, start, changed)
