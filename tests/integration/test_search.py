@@ -226,7 +226,7 @@ def test_without_a_space_or_optuna(flexgen: Run, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit, match="what is to be searched"):
         flexgen("search", *TINY)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(SystemExit, match=r"pip install 'flexgen\[search\]'"):
+    with pytest.raises(SystemExit, match="pip install optuna"):
         flexgen("search", *TINY, "model.critic_steps=1,2", "hydra.run.dir=other")
 
 

@@ -352,5 +352,5 @@ def test_a_cell_of_several_processes_is_a_flexgen_of_its_own(flexgen: Run) -> No
 
 
 def test_a_launcher_that_is_not_installed(flexgen: Run) -> None:
-    with pytest.raises(SystemExit, match=r"pip install 'flexgen\[joblib\]'"):
+    with pytest.raises(SystemExit, match="pip install hydra-joblib-launcher"):
         flexgen("train", "-m", *TINY, "hydra/launcher=kubernetes")
