@@ -147,7 +147,7 @@ def test_changed_pictures_are_refused(
         draw(folder, range(60, 120))
         for number, path in enumerate(sorted(folder.iterdir())):
             path.rename(folder / f"{number:04d}.png")
-    with pytest.raises(SystemExit, match="have changed since|are not those"):
+    with pytest.raises(SystemExit, match=r"have changed since|are not those"):
         flexgen("resume", f"run={run}", "steps=20", "trust=true")
 
 
