@@ -202,7 +202,7 @@ def test_two_processes_share_the_trials(flexgen: Run) -> None:
     words = [w for w in WORDS if not w.startswith("model.critic_steps")]
     both = [fork("search", *words, "trials=5", "hydra.run.dir=shared") for _ in range(2)]
     said = "".join(process.communicate(timeout=250)[0] for process in both)
-    assert [process.returncode for process in both] == [0, 0]
+    assert [process.returncode for process in both] == [0, 0], said
     assert [state for _, state in trials("shared").values()] == ["finished"] * 5
     assert "best of 5 trials, 0 of them failed" in said
 
