@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from flexgen.runs.cells import Cell, train_cell
 from flexgen.runs.compose import compose, quoted
 from flexgen.runs.devices import wants_several
 from flexgen.runs.errors import TrainingStopped, TrialPruned
+from flexgen.runs.grid_position import duration
 
 
 class _NoMetricError(ValueError):
@@ -117,6 +119,7 @@ class Search:
                 "hydra.run.dir"
             )
         self.study.set_user_attr("what", what)
+        self._began, self._settled_before = time.monotonic(), self._settled()
 
     def run(self) -> Best | None:
         """Finish the trials of a killed search, then make new ones.
@@ -187,7 +190,7 @@ class Search:
                 raise TrialPruned("pruned before")
             watched = [*overrides, *self._watch(number)]
             config = compose([*watched, f"paths.run_dir={quoted(cell.folder)}"])
-            print(f"trial {number + 1} of {self.trials}", file=sys.stderr)
+            print(f"trial {number + 1} of {self.trials}{self._time_left()}", file=sys.stderr)
             try:
                 apart = wants_several(config["trainer"])
                 train_cell(config, watched if apart else overrides, number)
@@ -204,6 +207,19 @@ class Search:
                 self.study.tell(number, self._value(cell.folder), skip_if_finished=True)
             elif cell.state == "failed":
                 self.study.tell(number, state=self.state.FAIL, skip_if_finished=True)
+
+    def _time_left(self) -> str:
+        """How long the other trials will take, if as long as those since the command began."""
+        settled = self._settled()
+        if (ended := settled - self._settled_before) < 1:
+            return ""
+        seconds = (time.monotonic() - self._began) / ended * (self.trials - settled)
+        return f", {duration(seconds)} left"
+
+    def _settled(self) -> int:
+        """How many trials have ended; without those that died while they were drawn."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(t.state.is_finished() and t.params.keys() == self.space.keys() for t in trials)
 
     def _is_pruned(self, number: int) -> int | None:
         """The generator step at which a trial was pruned; None if it was not."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,7 +54,10 @@ def test_an_interrupted_search_ends_as_one_that_never_was(
     flexgen: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flexgen("search", *WORDS, "trials=4", "hydra.run.dir=undisturbed")
-    said = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    said = told.out.splitlines()
+    assert "trial 1 of 4\n" in told.err
+    assert re.search(r"^trial 4 of 4, \d+ s left$", told.err, re.MULTILINE)
     whole = trials("undisturbed")
     assert {state for _, state in whole.values()} == {"finished", "failed"}
     values = {}
