@@ -76,6 +76,32 @@ class DenseResidual:
             slope = self.range_backward(residual, y) @ self.output.weight
             return residual.view_as(x), _pulled_back(slope, outputs, self.parts[::2])
 
+    def equations(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """½‖r‖², JᵀJ and Jᵀr of r = x − G(z), J the Jacobian of G: `(n,)`, `(n, d, d)`, `(n, d)`.
+
+        d is filled up with zeros to a multiple of 4: rows that lie in memory in another way than
+        their neighbours are rounded in another way.
+
+        Args:
+            z: `(n, d)`.
+            x: `(n, elements)`.
+        """
+        with torch.no_grad():
+            outputs = _rectified(z, self.parts)
+            y = self.to_range(self.output(outputs[-1] if outputs else z))
+            residual = x - y
+            weights = (*self.parts[::2], self.output.weight)
+            slopes = [output.sign_() for output in outputs]
+            slopes.append(self.range_backward(torch.ones_like(y), y))
+            # A row for each number of a code: how the data change with it.
+            first = F.pad(weights[0].T, (0, 0, 0, -z.shape[1] % 4))
+            change = first * slopes[0][:, None]
+            for weight, slope in zip(weights[1:], slopes[1:], strict=True):
+                change = (change.flatten(0, 1) @ weight.T).view(len(z), -1, len(weight))
+                change.mul_(slope[:, None])
+            downhill = (residual[:, None] @ change.mT)[:, 0]
+            return residual.square().sum(1) / 2, change @ change.mT, downhill
+
 
 _RANGES: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     nn.Identity: (lambda y: y, lambda gradient, y: gradient),

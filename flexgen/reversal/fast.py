@@ -157,16 +157,21 @@ def _with_gradient(
     return x_hat.detach(), gradient
 
 
-def is_light(generate: Generate, z: Tensor, *context: Tensor) -> bool:
-    """Whether a pass is little work for a sample, counted, not timed."""
+def operations(generate: Generate, z: Tensor, *context: Tensor) -> float:
+    """Floating-point operations of a pass of one sample, counted, not timed."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         generate(z, *context)
-    return counter.get_total_flops() < WORTH_BFLOAT16 * len(z)
+    return counter.get_total_flops() / len(z)
+
+
+def is_light(operations: float) -> bool:
+    """Whether a sample's pass of so many operations is so little that calling it costs more."""
+    return operations < WORTH_BFLOAT16
 
 
 def worth_bfloat16(generate: Generate, z: Tensor, *context: Tensor) -> bool:
     """Whether a pass is so much work that casts cost less than they save."""
-    return has_bfloat16(z.device) and not is_light(generate, z, *context)
+    return has_bfloat16(z.device) and not is_light(operations(generate, z, *context))
 
 
 def has_bfloat16(device: torch.device) -> bool:

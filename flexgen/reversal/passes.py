@@ -53,6 +53,8 @@ class Passes:
         plain: the generator's own, which the results are of; `fine` if None.
         fine_residual: :func:`residual` of `fine` in less time, if there is such a thing.
         light: whether a pass is so little work that calling it costs more.
+        equations: of codes `(n, d)` and data `(n, elements)`, ½‖r‖², JᵀJ and Jᵀr of r = x − G(z),
+            J the Jacobian of G, where that is little work too.
     """
 
     coarse: Generate
@@ -61,6 +63,7 @@ class Passes:
     plain: Generate | None = None
     fine_residual: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     light: bool = False
+    equations: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __call__(self, z: Tensor, *context: Tensor) -> Tensor:
         return (self.plain or self.fine)(z, *context)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from flexgen.reversal.checks import returned, turned
-from flexgen.reversal.fast import fast_pass, has_bfloat16, is_light
+from flexgen.reversal.fast import fast_pass, has_bfloat16, is_light, operations
 from flexgen.reversal.freezing import Generator, home
 from flexgen.reversal.passes import Generate, NoFastPass, Passes
 from flexgen.reversal.starts import Bank
 
 _MOST_BANKS = 64
+# Operations of a sample's Jacobian up to which Levenberg-Marquardt's few steps cost less than many
+# of a descent's.
+_SMALL_JACOBIAN = 2_000_000
 
 
 def checked(generator: Generator, x: Tensor, latent_shape: tuple[int, ...]) -> Generate:
@@ -149,7 +152,8 @@ def faster(
         fine = fast_pass(generator, probe.dtype, probe, made, *context)
     except NoFastPass as error:
         return Passes(generate, generate, f"plain passes ({error})")
-    name, light = str(probe.dtype).removeprefix("torch."), is_light(fine, probe, *context)
+    name, work = str(probe.dtype).removeprefix("torch."), operations(fine, probe, *context)
+    light = is_light(work)
     half = precision == "auto" and probe.dtype == torch.float32
     if half and not light and has_bfloat16(probe.device):
         with suppress(NoFastPass):
@@ -157,4 +161,7 @@ def faster(
             coarse = fast_pass(fine.source[0], torch.bfloat16, probe, made, *context)
             how = f"passes in bfloat16, then {name}"
             return Passes(coarse, fine, how, generate, fine.residual)
-    return Passes(fine, fine, f"passes in {name}", generate, fine.residual, light)
+    equations = None
+    if fine.residual is not None and work * probe[0].numel() < _SMALL_JACOBIAN:
+        equations = fine.residual.equations
+    return Passes(fine, fine, f"passes in {name}", generate, fine.residual, light, equations)
