@@ -231,9 +231,10 @@ def _latent_shape(asked: dict[str, Any], loaded: Loaded) -> tuple[int, ...]:
             f"latent_dim must be a whole number above 0, latent_shape a list of them, got {given}; "
             "as in latent_dim=100 or latent_shape=[512,4,4]"
         )
-    if loaded.latent_shape not in (None, tuple(given)):
+    fixed = None if loaded.any_size and len(given) == 3 else loaded.latent_shape
+    if fixed not in (None, tuple(given)):
         raise ValueError(
-            f"the {loaded.kind} takes codes of shape {shape_text(loaded.latent_shape or ())}, got "
+            f"the {loaded.kind} takes codes of shape {shape_text(fixed or ())}, got "
             f"{shape_text(tuple(given))}; leave out latent_dim and latent_shape"
         )
     return tuple(given)

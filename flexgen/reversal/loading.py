@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from flexgen.checks import first_line
 from flexgen.files import file_sha256
 from flexgen.reversal.checks import returned
+from flexgen.reversal.diffusers_files import read_decoder
 from flexgen.reversal.exported import read_exported
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.onnx_files import read_onnx
@@ -46,6 +47,7 @@ class Loaded:
         sha256: of the file, or of a module's source file and weights.
         dtype: floating type that it computes in.
         notes: what a person should know, a line each.
+        any_size: whether it takes codes of other heights and widths than `latent_shape`.
     """
 
     generator: Generator
@@ -54,16 +56,18 @@ class Loaded:
     sha256: str
     dtype: torch.dtype = torch.float32
     notes: tuple[str, ...] = ()
+    any_size: bool = False
 
 
 def load_generator(
     source: str | Path, *, network: nn.Module | None = None, key: str | None = None,
     trust: bool = False, device: torch.device | str = "cpu",
 ) -> Loaded:  # fmt: skip
-    """The generator in a file or at an import path.
+    """The generator in a file, in a folder of diffusers', or at an import path.
 
     Weights, a .safetensors file, are loaded into `network`. TorchScript (`torch.jit.save`) whose
-    code calls nothing but tensor arithmetic computes, and does nothing else. Everything else is a
+    code calls nothing but tensor arithmetic computes, and does nothing else; the decoder in a
+    folder of diffusers' is weights for a class of its own. Everything else is a
     program, or may hold one, and does what its writer wants, so it needs `trust`: other
     TorchScript, an archive of `torch.export.save`, an ONNX file, a pickle, by `torch.save` or by
     itself, each known by its content, and a module that is imported. A pickle may hold a
@@ -88,16 +92,15 @@ def load_generator(
     """
     path, device = Path(source), torch.device(device)
     if path.is_dir():
-        if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+        if not any((path / name).is_file() for name in ("model_index.json", "config.json")):
             raise ValueError(
-                f"{source} is a model of diffusers; give its decoder as a function of a module "
-                "here: vae = AutoencoderKL.from_pretrained(FOLDER); decode = lambda z: "
-                "vae.decode(z).sample; then generator=module:decode latent_shape=[4,32,32]"
+                f"{source} is a folder; name a generator's file in it, a FlexGen run's folder, "
+                "which holds config.yaml, or that of an autoencoder of diffusers, with config.json"
             )
-        raise ValueError(
-            f"{source} is a folder; name a generator's file in it, or a FlexGen run's folder, "
-            "which holds config.yaml"
-        )
+        if network is not None or key is not None:
+            raise ValueError(f"`network` and `key` go with a file, got the folder {source}")
+        decoder, sha256 = read_decoder(path)
+        return replace(_of_module(decoder, "decoder of diffusers", sha256, device), any_size=True)
     name, _, attribute = str(source).partition(":")
     imported = all(part.isidentifier() for part in (*name.split("."), *attribute.split(".")))
     if not path.is_file() and not imported:
@@ -205,6 +208,11 @@ def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | st
 def missing_latent_shape(loaded: Loaded) -> str:
     """What to tell a person who has not said what codes look like."""
     hint = _first_weight(loaded.generator)
+    if loaded.any_size:
+        return (
+            f"codes of which size does the generator take? this {loaded.kind} does not say{hint}; "
+            "give latent_shape=[channels,height,width], as in latent_shape=[4,32,32]"
+        )
     return (
         f"which codes does the generator take? this {loaded.kind} does not say{hint}; give "
         "latent_dim=100 for vectors of that size, or latent_shape=[512,4,4]"

@@ -212,12 +212,6 @@ def test_files_of_other_kinds_are_called_by_their_names(
         load_generator(tmp_path / "g.h5", trust=True)
 
 
-def test_a_folder_of_diffusers_says_how_its_decoder_is_given(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model of diffusers.*generator=module:decode"):
-        load_generator(tmp_path, trust=True)
-
-
 def test_weights_go_into_the_network_that_is_given(tmp_path: Path) -> None:
     path = tmp_path / "g.safetensors"
     save_file(generators.small().state_dict(), path)
