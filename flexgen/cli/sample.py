@@ -28,6 +28,10 @@ def _sample(cfg: DictConfig) -> None:
     kinds = [name for name in ("prior", "interpolate", "arithmetic") if asked.get(name)]
     if asked["to"] and set(kinds) - {"prior"}:
         raise ValueError(f"`to` is for samples, got to={asked['to']} with {kinds[0]}; leave it out")
+    if asked["classes"] is not None and set(kinds) - {"prior"}:
+        raise ValueError(f"`classes` is for samples, got it with {kinds[0]}; leave it out")
+    if isinstance(asked["classes"], dict) and any(w.startswith("n=") for w in task_overrides()):
+        raise ValueError("`classes` says how many samples there are of each class; leave `n` out")
     if len(kinds) > 1:
         raise ValueError(
             f"give one of prior=, interpolate= and arithmetic=, got {' and '.join(kinds)}; the "
@@ -56,27 +60,30 @@ def _sample(cfg: DictConfig) -> None:
 def _draw(run: Any, asked: dict[str, Any], stem: str) -> None:
     from flexgen.analysis.priors import codes_of, prior_for
     from flexgen.drawing import draw_samples
+    from flexgen.runs.sample_classes import asked_labels, told_classes
     from flexgen.training import isolated_rng
 
-    stem += f"_n={asked['n']}"
-    if asked.get("prior"):
-        # The words themselves: a prior's options are part of which prior it is.
-        typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
-        words = "_".join(word for word in typed if word.startswith(("prior", "n_fit=")))
+    labels = asked_labels(run, asked["classes"], asked["n"])
+    n = asked["n"] if labels is None else len(labels)
+    stem += f"_n={n}"
+    # The words themselves: a prior's options are part of which prior it is.
+    typed = [word.lstrip("+~").replace("/", "-") for word in task_overrides()]
+    if words := "_".join(w for w in typed if w.startswith(("prior", "n_fit=", "classes"))):
         if len(words.encode()) > _LONGEST_NAME:
-            words = f"prior={sha256(words.encode()).hexdigest()[:16]}"
+            words = f"words={sha256(words.encode()).hexdigest()[:16]}"
         stem = f"{stem}_{words}"
+    if asked.get("prior"):
         prior = prior_for(run, asked["prior"], lambda: codes_of(run, n=asked["n_fit"]))
         with isolated_rng(asked["sample_seed"]), run.latent.evaluating():
-            context = run.latent.in_turn(asked["n"])
-            x = run.latent.decode(prior.draw(asked["n"], context), context)
+            x = run.latent.decode(prior.draw(n, labels), labels)
     else:
-        x = run.sample(asked["n"], asked["sample_seed"])
+        x = run.sample(n, asked["sample_seed"], labels)
     if asked["to"] is not None:
         from flexgen.runs.sample_files import write_samples
 
-        context = run.model.in_turn(asked["n"])
-        print(f"samples: {write_samples(run.data, x, context, asked['to'], asked['out'] or stem)}")
+        print(f"samples: {write_samples(run.data, x, labels, asked['to'], asked['out'] or stem)}")
+        if told := told_classes(run, x, labels):
+            print(told)
         return
     _save({"x": x}, stem)
     _picture(stem, lambda path: draw_samples(x, run.data.range, path))

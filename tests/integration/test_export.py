@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flexgen.cli import main
+from flexgen.metrics import Classifier
+from flexgen.runs import sample_classes
 from flexgen.runs.run import open_run
 from tests.conftest import SMALL
 
@@ -155,6 +158,62 @@ def test_samples_for_evaluation_by_others(
         found = load_file(tmp_path / "out.safetensors")
         assert torch.equal(found["x"], x)
         assert found["label"].tolist() == [*range(10), *range(10)]
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["n=5", "classes=[3,1]"], [3, 1, 3, 1, 3]),
+        (["classes={8:1,2:2}"], [8, 2, 2]),
+        (["classes=7", "n=2", "prior=normal"], [7, 7]),
+    ],
+)
+def test_samples_of_the_classes_that_are_asked_for(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: Any, words: list[str], labels: list[int]
+) -> None:
+    run = runs("conditional")
+    main(["sample", f"run={run}", "to=npz", f"out={tmp_path / 'out'}", *words])
+    counts = ", ".join(f"{label} {labels.count(label)}" for label in range(10))
+    assert capsys.readouterr().out.splitlines()[-1] == f"classes: {counts}"
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["arr_1"].tolist() == labels
+        x = open_run(run).sample(len(labels), context=torch.tensor(labels))
+        assert np.abs(found["arr_0"] - ((x + 1) * 127.5).permute(0, 2, 3, 1).numpy()).max() <= 0.51
+
+
+def test_of_a_model_without_labels_the_classifier_counts(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier((1, 8, 8), 10)
+    torch.nn.init.zeros_(classifier.head.weight)
+    classifier.head.bias.data.copy_(torch.nn.functional.one_hot(torch.tensor(4), 10))
+    classifier.metadata = {"accuracy": "0.97"}
+    monkeypatch.setattr(sample_classes, "classifier_of", lambda *_: classifier)
+    words = ["sample", f"run={runs('gan')}", "n=3", "to=npz", f"out={tmp_path / 'out'}"]
+    main(words)
+    assert "classes" not in capsys.readouterr().out  # nothing is trained for it
+    about = "{_target_:flexgen.callbacks.SampleQuality,classifier:true,split:test,cache_dir:none}"
+    main([*words, f"++callbacks.quality={about}"])
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("classes by FlexGen's classifier, which is right on 97% of held-out")
+    assert "3 0, 4 3, 5 0" in told
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "told"),
+    [
+        ("gan", "classes=3", r"`classes` is for conditional models, got 3; leave it out"),
+        ("conditional", "classes=[]", r"must name at least one class"),
+        ("conditional", "classes={3:0}", r"must ask for at least one sample"),
+        ("conditional", "classes={3:1} n=4", r"leave `n` out"),
+        ("conditional", "classes=ten", r"numbers below 10; got 'ten'"),
+    ],
+)
+def test_classes_that_are_not_there(
+    runs: Callable[[str], Path], run: str, words: str, told: str
+) -> None:
+    with pytest.raises(SystemExit, match=told):
+        main(["sample", f"run={runs(run)}", "to=npz", *words.split()])
 
 
 @pytest.mark.parametrize(
