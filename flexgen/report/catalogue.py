@@ -5,7 +5,7 @@ no line here. The order of `METRICS` is the order of tables and pages.
 """
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -36,6 +36,13 @@ class Metric:
         if self.name in FLOORS:
             told.append(f"its floor is {FLOORS[self.name]}")
         return f"{'; '.join(told)} ({self.name})"
+
+    @property
+    def undefined(self) -> str:
+        """Why its value may be NaN."""
+        of_a_ratio = "it was measured as NaN, as a ratio of two zeros is"
+        known = (why for name, why in _UNDEFINED.items() if fnmatch.fnmatchcase(self.name, name))
+        return next(known, of_a_ratio)
 
     @property
     def heading(self) -> str:
@@ -161,6 +168,19 @@ FLOORS = {
 }
 """Where a perfect model would be."""
 
+_NO_DENSITY = "the density of the prior in use is not normalised"
+_UNDEFINED = {
+    "elbo/kl_level*": "the prior in use has no such level",
+    "elbo/total_correlation": "dimensions of the prior in use are not independent normals",
+    "elbo/dimensionwise_kl": "dimensions of the prior in use are not independent normals",
+    "elbo/*": _NO_DENSITY,
+    "nll/standard_error": f"it takes two data, or {_NO_DENSITY}",
+    "nll/*": _NO_DENSITY,
+    "posterior/correlation": "all data or all codes are equal",
+    "posterior/pag*": "the prior in use is no map of N(0, I), or there are too few codes",
+    "own/posterior_pag*": "the prior in use is no map of N(0, I), or there are too few codes",
+}
+
 CHIEF = (
     "nll/ais", "nll/samples", "pag/posterior", "pag/unit", "emd/samples", "fid/inception", "fid",
     "kid", "inception", "modes/captured", "modes/high_quality",
@@ -269,6 +289,14 @@ def number(value: float, digits: int = 4) -> str:
     if float(value).is_integer() and "." in text:
         text = text.rstrip("0").rstrip(".")
     return text
+
+
+def why_undefined(values: Mapping[str, float]) -> list[str]:
+    """Of metrics whose value is NaN why it is, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name in ordered(name for name, value in values.items() if np.isnan(value)):
+        names.setdefault(describe(name).undefined, []).append(describe(name).label)
+    return [f"not defined: {', '.join(labels)}: {why}" for why, labels in names.items()]
 
 
 def typeset(text: str) -> str:

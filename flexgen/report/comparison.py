@@ -10,7 +10,16 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.report.catalogue import CHIEF, describe, number, ordered, plus_minus, signed, typeset
+from flexgen.report.catalogue import (
+    CHIEF,
+    describe,
+    number,
+    ordered,
+    plus_minus,
+    signed,
+    typeset,
+    why_undefined,
+)
 from flexgen.report.curves import STANDARD_ERRORS, Curve, Point, RunError
 from flexgen.report.run_files import RunFiles
 
@@ -182,8 +191,10 @@ class Comparison:
 
     @property
     def lines(self) -> list[str]:
-        """What to know beside the figures: each refit, then the notes."""
-        return [*map(str, self.refits), *self.notes]
+        """What to know beside the figures: each refit, what has no value and why, the notes."""
+        values = ((m, p.value) for m, at in self.points.items() for p in at.values())
+        gone = {metric: value for metric, value in values if np.isnan(value)}
+        return [*map(str, self.refits), *why_undefined(gone), *self.notes]
 
     def __rich__(self) -> Group:
         """The table and its notes, for a terminal."""

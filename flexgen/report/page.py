@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexgen.files import open_file, write_text
-from flexgen.report.catalogue import CHIEF, IN_OTHER_PANELS, PANELS, ordered
+from flexgen.report.catalogue import CHIEF, IN_OTHER_PANELS, PANELS, ordered, why_undefined
 from flexgen.report.chart import Chart, Line
 from flexgen.report.comparison import Comparison, compare
 from flexgen.report.curves import Point, RunError
@@ -85,6 +85,8 @@ def page(run: RunFiles) -> str:
         galleries={name: shown for name, shown in galleries.items() if shown},
         describe=run.describe, facts=_facts(run), command=command(run), provenance=_provenance(run),
         data=data(run, comparison),
+        undefined=why_undefined({name: value for name, value in run.final.items()
+                                 if name not in IN_OTHER_PANELS}),
     )  # fmt: skip
 
 
@@ -103,6 +105,10 @@ def data(run: RunFiles, comparison: Comparison | None) -> dict[str, Any]:
         "refits": [vars(refit) for refit in comparison.refits] if comparison else [],
         "comparison": {m: {when: vars(p) for when, p in at.items()} for m, at in points.items()},
         "labels": {metric: run.describe(metric).label for metric in run.curves},
+        "undefined": {
+            metric: run.describe(metric).undefined
+            for metric, curve in run.curves.items() if np.isnan(curve.values).any()
+        },
         "curves": {
             who: {metric: drawn(Line.of(curve)) for metric, curve in found.items()}
             for who, found in curves.items()

@@ -99,6 +99,8 @@ class Table:
         several = f"the mean of its last {self.last} evaluations"
         value = several if self.last > 1 else "its last evaluation"
         text = f"Mean ± sample standard deviation over n runs; the value of a run is {value}."
+        if any(len(row.seeds) == 1 for row in self.rows):
+            text += " One run has no deviation."
         if self.last > 1:
             text += " In brackets: the standard deviation of those evaluations within a run."
         if any(any(self.best(metric)) for metric in self.metrics):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flexgen.checks import check_integer
-from flexgen.report.catalogue import choose
+from flexgen.report.catalogue import choose, why_undefined
 from flexgen.report.comparison import PAIRS, compare
 from flexgen.report.curves import RunError, Value, read_provenance
 from flexgen.report.labels import name_bases
@@ -150,7 +150,9 @@ def _row(
     for metric in metrics:
         values = [(run, found[metric]) for run, found in members if metric in found]
         for run, value in values:
-            if not np.isfinite(value.mean):
+            if np.isnan(value.mean):
+                notes.append(f"{run.path}: {', '.join(why_undefined({metric: value.mean}))}")
+            elif not np.isfinite(value.mean):
                 notes.append(f"{run.path}: {metric} is {value.mean}")
             if value.count < last and metric in run.curves:
                 notes.append(f"{run.path}: {metric} has {value.count} of {last} evaluations")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexgen.report.catalogue import describe, number, ordered
+from flexgen.report.catalogue import describe, number, ordered, why_undefined
 from flexgen.report.comparison import compare
 from flexgen.report.priors import PriorTable
 from flexgen.report.run_files import RunFiles
@@ -36,7 +36,7 @@ def print_values(values: Mapping[str, float], title: str = "") -> None:
         if low is not None and high is not None:
             text += f"\n[{number(low, 3)}, {number(high, 3)}]"
         grid.add_row(Text(describe(name).heading), Text(text))
-    Console().print(grid)
+    Console().print(grid, *map(Text, why_undefined(values)), sep="\n")
 
 
 def write_table(

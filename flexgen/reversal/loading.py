@@ -25,7 +25,7 @@ from flexgen.reversal.diffusers_files import read_decoder
 from flexgen.reversal.exported import read_exported
 from flexgen.reversal.freezing import Generator, batch_norms, frozen, home, weights_sha256
 from flexgen.reversal.onnx_files import read_onnx
-from flexgen.reversal.pickles import Styled, pick, read_pickle
+from flexgen.reversal.pickles import Styled, is_pickle, pick, read_pickle
 from flexgen.reversal.preparation import is_noisy, tried
 from flexgen.reversal.script_code import arithmetic_alone
 from flexgen.reversal.starts import normal_codes
@@ -114,9 +114,11 @@ def load_generator(
     if not trust:
         archive, why = arithmetic_alone(path) if path.is_file() else (None, "")
         if archive is None:
+            pickled = path.is_file() and is_pickle(path)
+            what = "a pickle, which may be a program" if pickled else "a program, not weights"
             raise ValueError(
-                f"{source} is a program, not weights{why and f', that {why}'}: it can do on this "
-                f"machine whatever you can; if you trust who made it, say trust=true. {_WEIGHTS}"
+                f"{source} is {what}{why and f', that {why}'}: it can do on this machine "
+                f"whatever you can; if you trust who made it, say trust=true. {_WEIGHTS}"
             )
     if path.is_file():
         return _from_file(path, network, key, device, archive)

@@ -1,6 +1,8 @@
 """What a pickle holds: a generator, or weights of one, maybe beside others."""
 
 import pickle
+import traceback
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,13 @@ def read_pickle(path: Path) -> Any:
                 file.seek(0)
                 return pickle.load(file)
         return torch.load(path, map_location="cpu", weights_only=False)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if inside := [frame.filename for frame in frames if frame.name == "<module>"]:
+            raise ValueError(
+                f"cannot load {path}: the code of its classes is there, and {inside[-1]} fails to "
+                f"import what it needs ({first_line(error)}); install that here"
+            ) from error
         raise ValueError(
             f"cannot load {path}: its classes need the module {error.name}, which cannot be "
             f"imported here; {_CODE}"
@@ -48,6 +56,16 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(
             f"cannot load {path} ({first_line(error)}); it is cut short, or no file of torch's"
         ) from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by itself or of `torch.save`; nothing in it is run."""
+    with open(path, "rb") as file:
+        if file.read(1) == b"\x80":
+            return True
+    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    inside = {name.partition("/")[2] for name in names}
+    return "data.pkl" in inside and not inside & {"constants.pkl", "archive_format"}
 
 
 def _of_torch(path: Path) -> bool:

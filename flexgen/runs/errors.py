@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from difflib import get_close_matches
 
 from flexgen._conf import conf_dir
@@ -62,15 +63,27 @@ def _line(error: BaseException) -> str:
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, of its Trainer's keys
         return message
     if isinstance(error, ImportError) and (found := re.match(r"Error loading '([^']+)'", message)):
-        cause = error.__cause__
-        why = f" ({type(cause).__name__}: {' '.join(str(cause).split())})" if cause else ""
-        return (
-            f"cannot import `{found[1]}`{why}; a class of your own is looked for in PYTHONPATH and "
-            "in the working directory, there by commands on a saved run only with trust=true"
-        )
+        return _not_imported(found[1], error.__cause__)
     if isinstance(error, TypeError) and (found := re.search(r"argument '(\w+)'", message)):
         return f"{message}{_did_you_mean(found[1])}"
     return f"{type(error).__name__}: {message} (FLEXGEN_DEBUG=1 shows where)"
+
+
+def _not_imported(target: str, cause: BaseException | None) -> str:
+    why = f" ({type(cause).__name__}: {' '.join(str(cause).split())})" if cause else ""
+    missing = cause.name or "" if isinstance(cause, ModuleNotFoundError) else ""
+    if missing == target.partition(".")[0]:
+        remedy = "install it, or put its folder on PYTHONPATH or in the working directory"
+        if os.getcwd() not in sys.path:
+            remedy = (
+                "install it, or put its folder on PYTHONPATH; in the working directory it is "
+                "looked for with trust=true alone, which runs what lies there"
+            )
+    elif f"{target}.".startswith(f"{missing}."):
+        remedy = "there is no such name in it; check the spelling of `_target_`"
+    else:
+        remedy = "its code is there, and fails; mend it, or install what it needs"
+    return f"cannot import `{target}`{why}; {remedy}"
 
 
 def error_reason(error: BaseException) -> str:

@@ -73,6 +73,16 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ),
         (
             "train",
+            ["network.generator._target_=flexgen.networks.Nothing"],
+            "there is no such name in it; check the spelling of `_target_`",
+        ),
+        (
+            "train",
+            ["network.generator._target_=not_installed.Net"],
+            "install it, or put its folder on PYTHONPATH or in the working directory",
+        ),
+        (
+            "train",
             ["paths.run_dir=out/lr=1e-3"],
             "cannot read `paths.run_dir=out/lr=1e-3` (mismatched input '=' expecting <EOF>); quote "
             "a value with special characters: 'paths.run_dir=\"out/lr=1e-3\"'",

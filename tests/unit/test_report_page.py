@@ -129,6 +129,8 @@ def test_nan_and_infinity_are_shown_and_are_null_in_the_data(tmp_path: Path) -> 
     assert page.data["curves"]["run"]["pag/unit"]["values"] == [2.0, None]
     assert page.data["final"]["fid"] is None
     assert {f["data-value"] for f in page.figures("fid")} == {"inf"}
+    assert "Not defined: PAG by descent: it was measured as NaN" in page.text
+    assert list(page.data["undefined"]) == ["pag/unit"]
     assert "×" in page.text
 
 

@@ -113,6 +113,7 @@ def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     cell = result.rows[0].cells["emd/samples"]
     assert math.isnan(cell.std)
     assert "±" not in result.text().replace("Mean ±", "")
+    assert "One run has no deviation." in result.caption
     line = next(csv.DictReader(io.StringIO(result.csv())))
     assert line["emd/samples std"] == ""
     assert line["emd/samples mean"] == "1.5"
@@ -218,7 +219,7 @@ def test_nan_is_shown_and_said_not_dropped(tmp_path: Path) -> None:
     _run(tmp_path, "1", "model=gan seed=1", [1.0, 2.0])
     result = table(tmp_path)
     assert math.isnan(result.rows[0].cells["emd/samples"].mean)
-    assert any("emd/samples is nan" in note for note in result.notes)
+    assert any("not defined: EMD: it was measured as NaN" in note for note in result.notes)
     assert "not defined" in result.text()
     assert " not defined " in result.latex()
     assert result.plot(tmp_path / "nan.png").stat().st_size > 1000
@@ -376,3 +377,10 @@ def test_print_values_puts_an_interval_beside_its_metric(
     assert "[0.250, 1]" in out
     assert "unit_low" not in out
     assert "FID" in out
+
+
+def test_print_values_says_why_a_value_is_not_defined(capsys: pytest.CaptureFixture[str]) -> None:
+    print_values({"elbo/kl": math.nan, "elbo/bound": math.nan, "posterior/correlation": math.nan})
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not defined: ELBO, KL of posteriors: the density of the prior in use is not norm" in out
+    assert "not defined: Correlation: all data or all codes are equal" in out

@@ -155,9 +155,16 @@ def test_weights_below_a_key(tmp_path: Path) -> None:
         load_generator(tmp_path / "g.safetensors", network=generators.Small())
 
 
-def test_a_pickle_without_its_code_says_which_module_is_missing(tmp_path: Path) -> None:
+def test_a_pickle_without_its_code_says_which_module_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "g.pkl").write_bytes(b"\x80\x02ctorch_utils.persistence\nG\n.")
     with pytest.raises(ValueError, match=r"need the module torch_utils.*PYTHONPATH"):
+        load_generator(tmp_path / "g.pkl", trust=True)
+    (tmp_path / "its_code.py").write_text("import not_installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "g.pkl").write_bytes(b"\x80\x02cits_code\nG\n.")
+    with pytest.raises(ValueError, match=r"its_code.py fails.*'not_installed'.*; install that"):
         load_generator(tmp_path / "g.pkl", trust=True)
     (tmp_path / "g.pkl").write_bytes(b"\x80\x02c__main__\nMyGenerator\n.")
     with pytest.raises(ValueError, match=r"MyGenerator.*a class in it is not where it was"):
@@ -241,7 +248,8 @@ def test_a_program_wants_trust(tmp_path: Path, kind: str) -> None:
         source.write_text("no program that anybody knows")
     else:
         torch.save([Evil(mark)], source, _use_new_zipfile_serialization=kind == "pickle")
-    with pytest.raises(ValueError, match=r"is a program.*trust=true.*safetensors") as told:
+    what = "a pickle, which may be" if kind in ("pickle", "legacy") else "a program, not weights"
+    with pytest.raises(ValueError, match=rf"is {what}.*trust=true.*safetensors") as told:
         load_generator(source)
     assert "\n" not in str(told.value)
     assert not mark.exists()

@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("flexgen-data").textContent);
-  const show = (value) => (value === null ? "not defined" : String(+value.toPrecision(4)));
+  const show = (value, why) => (
+    value === null ? `not defined${why ? `: ${why}` : ""}` : String(+value.toPrecision(4)));
 
   // A read-out of every line at the step nearest to the pointer, or moved by the arrow keys.
   for (const svg of document.querySelectorAll("svg.chart")) {
@@ -11,7 +12,8 @@
     const curves = Object.entries(group === undefined ? data.curves : data.grouped[group])
       .flatMap(([who, found]) => metrics.filter((metric) => found[metric]).map((metric) => {
         const name = data.labels[metric] + (who === "control" ? ", control" : "");
-        return { name: group === undefined ? name : who, ...found[metric] };
+        const why = (data.undefined ?? {})[metric];
+        return { name: group === undefined ? name : who, why, ...found[metric] };
       }));
     if (!curves.length) continue;
     const cursor = svg.querySelector(".cursor");
@@ -33,7 +35,7 @@
         const near = nearest(curve.generator_steps, wanted);
         const step = curve.generator_steps[near];
         const where = step === at ? "" : ` (step ${step.toLocaleString("en")})`;
-        return `${curve.name}: ${show(curve.values[near])}${where}`;
+        return `${curve.name}: ${show(curve.values[near], curve.why)}${where}`;
       });
       const x = left + (at - first) / (end - first) * (right - left);
       cursor.setAttribute("x1", x);
