@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from flexgen.checks import check_integer, check_sizes
+from flexgen.checks import check_integer, check_positive, check_sizes
 from flexgen.contracts import Cost, Encoder, Ladder, Posterior, Prior, in_context
-from flexgen.directional import PowerSpherical
+from flexgen.directional import Directions, PowerSpherical, VonMisesFisher
 from flexgen.distributions import DiagonalNormal, LowerNormal, Point, Shape, Vectors, normal_of
 from flexgen.flows import FlowDistribution, Transform
 from flexgen.networks import layers
@@ -42,31 +42,58 @@ class DiagonalGaussian(Posterior):
         return normal_of(*self.head(h).chunk(2, dim=-1))
 
 
-class PowerSphericalPosterior(Posterior):
-    """q(z|x) over directions, |z| = 1, around a mean direction of x with a concentration of x.
+class _OverDirections(Posterior):
+    """q(z|x) over directions, |z| = 1, around a mean direction of x with a concentration of x."""
 
-    Its prior is `prior=hyperspherical`, to which the KL is in closed form, or a mixture of such
-    posteriors, vamp.
+    spherical = True
+    of: type[Directions]
+
+    def __init__(self, encoder: Encoder, latent_dim: int, *, concentration: float = 50.0) -> None:
+        super().__init__()
+        check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
+        check_positive("concentration", concentration, "set `posterior.concentration=50`")
+        self.encoder, self.latent_dim = encoder, latent_dim
+        self.head = nn.Linear(_out_features(encoder), latent_dim + 1)
+        self.head.bias.data[-1] += concentration
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Directions:
+        out = self.head(in_context(self.encoder, x, context)).float()
+        return self.of(normalize(out[:, :-1], dim=1), softplus(out[:, -1]))
+
+
+class PowerSphericalPosterior(_OverDirections):
+    """q(z|x) over directions, |z| = 1: power spherical, its mean and concentration of x.
+
+    Its prior is `prior=hyperspherical`, to which the KL is in closed form, or a mixture: of such
+    posteriors, vamp, or one fitted afterwards, spherical_mixture.
 
     Args:
         encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
         latent_dim: d, at least 2; directions in d dimensions.
+        concentration: where κ(x) starts, about, above 0.
 
     Source: De Cao & Aziz, "The power spherical distribution", 2020; in the place of von
     Mises-Fisher in Davidson et al., "Hyperspherical variational auto-encoders", 2018, section 3.
     """
 
-    spherical = True
+    of = PowerSpherical
 
-    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
-        super().__init__()
-        check_integer("latent_dim", latent_dim, 2, "set `latent_dim=20`")
-        self.encoder, self.latent_dim = encoder, latent_dim
-        self.head = nn.Linear(_out_features(encoder), latent_dim + 1)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> PowerSpherical:
-        out = self.head(in_context(self.encoder, x, context)).float()
-        return PowerSpherical(normalize(out[:, :-1], dim=1), softplus(out[:, -1]))
+class VonMisesFisherPosterior(_OverDirections):
+    """q(z|x) over directions, |z| = 1: von Mises-Fisher, its mean and concentration of x.
+
+    What :class:`PowerSphericalPosterior` says of priors holds here.
+
+    Args:
+        encoder: data `(n, *shape)` to features `(n, encoder.out_features)`.
+        latent_dim: d, at least 2; directions in d dimensions.
+        concentration: where κ(x) starts, about, above 0.
+
+    Source: Davidson et al., "Hyperspherical variational auto-encoders", 2018, section 3.
+    Departure: another gradient of draws, see :class:`~flexgen.directional.VonMisesFisher`.
+    """
+
+    of = VonMisesFisher
 
 
 class Deterministic(Posterior):

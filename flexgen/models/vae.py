@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from flexgen.checks import check_integer, check_not_negative, check_positive
 from flexgen.contracts import Batch, Likelihood, Posterior, Prior, in_context
-from flexgen.directional import PowerSpherical, UniformSphere
+from flexgen.directional import Directions, UniformSphere
 from flexgen.distributions import DiagonalNormal, HierarchicalNormal
 from flexgen.models.autoencoder import Encoding
 from flexgen.networks.layers import initialise_from_data
@@ -118,8 +118,9 @@ class VAE(Encoding):
         if bound.spherical != self.posterior.spherical:
             raise ValueError(
                 "codes of length 1 have a density against the sphere's area, on both sides of a "
-                "VAE's bound or on none; use posterior=power_spherical with prior=hyperspherical "
-                "or vamp, or posterior=diagonal with a VAE's other priors, as prior=normal"
+                "VAE's bound or on none; use posterior=power_spherical or von_mises_fisher with "
+                "prior=hyperspherical, spherical_mixture or vamp, or posterior=diagonal with a "
+                "VAE's other priors, as prior=normal"
             )
         return bound
 
@@ -193,7 +194,7 @@ class VAE(Encoding):
         elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal) and p.is_normal:
             z = q.rsample(draws)
             kl = q.kl(p.given(z)).flatten(0, -2).mean(0)
-        elif isinstance(q, PowerSpherical) and isinstance(p, UniformSphere):
+        elif isinstance(q, Directions) and isinstance(p, UniformSphere):
             z, kl, sizes = q.rsample(draws), q.kl_to_uniform().mean().view(1), self.latent_dim
         else:
             z, log_q = q.rsample_and_log_prob(draws)

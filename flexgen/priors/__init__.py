@@ -24,6 +24,7 @@ from flexgen.priors.pixel import PixelPrior
 from flexgen.priors.polarity import Polarity
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
+from flexgen.priors.spherical_mixture import SphericalMixture
 from flexgen.priors.staged import Staged, as_prior, base_codes
 from flexgen.priors.tilted import LARS, LatentEnergy, NoiseContrastive
 from flexgen.priors.vamp import MixtureOfPosteriors, Vamp
@@ -34,6 +35,6 @@ __all__ = [
     "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture", "Masked",
     "MetropolisHastings", "Mixture", "MixtureMADE", "MixtureOfPosteriors", "NoiseContrastive",
     "Normal", "OptimalTransport", "PerClass", "PixelPrior", "Polarity", "Prior", "Pushforward",
-    "RealNVP", "Rejection", "Staged", "TopDown", "Truncation", "Uniform", "Vamp", "Weighted",
-    "as_prior", "base_codes", "maximise_likelihood",
+    "RealNVP", "Rejection", "SphericalMixture", "Staged", "TopDown", "Truncation", "Uniform",
+    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

@@ -74,8 +74,8 @@ class Truncation(Prior):
 class Hyperspherical(Prior):
     """All directions alike: codes of length 1, in d dimensions.
 
-    Of a VAE, for `posterior=power_spherical`. A game takes it too; codes of data are then found in
-    the space of ε from N(0, I), with z = ε/|ε|.
+    Of a VAE, for `posterior=power_spherical` or `von_mises_fisher`. A game takes it too; codes of
+    data are then found in the space of ε from N(0, I), with z = ε/|ε|.
 
     Args:
         latent_dim: d, at least 2.

@@ -151,7 +151,8 @@ def for_posterior(name: str) -> tuple[str, ...]:
         return (*RESNET, f"posterior={name}", "posterior.flow.hidden_channels=[8]")
     if name.startswith(("bottom_up", "bidirectional", "markov")):
         return "prior=hierarchical", "latent_dim=4", f"posterior={name}"
-    return f"posterior={name}", *(("prior=hyperspherical",) if name == "power_spherical" else ())
+    of_length_1 = name in ("power_spherical", "von_mises_fisher")
+    return f"posterior={name}", *(("prior=hyperspherical",) if of_length_1 else ())
 
 
 def vae(*overrides: str) -> Any:
@@ -182,8 +183,8 @@ def test_every_posterior_trains_with_every_likelihood(posterior: str, likelihood
 @pytest.mark.parametrize("prior", names("prior"))
 def test_a_vae_trains_every_prior_with_a_density_and_refuses_the_others(prior: str) -> None:
     words = (*for_prior(prior), *size_for(prior, 3))
-    words += ("model=vae", "posterior=power_spherical") if prior == "hyperspherical" else ()
     alone = as_prior(instantiate(config(*words)["prior"]))
+    words += ("posterior=von_mises_fisher",) if alone.spherical else ()
     if alone.num_values is not None:
         with pytest.raises(Exception, match=r"codes of a VAE are real numbers.*use prior=normal"):
             vae(*words)
