@@ -1,10 +1,11 @@
-"""Written-out derivatives that have no derivative of their own."""
+"""Derivatives that are written out, where autograd is asked for more than one."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def differentiable_once(
@@ -19,7 +20,7 @@ def differentiable_once(
     Args:
         why: what the RuntimeError says that a second derivative ends in.
         grads: of the inputs, None for those without.
-        inputs: what they are functions of.
+        inputs: what they are functions of, the incoming gradients among them.
     """
     whole = list(grads)
     kept = [i for i, grad in enumerate(whole) if grad is not None]
@@ -28,6 +29,16 @@ def differentiable_once(
     ):
         whole[i] = grad
     return whole
+
+
+def is_transformed(grad: Tensor | None = None) -> bool:
+    """Whether a transform of `torch.func`, forward-mode differentiation or, by its gradient, a
+    batch of backwards is at work, which a node that is written out does not know."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or (grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad))
+    )
 
 
 class _Once(torch.autograd.Function):

@@ -93,7 +93,9 @@ class Autoregressive(Stack):
     def layer(self, run: Pass, row: int, seen: Tensor, code: Tensor) -> Layer:
         if not run.inverse:
             return super().layer(run, row, seen, code)
-        out = self._solve(run, row, code)
+        # What is written in place autograd cannot derive; a program that was traced need not be.
+        derived = run.traced and not torch.jit.is_tracing()
+        out = (self._solve_by_passes if derived else self._solve)(run, row, code)
         image, log_scale, saved = self.update.apply(out, code, run.gains[row], True)
         return image, log_scale, saved, image
 
@@ -126,6 +128,17 @@ class Autoregressive(Stack):
             own_gain = None if gain is None else gain[one]
             x[one] = self.update.apply(out, code[one], own_gain, True)[0]
         return units[-1]
+
+    def _solve_by_passes(self, run: Pass, row: int, code: Tensor) -> Tensor:
+        """As :meth:`_solve`, by a pass of the whole network for each coordinate."""
+        outputs, gain = self.update.num_outputs, run.gains[row]
+        x = torch.zeros_like(code)
+        for i in range(self.features):
+            one, out = slice(i, i + 1), run(row, x)[outputs * i : outputs * (i + 1)]
+            own_gain = None if gain is None else gain[one]
+            found = self.update.apply(out, code[one], own_gain, True)[0]
+            x = torch.cat([x[:i], found, x[i + 1 :]])
+        return run(row, x)
 
     def _solve_backward(self, run: Pass, row: int, saved: Saved | None, grad: Tensor) -> Tensor:
         """The derivative of `_solve` and its update, by falling degree; gives the code's."""

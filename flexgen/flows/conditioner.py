@@ -139,6 +139,7 @@ class Pass:
         keep: int | None = None, traced: bool = False,
     ) -> None:  # fmt: skip
         depth, self.inverse, self.num_outputs = net.depth, inverse, net.num_outputs
+        self.traced = traced
         self.blocks, self.masks = net.blocks, list(net._buffers.values()) or [None] * depth
         weights, self._biases = tensors[:depth], tensors[depth : 2 * depth]
         if traced:

@@ -93,9 +93,10 @@ class ConvAutoregressive(Transform):
             for row, column, channel in itertools.product(*map(range, (height, width, channels))):
                 m, s = step(eps, given)
                 at = slice(None), channel, row, column
-                found = torch.zeros_like(eps)
-                found[at] = x[at] * s[at].exp() + m[at]
-                eps = eps + found
+                found = x[at] * s[at].exp() + m[at]
+                # Not in place, which transforms of torch.func do not all follow.
+                place = torch.tensor([(channel * height + row) * width + column], device=x.device)
+                eps = eps.flatten(1).index_copy(1, place, found[:, None]).view_as(x)
             ladj = ladj + step(eps, given)[1].flatten(1).sum(1)
             x = _turned(eps) if flip else eps
         return x.reshape(*batch, -1), ladj.view(batch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flexgen.contracts import Cost
-from flexgen.differentiation import differentiable_once
+from flexgen.differentiation import is_transformed
 from flexgen.flows.conditioner import Conditioner, Pass
 from flexgen.flows.transform import Mapped, Transform
 from flexgen.flows.updates import Saved, Update
@@ -91,8 +91,9 @@ class Stack(Transform):
         columns = code.reshape(-1, self.features).to(dtype).mT
         context = None if context is None else context.to(dtype)
         tensors = [t for net in self.nets for t in net.tensors(context, batch)]
-        # One node for the whole flow is no operation that a program can hold.
-        written, compiled = torch.jit.is_tracing(), torch.compiler.is_compiling()
+        # One node for the whole flow is no operation that a program or a transform can hold.
+        written = torch.jit.is_tracing() or is_transformed()
+        compiled = torch.compiler.is_compiling()
         if not written and not compiled:
             rows, ladj = _Node.apply(self, inverse, columns, *tensors)
         elif written or self._traceable(inverse):
@@ -239,32 +240,26 @@ class _Node(torch.autograd.Function):
         # Raises if a weight was changed since the forward.
         inputs, stack, inverse = ctx.saved_tensors, ctx.stack, ctx.passes[0].inverse
         again = torch.is_grad_enabled()  # as with create_graph=True
-        cost = stack.inverse_cost if inverse else stack.forward_cost
         with torch.autocast(grad.device.type, enabled=False):
-            if again and cost is Cost.PARALLEL:
-                return None, None, *_traced(stack, inverse, inputs, (grad, grad_ladj))
-            to_code = ctx.needs_input_grad[2]
-            with torch.no_grad():
+            if again or is_transformed(grad):
+                with torch.enable_grad():
+                    grads = _traced(stack, inverse, inputs, (grad, grad_ladj), again)
+            else:
+                to_code = ctx.needs_input_grad[2]
                 grads = stack.pull(grad, grad_ladj, ctx.passes, ctx.tape, to_code)
-        if again:
-            grads = differentiable_once(
-                "the sequential direction of an autoregressive flow has no second derivatives; "
-                "take the other direction (an IAF's draws, a MAF's density), or a coupling flow",
-                grads, inputs,
-            )  # fmt: skip
         return None, None, *grads
 
 
 def _traced(
-    stack: Stack, inverse: bool, inputs: Sequence[Tensor], grads: Mapped
+    stack: Stack, inverse: bool, inputs: Sequence[Tensor], grads: Mapped, again: bool
 ) -> list[Tensor | None]:
-    """The gradients of all inputs as autograd derives them, which can be differentiated again."""
+    """The gradients of all inputs as autograd derives them, to be differentiated `again` or not."""
     image = stack.run(inputs[0], stack.passes(inputs[1:], inverse, traced=True), None)
     moved = [pair for pair in zip(image, grads, strict=True) if pair[0].requires_grad]
     wanted = [i for i, given in enumerate(inputs) if given.requires_grad]
     found = torch.autograd.grad(
         [x for x, _ in moved], [inputs[i] for i in wanted], [grad for _, grad in moved],
-        create_graph=True, allow_unused=True,
+        create_graph=again, allow_unused=True,
     )  # fmt: skip
     whole: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):

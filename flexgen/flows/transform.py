@@ -172,8 +172,9 @@ class LocationScale(Transform):
         return eps @ self.factor.mT + self.loc, self._ladj()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Mapped:
-        white = torch.linalg.solve_triangular(self.factor.mT, z - self.loc, upper=True, left=False)
-        return white, -self._ladj()
+        rows = torch.atleast_2d(z - self.loc)
+        white = torch.linalg.solve_triangular(self.factor.mT, rows, upper=True, left=False)
+        return white.view(z.shape), -self._ladj()
 
     def _ladj(self) -> Tensor:
         return self.factor.diagonal().log().sum()

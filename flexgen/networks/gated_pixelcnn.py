@@ -179,7 +179,7 @@ class _Gate(Function):
         grads = [_maps(of_a, grad), of_v, of_weight, of_x if weight is not None else None]
         if again:
             why = "a gated network has no second derivatives; take network=pixelcnn, which has"
-            inputs = [tensor for tensor in (a, weight) if tensor is not None]
+            inputs = [tensor for tensor in (a, weight, grad, of_x) if tensor is not None]
             grads = differentiable_once(why, grads, inputs)
         return tuple(grads)
 

@@ -352,6 +352,10 @@ def test_second_derivatives_are_right_or_refused() -> None:
         (grad,) = torch.autograd.grad(log_prob, other, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivatives; take network=pixelcnn"):
             torch.autograd.grad(grad.sum(), other)
+        incoming = torch.ones_like(log_prob, requires_grad=True)
+        (grad,) = torch.autograd.grad(log_prob, other, incoming, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(grad.sum(), incoming)
 
 
 @every_network
