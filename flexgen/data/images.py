@@ -28,10 +28,11 @@ from flexgen.data.inspection import (
     inspect_images,
     unusable_images,
 )
-from flexgen.data.module import SPLIT_SEED, SPLITS, DataModule
+from flexgen.data.module import FINGERPRINT_BYTES, SPLIT_SEED, SPLITS, DataModule
 from flexgen.data.sampler import Order, Purpose, cut_by_draws, draws_of_names, stratified, subset
 from flexgen.data.sources import Files, Shape, Source, decode, printable
 from flexgen.data.stream import Chunk, Split, worker_chunks
+from flexgen.files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -282,12 +283,17 @@ class ImageData(DataModule):
         if not isinstance(self.spec.origin, Folder):
             return super().record()
         about: dict[str, Any] = {name: self.size(name) for name in SPLITS}
-        digest = hashlib.sha256()
-        for files in self._files.values():
-            for path in files.paths:
-                digest.update(os.fsencode(os.path.relpath(path, self.root)))
-                digest.update(f"\0{os.stat(path).st_size}\0".encode())
-        return {**about, "sha256": digest.hexdigest()}
+        paths = [path for files in self._files.values() for path in files.paths]
+        # What cannot be read is told of in one list, with all that is like it.
+        sizes = [os.stat(path).st_size if os.path.exists(path) else 0 for path in paths]
+        names = hashlib.sha256()
+        for path, size in zip(paths, sizes, strict=True):
+            names.update(os.fsencode(os.path.relpath(path, self.root)) + f"\0{size}\0".encode())
+        few = 1 if sum(sizes) <= FINGERPRINT_BYTES else -(-len(paths) // 1000)
+        contents = hashlib.sha256()
+        for path in filter(os.path.exists, paths[::few]):
+            contents.update(file_sha256(Path(path)).encode())
+        return {**about, "sha256": names.hexdigest(), "contents": contents.hexdigest()}
 
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int

@@ -72,19 +72,22 @@ def new_settings(
 
 
 def check_same_data(config: dict[str, Any], data: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse data that have changed under the same configuration since a checkpoint was saved.
+    """Refuse data that have changed under the same configuration since a checkpoint was saved,
+    unless `same_data` is false.
 
     Raises:
         ValueError: if the digest of the training data is another.
     """
     before, digest = _saved(checkpoint)
     now = _data_settings(config)
-    if not isinstance(data, StreamSource) or not now.items() <= before.items():
+    same = config.get("same_data", True) and now.items() <= before.items()
+    if not isinstance(data, StreamSource) or not same:
         return
     if digest not in (None, data.fingerprint):
         raise ValueError(
             "the training data are not those that the checkpoint was made with (other, more or "
-            "fewer examples, or other labels); put them back as they were, or train a new run"
+            "fewer examples, or other labels); put them back as they were, or train a new run; or "
+            "go on all the same by same_data=false"
         )
 
 
@@ -105,7 +108,8 @@ def check_recorded(run_dir: Path, config: dict[str, Any], data: Any) -> None:
     before = read_provenance(run_dir).get("data") if config.get("same_data", True) else None
     if not isinstance(before, dict) or before.get("settings") != _data_settings(config):
         return
-    now = record_data(config, data) or before
+    # A run of before a part of the record was kept is compared in the others.
+    now = {k: v for k, v in (record_data(config, data) or before).items() if k in before}
     if now == before:
         return
     counts = [

@@ -100,6 +100,22 @@ def test_commands_on_a_run_refuse_data_that_changed(trained: Path, place: Path, 
         new.unlink()
 
 
+def test_an_image_rewritten_to_the_same_size_is_a_change(place: Path) -> None:
+    folder = place / "set"
+    folder.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((6, 8), i, np.uint8)).save(folder / f"{i}.bmp")
+    words = ("train", "data=folder", f"path={folder}", *TINY, "data.batch_size=4")
+    main([*words, f"paths.run_dir={place / 'r 2'}"])
+    Image.fromarray(np.full((6, 8), 99, np.uint8)).save(folder / "7.bmp")
+    assert "as many, but others" in refusal("sample", f"run={place / 'r 2'}", "n=2")
+    main(["resume", f"run={place / 'r 2'}", "steps=3", "same_data=false"])
+    (folder / "gone.png").symlink_to("nowhere.png")
+    told = refusal(*words, f"paths.run_dir={place / 'r 3'}")
+    assert "cannot read 1 of 21 images" in told
+    assert "data.unusable=leave_out" in told
+
+
 def test_data_that_nobody_trained_on_here_are_named(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
