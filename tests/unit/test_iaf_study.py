@@ -1,6 +1,7 @@
 """The measurements of experiments/iaf, on cases whose values are known; the rows of its table."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-planar, points, cost = map(script, ("planar", "four_points", "cost"))
+planar, points, cost, levels = map(script, ("planar", "four_points", "cost", "levels"))
 
 
 def test_the_normaliser_of_a_gaussian() -> None:
@@ -155,3 +156,20 @@ def test_the_cost_of_a_row_is_of_all_its_steps() -> None:
     steps = config("iaf/diagonal")["steps"]
     # Milliseconds are rounded to a tenth, days too.
     assert found["days"] == pytest.approx(steps * found["milliseconds"] / 86.4e6, abs=0.06)
+
+
+def test_a_run_of_two_levels_is_one_line(tmp_path: Path) -> None:
+    flow = {"_target_": "flexgen.posteriors.Bidirectional", "flow": {"num_layers": 2}}
+    config = {
+        "seed": 3, "latent_dim": 24, "data": {"name": "mnist"}, "model": {"free_bits": 0.1},
+        "prior": {"levels": [16, 8]}, "posterior": flow,
+        "network": {"encoder": {"hidden_features": [200]}},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    values = {"nll/samples": 22.5, "elbo/kl_level2": 1.25, "loss/kl": 7.0}
+    (tmp_path / "metrics.json").write_text(json.dumps({"values": values}))
+    assert levels.row_of(tmp_path) == {
+        "data": "mnist", "levels": "16+8", "posterior": "Bidirectional with IAF",
+        "free_bits": "0.1", "layers": "1", "seed": "3", "nll/samples": "22.5000",
+        "elbo/kl_level2": "1.2500",
+    }  # fmt: skip
