@@ -60,5 +60,6 @@ def _save(result: Table, folder: str | Path, name: str) -> list[Path]:
     console.print(result)
     files = result.save(folder, name)
     where = printable(str(files[0].parent))
-    console.print(Text(f"{name}: {where}/{{{','.join(f.name for f in files)}}}"))
+    # A name that is broken over lines cannot be copied.
+    console.print(Text(f"{name}: {where}/{{{','.join(f.name for f in files)}}}"), soft_wrap=True)
     return files

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shlex
 import signal
@@ -149,12 +150,33 @@ class SweepReport(Callback):
             print(f"no table of the sweep: {error}", file=sys.stderr)
 
 
+class _Once(logging.Filter):
+    """Lets a line about data through once: the cells of a sweep say the same ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[tuple[Path | None, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = SweepFolder.known, record.getMessage()
+        if line in self.said:
+            return False
+        if record.name.startswith("flexgen.data."):
+            self.said.add(line)
+        return True
+
+
+_ONCE = _Once()
+
+
 def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> None:
     """Run what Hydra's launcher started in this process; a failure is kept in the cell's file."""
     asked = HydraConfig.get()
     sweep = Path(asked.sweep.dir)
     cell = Cell.claim(sweep, int(asked.job.num), list(asked.overrides.task), entry)
     cfg.paths.run_dir = str(cell.folder)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_ONCE)
     try:
         cell.run(lambda: task(cfg))
     except BaseException:

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -88,13 +89,17 @@ def compose_prior(config: dict[str, Any], name: str, options: Iterable[str] = ()
 
 
 def grid(overrides: Iterable[str]) -> list[list[str]]:
-    """All combinations of overrides such as `seed=0,1`, in the order of a sweep."""
-    choices = [
-        [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
-        if word.is_sweep_override()
-        else [word.input_line or ""]
-        for word in OverridesParser.create().parse_overrides(list(overrides))
-    ]
+    """All combinations of overrides such as `seed=0,1`, in the order of a sweep and in its words:
+    it writes `report=false` as `report=False`, `lr=1e-3` as `lr=0.001`."""
+
+    def choice(word: Override) -> list[str]:
+        if word.is_delete() and word.value() is None:
+            return [word.get_key_element()]
+        key, sweep = word.get_key_element(), word.is_sweep_override()
+        values = word.sweep_string_iterator() if sweep else [word.get_value_element_as_str()]
+        return [f"{key}={value}" for value in values]
+
+    choices = map(choice, OverridesParser.create().parse_overrides(list(overrides)))
     return [list(words) for words in itertools.product(*choices)]
 
 

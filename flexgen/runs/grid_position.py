@@ -39,9 +39,12 @@ def position(sweep: Path, overrides: Sequence[str]) -> Position | None:
         words = [f"{k}={v}" for k, v in (asked["sweeper"].get("params") or {}).items()]
         last = {word.partition("=")[0]: word for word in (*words, *asked["overrides"]["task"])}
         cells = [set(cell) for cell in grid(last.values())]
-        number = cells.index(set(overrides)) + 1
+        words = _words(overrides)
+        number = cells.index(set(words)) + 1
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, HydraException):
         return None
+    from flexgen.report.table import is_how
+
     common = set.intersection(*cells) if len(cells) > 1 else set()
     began, ended, settled = noted.stat().st_mtime, 0, 0
     for path in sweep.glob("*/cell.json"):
@@ -49,10 +52,15 @@ def position(sweep: Path, overrides: Sequence[str]) -> Position | None:
         lately = path.stat().st_mtime >= began
         if about["state"] == "finished" or (about["state"] == "failed" and lately):
             ended += lately
-            settled += set(about["overrides"]) in cells
+            there = set(_words(about["overrides"]))
+            settled += any(all(map(is_how, there ^ cell)) for cell in cells)
     left = (time.time() - began) / ended * (len(cells) - settled) if ended else math.nan
-    own = [word for word in overrides if word not in common]
-    return Position(number, len(cells), own, left)
+    return Position(number, len(cells), [word for word in words if word not in common], left)
+
+
+def _words(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a cell as :func:`grid` has them: Hydra writes `~key` as `~key=null`."""
+    return [w.removesuffix("=null") if w.startswith("~") else w for w in overrides]
 
 
 def duration(seconds: float) -> str:

@@ -165,3 +165,17 @@ def test_a_refused_run_leaves_nothing(
         main(["train", *TINY, *words])
     assert {path for path in os.listdir() if path != "bad"} <= {"cache", "mine"}
     assert not any(path.is_dir() for path in (tmp_path / "mine").glob("*"))
+
+
+def test_a_sweep_tells_once_what_is_done_to_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(Path("pics"), range(20))
+    Path("pics/a/notes.txt").touch()
+    for folder, seeds in (("a", "0,1"), ("b", "2")):  # another sweep tells it again
+        words = ["data=folder", "path=pics", *TINY, f"seed={seeds}", f"hydra.sweep.dir={folder}"]
+        main(["train", "-m", *words])
+        told = capsys.readouterr().err
+        assert told.count("left out, not named as images: 1 (a/notes.txt)") == 1
+        assert told.count("cell ") == len(seeds.split(","))

@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import Tensor
 
 import flexgen
@@ -136,6 +138,10 @@ def test_a_grid_is_that_of_a_sweep() -> None:
         ["seed=1", "data=ring8", "a=[1,2]"],
         ["seed=1", "data=ring8", "a=[3]"],
     ]
+    words = ["report=false", "lr=1e-3", "~x", "~y=2", "z=null", "path='a b'"]
+    parsed = OverridesParser.create().parse_overrides(words)
+    (theirs,) = BasicSweeper.split_arguments(parsed, None)[0]
+    assert grid(words) == [["~x" if word == "~x=null" else word for word in theirs]]
 
 
 def test_runs_from_python_are_told_apart_in_a_table(here: Path) -> None:

@@ -61,8 +61,12 @@ def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
     first = Path("killed/0/provenance.json").read_text()
 
     capsys.readouterr()
-    flexgen("train", *words, "hydra.sweep.dir=killed")
-    assert "seed=0] finished before" in capsys.readouterr().err
+    other = ("logger=[csv,tensorboard]", "+trainer.profiler=simple")
+    flexgen("train", *words, "hydra.sweep.dir=killed", *other)
+    said = capsys.readouterr().err
+    assert re.search(r"cell 0 \[.*seed=0 .*\] finished before", said)
+    assert "cell 2 of 2 [seed=1]" in said
+    assert list(Path("killed/1").rglob("*tfevents*"))
     assert cells("killed") == dict.fromkeys("01", "finished")
     assert Path("killed/0/provenance.json").read_text() == first
     for n in "01":
@@ -110,6 +114,11 @@ def test_a_cell_knows_its_place_in_the_grid_and_what_is_left(tmp_path: Path) -> 
     assert place is not None
     assert place.seconds_left == pytest.approx(300, rel=0.1)
     assert str(place).endswith("5 min left")
+    cells[0].overrides.append("logger=wandb")  # by an earlier command: it is the same cell
+    cells[0].write("finished")
+    place = position(tmp_path, cells[2].overrides)
+    assert place is not None
+    assert place.seconds_left == pytest.approx(300, rel=0.1)
     assert position(tmp_path, ["seed=9"]) is None
 
 
