@@ -1,21 +1,23 @@
 """One array of one's own as a data module."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flexgen.data.array_files import OF_TYPE, not_finite, open_array
+from flexgen.data.binarised import StaticDraw, check_binarise
 from flexgen.data.inspection import REFUSE
-from flexgen.data.module import check_range
+from flexgen.data.module import SPLIT_SEED, check_range
 from flexgen.data.readers import ArrayFile
 from flexgen.data.rows import RowsData
-from flexgen.data.stream import Range, Split
+from flexgen.data.sampler import Order
+from flexgen.data.stream import Chunk, Range, Split
 
 _CHUNK = 1024
 _RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -23,17 +25,21 @@ _RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 @dataclass
 class _Rows:
-    """A split that is some rows of an array."""
+    """A split that is some rows of an array; `levels` makes [0, 1] the 256 levels of uint8."""
 
     reader: ArrayFile
     index: Tensor
     labels: Tensor | None
+    levels: bool = False
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, index: Tensor) -> Tensor:
-        return self.reader.pixels(self.index[index])
+        x = self.reader.pixels(self.index[index])
+        if self.levels and x.dtype != torch.uint8:
+            return (x * 255).round().to(torch.uint8)
+        return x
 
 
 class ArrayData(RowsData):
@@ -57,8 +63,11 @@ class ArrayData(RowsData):
         seed: of the order of training batches, and of `augment`.
         num_validation: as :class:`RowsData` takes it, and so are the next.
         num_test: see there.
-        augment: see there; an example is uint8 if the file holds that, else a float in the range.
+        augment: see there; an example is uint8 if the file holds that, or is binarised, else a
+            float in the range.
         unusable: see there.
+        binarise: as :class:`~flexgen.data.ImageData` takes it; of 256 levels of grey, to which
+            other numbers are rounded.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -80,14 +89,18 @@ class ArrayData(RowsData):
         num_test: int | None = None,
         augment: Sequence[Callable[[Tensor], Tensor]] | None = None,
         unusable: str = REFUSE,
+        binarise: Literal["static", "dynamic"] | None = None,
     ) -> None:
         shape = array_shape(root, key) if shape is None else tuple(shape)
         range = array_range(root, key, data_range) if range is None else range
+        check_binarise(binarise, shape, range)
+        name = name if binarise is None else f"{name}_{binarise}"
         super().__init__(
             root=root, name=name, shape=shape, range=range, batch_size=batch_size, seed=seed,
             num_validation=num_validation, num_test=num_test, augment=augment, unusable=unusable,
         )  # fmt: skip
         self.key, self.labels = key, labels
+        self.dynamic, self._binary = binarise == "dynamic", binarise is not None
         self.data_range = None if data_range is None else check_range("data_range", data_range)
 
     def _build(self) -> dict[str, Split]:
@@ -113,10 +126,23 @@ class ArrayData(RowsData):
             )
         labels = self._read_labels(size)
         rows = self.usable(torch.tensor(extent.bad, dtype=torch.long), size, "hold NaN or infinity")
-        return {
-            part: _Rows(reader, index, None if labels is None else labels[index])
-            for part, index in self.cut(rows, size, labels).items()
-        }
+        splits: dict[str, Split] = {}
+        for part, index in self.cut(rows, size, labels).items():
+            of_rows = None if labels is None else labels[index]
+            splits[part] = _Rows(reader, index, of_rows, levels=self._binary)
+            if self._binary:
+                splits[part] = StaticDraw(splits[part], index, SPLIT_SEED, 0)
+        if self._binary and extent.dtype not in (torch.uint8, torch.bool):
+            self._notes.append("rounded to 256 levels of grey, each the chance of a 1")
+        return splits
+
+    def _chunks(
+        self, train: Split, device: torch.device, order: Order, position: int
+    ) -> Iterator[Chunk]:
+        if self.dynamic:
+            assert isinstance(train, StaticDraw)
+            train = train.grey
+        return super()._chunks(train, device, order, position)
 
     def _read_labels(self, size: int) -> Tensor | None:
         if self.labels is None:

@@ -13,10 +13,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexgen.checks import check_one_of
 from flexgen.data.datasets import Origin
 from flexgen.data.sampler import Purpose, thresholds
 from flexgen.data.sources import Pixels, Source
 from flexgen.data.stream import Split
+
+
+def check_binarise(
+    binarise: str | None, shape: Sequence[int], range: Sequence[float] | None
+) -> None:
+    """Refuse what cannot be binarised, or in no such way.
+
+    Raises:
+        ValueError: if `binarise` is not null, static or dynamic, or the images have not one channel
+            in the range (0, 1).
+    """
+    check_one_of("binarise", binarise, (None, "static", "dynamic"))
+    if binarise is None:
+        return
+    if len(shape) != 3 or shape[0] != 1:
+        size = f"{shape[1]},{shape[2]}" if len(shape) == 3 else "28,28"
+        raise ValueError(
+            f"`shape` must have 1 channel with `binarise`, got {tuple(shape)}; "
+            f"set `data.shape=[1,{size}]` or `data.binarise=null`"
+        )
+    if range is None or tuple(range) != (0, 1):
+        got = None if range is None else list(range)
+        raise ValueError(
+            f"`range` must be [0, 1] with `binarise`, got {got}; set `data.range=[0,1]`"
+        )
+
 
 _BLOCK = 64
 """Images whose static draws come from one generator: to seed one costs as much as to draw 50 KB."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexgen.checks import check_integer, check_one_of
 from flexgen.data import catalogue
-from flexgen.data.binarised import StaticDraw
+from flexgen.data.binarised import StaticDraw, check_binarise
 from flexgen.data.datasets import Folder, images_in
 from flexgen.data.inspection import (
     LEAVE_OUT,
@@ -145,8 +145,9 @@ class ImageData(DataModule):
         if download and not self.spec.origin.has_fetch:
             raise ValueError(f"{name} cannot be downloaded; set `data.download=false`")
         self.entry, self.download = name, download
+        check_binarise(binarise, shape, range)
         if binarise is not None:
-            name = self._binarised(binarise, shape, range)
+            name = self._binarised(binarise, shape)
         self.dynamic, self._binary = binarise == "dynamic", binarise is not None
         super().__init__(name=name, shape=shape, range=range, batch_size=batch_size, seed=seed)
         self._image_shape: Shape = (shape[0], shape[1], shape[2])
@@ -159,19 +160,8 @@ class ImageData(DataModule):
             if num is not None:
                 check_integer(option, num, 0, f"set `data.{option}`")
 
-    def _binarised(self, binarise: str, shape: tuple[int, ...], range: Sequence[float]) -> str:
+    def _binarised(self, binarise: str, shape: tuple[int, ...]) -> str:
         """Name of the binarised data; turns to the entry of a published draw that is there."""
-        if binarise not in ("static", "dynamic"):
-            raise ValueError(f"`binarise` must be null, static or dynamic, got {binarise!r}")
-        if shape[0] != 1:
-            raise ValueError(
-                f"`shape` must have 1 channel with `binarise`, got {shape}; "
-                f"set `data.shape=[1,{shape[1]},{shape[2]}]` or `data.binarise=null`"
-            )
-        if tuple(range) != (0, 1):
-            raise ValueError(
-                f"`range` must be [0, 1] with `binarise`, got {list(range)}; set `data.range=[0,1]`"
-            )
         if binarise == "static" and self.spec.binarised is not None:
             published = catalogue.find(self.spec.binarised)
             if shape == published.shape and any((self.root / f).exists() for f in published.files):

@@ -4,14 +4,16 @@ import logging
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from flexgen.data import SPECS, ImageData, Stream
+from flexgen.data import SPECS, ArrayData, DataModule, ImageData, Stream
 from flexgen.data.binarised import Larochelle, read_amat
 from flexgen.data.sampler import Order, Purpose, thresholds
 from flexgen.data.stream import CHUNK_BYTES
@@ -161,6 +163,47 @@ def test_position_restores_a_dynamic_stream(
     assert torch.equal(take(data, 30)[position:], take(data, 30 - position, position))
 
 
+def own(where: Path, grey: np.ndarray, kind: str, binarise: str | None) -> DataModule:
+    """Images as a folder or as an array of some type."""
+    options: Any = {"range": (0, 1), "binarise": binarise, "batch_size": 10}
+    if kind == "folder":
+        for i, image in enumerate(grey):
+            Image.fromarray(image).save(where / f"{i:03d}.png")
+        return ImageData("folder", root=where, **options)
+    np.save(where / "x.npy", grey if kind == "uint8" else (grey / 255).astype(kind))
+    return ArrayData(where / "x.npy", **options)
+
+
+@pytest.mark.parametrize("kind", ["folder", "uint8", "float32"])
+def test_data_of_ones_own_are_binarised_too(tmp_path: Path, kind: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+    (tmp_path / "a").mkdir()
+    static, levels = (own(tmp_path / "a", grey, kind, b) for b in ("static", None))
+    x, v = (data.split("train")[0] for data in (static, levels))
+    assert static.name == f"{'folder' if kind == 'folder' else 'array'}_static"
+    assert set(x.unique().tolist()) == {0, 1}
+    assert torch.equal(x, static.split("train")[0])
+    for low in (0, 0.25, 0.5, 0.75):  # x ~ B(v)
+        near = (v >= low) & (v < low + 0.25)
+        assert x[near].mean() == pytest.approx(float(v[near].mean()), abs=0.04)
+    dynamic = own(tmp_path / "a", grey, kind, "dynamic")
+    for part in ("train", "validation", "test"):
+        assert torch.equal(dynamic.split(part)[0], static.split(part)[0])
+    batches = dynamic.stream()
+    whole = [torch.cat([next(batches).x for _ in range(dynamic.size("train") // 10)]) for _ in "ab"]
+    assert set(whole[0].unique().tolist()) == {0, 1}
+    assert float(whole[0].mean()) == pytest.approx(0.5, abs=0.03)
+    first, again = (own(tmp_path / "a", grey, kind, "dynamic").stream() for _ in "ab")
+    assert torch.equal(next(first).x, next(again).x)
+
+
+def test_what_is_added_to_an_array_changes_no_draw(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (260, 4, 4), np.uint8)
+    few = own(tmp_path, grey[:200], "uint8", "static").split("test")[0]
+    more = own(tmp_path, grey, "uint8", "static").split("test")[0]
+    assert torch.equal(more[: len(few)], few)
+
+
 @pytest.mark.parametrize("binarise", ["static", "dynamic"])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_workers_stream_what_a_resident_tensor_does(binarise: str, num_workers: int) -> None:
@@ -279,7 +322,7 @@ def test_any_white_space_separates_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"binarise": "always"}, "`binarise` must be null, static or dynamic, got 'always'"),
+        ({"binarise": "always"}, "`binarise` must be one of null, static, dynamic, got 'always'"),
         (
             {"binarise": "static", "shape": (3, 8, 8)},
             r"`shape` must have 1 channel with `binarise`, got \(3, 8, 8\); "
