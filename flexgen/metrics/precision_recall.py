@@ -78,12 +78,12 @@ class PrecisionRecall(TwoSampleMetric):
                 f"real and {len(fake)} fake; update with more"
             )
         # Equal distances are rounded apart, by where they stand in a matrix product.
-        of_real, of_fake = (_radii(x, k) * (1 + 1e-9) for x in (real, fake))
+        of_real, of_fake = (_radii(x, k) * (1 + 1e-7) for x in (real, fake))
         precise = torch.zeros(len(fake), dtype=torch.bool, device=self.device)
         recalled, covered, inside = (of_real.new_zeros(()) for _ in range(3))
         rows = max(1, PAIRS_AT_ONCE // len(fake))
         for x, radius in zip(real.split(rows), of_real.split(rows), strict=True):
-            distance = _distances(x, fake)
+            distance = pairwise_distances(x, fake)
             in_real = distance <= radius[:, None]
             precise |= in_real.any(0)
             covered += in_real.any(1).sum()
@@ -101,16 +101,8 @@ def _radii(x: Tensor, k: int) -> Tensor:
     """The distance of each point to its k-th nearest other one, `(len(x),)`."""
     radii = []
     for start in range(0, len(x), rows := max(1, PAIRS_AT_ONCE // len(x))):
-        distance = _distances(x[start : start + rows], x)
+        distance = pairwise_distances(x[start : start + rows], x)
         # Its distance to itself is left out by place: as a product it is not exactly 0.
         distance.diagonal(start).fill_(torch.inf)
         radii.append(distance.topk(k, largest=False).values[:, -1])
     return torch.cat(radii)
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances of all pairs, in float64; of points that are one exactly 0, as no product is."""
-    a, b = a.double(), b.double()
-    distance = pairwise_distances(a, b)
-    size = a.square().sum(1)[:, None] + b.square().sum(1)
-    return distance.masked_fill_(distance.square() <= 1e-12 * size, 0)

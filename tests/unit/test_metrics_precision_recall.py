@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from flexgen.metrics import Classifier, PrecisionRecall, precision_recall
+from flexgen.metrics import Classifier, EarthMoverDistance, PrecisionRecall, precision_recall
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,3 +110,15 @@ def test_refusals():
         PrecisionRecall(num_neighbours=0)
     with pytest.raises(ValueError, match="more than `num_neighbours` 5 points, got 9 real and 5"):
         measured(normal(9, 2), normal(5, 2))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_far_from_the_origin_a_permutation_of_the_data_scores_as_the_data(offset: float) -> None:
+    x = offset + torch.rand(20, 784, dtype=torch.float64).repeat_interleave(10, 0)
+    metric, emd = PrecisionRecall(), EarthMoverDistance()
+    for scores in (metric, emd):
+        scores.update(x, real=True)
+        scores.update(x.flip(0), real=False)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == {"precision": 1, "recall": 1, "density": pytest.approx(2), "coverage": 1}
+    assert float(emd.compute()) == 0
