@@ -16,9 +16,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexgen.files import write_atomically, write_text
-from flexgen.report.catalogue import PALETTE, describe, mean_and_std, number, plus_minus
+from flexgen.report.catalogue import PALETTE, describe, mean_and_std, plus_minus
 from flexgen.report.curves import mean_std
 from flexgen.report.labels import Labels
+from flexgen.report.latex import PREAMBLE, heading, label, latex_escape, one_line, value
 from flexgen.untrusted import printable
 
 
@@ -157,26 +158,31 @@ class Table:
         return csv_text(lines)
 
     def latex(self) -> str:
-        """A booktabs `tabular`; caption and runs left out stand above it as comments."""
-        lines = [f"% {_one_line(text)}" for text in (self.caption, *self.notes)]
-        lines += [f"% {self.without.lower()}: {_one_line(text)}" for text in self.left_out]
+        """A booktabs `tabular` for each block of metrics that fits a page; caption and runs left
+        out stand above as comments."""
+        caption = self.caption.replace("*: the best", "Bold: the best")
+        lines = [PREAMBLE, caption, *self.notes]
+        lines += [f"{self.without.lower()}: {text}" for text in self.left_out]
         labels = self.labels
-        lines += [f"% {_one_line(text)}" for text in labels.legend]
-        long = max(map(len, labels.short)) > _LEAST_LABEL
+        lines = [f"% {one_line(text)}" for text in (*lines, *labels.legend)]
+        widest = max([len(labels.head), *map(len, labels.short)]) if self.keys else 0
+        long = widest > _LEAST_LABEL
         kind = (r"p{0.3\linewidth}" if long else "l") if self.keys else ""
-        for start in range(0, max(1, len(self.metrics)), _LATEX_METRICS):
-            metrics = self.metrics[start : start + _LATEX_METRICS]
+        named = label if long else latex_escape
+        for metrics in self._fitting(_LATEX_WIDTH - (21 if long else widest)):
             lines += [rf"\begin{{tabular}}{{{kind}r{'c' * len(metrics)}}}", r"\toprule"]
-            heads = [labels.head] if self.keys else []
-            heads = [*map(latex_escape, heads), "$n$"]
-            heads += [latex_escape(describe(metric).heading) for metric in metrics]
+            heads = [named(labels.head)] if self.keys else []
+            heads += ["$n$", *(heading(self._heading(metric)) for metric in metrics)]
             lines += [" & ".join(heads) + r" \\", r"\midrule"]
             for at, row in enumerate(self.rows):
-                name = [latex_escape(labels.short[at])] if self.keys else []
-                cells = [_latex_cell(row.cells[m], self.best(m)[at]) for m in metrics]
+                name = [named(labels.short[at])] if self.keys else []
+                cells = [
+                    value(cell.mean, cell.std, bold=self.best(m)[at]) if cell.count else "--"
+                    for m, cell in ((m, row.cells[m]) for m in metrics)
+                ]
                 lines.append(" & ".join([*name, str(len(row.seeds)), *cells]) + r" \\")
-            lines += [r"\bottomrule", r"\end{tabular}", ""]
-        return "\n".join(lines[:-1]) + "\n"
+            lines += [r"\bottomrule", r"\end{tabular}", "", r"\medskip", ""]
+        return "\n".join(lines[:-3]) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Draws one panel a metric: mean, standard deviation and every run; writes a PNG."""
@@ -205,13 +211,20 @@ class Table:
             text += f" (n={cell.count})"
         return f"* {text}" if best[at] else text
 
-    def _width(self, metric: str) -> int:
-        """Of a metric's column, whose heading may take two lines."""
-        heading = describe(metric).heading
+    def _heading(self, metric: str) -> list[str]:
+        """A metric's heading in at most two lines, which are no wider than they must be."""
+        text = describe(metric).heading
         width = max(len(self.text_cell(at, metric)) for at in range(len(self.rows)))
-        while len(lines := textwrap.wrap(heading, width)) > 2 or lines[-1] in ("↓", "↑"):
+        broken = max(map(len, text.split())) > _LEAST_LABEL  # a word that no column is as wide as
+        while len(lines := textwrap.wrap(text, width, break_long_words=broken)) > 2 or (
+            lines[-1] in ("↓", "↑")
+        ):
             width += 1
-        return _GAP + width
+        return lines
+
+    def _width(self, metric: str) -> int:
+        cells = (self.text_cell(at, metric) for at in range(len(self.rows)))
+        return _GAP + max(map(len, [*self._heading(metric), *cells]))
 
     def _fitting(self, width: int) -> Iterator[list[str]]:
         """The metrics in blocks that fit into the width."""
@@ -229,7 +242,7 @@ class Table:
 
 _GAP = 3  # between two columns
 _LEAST_LABEL = 28  # columns of a terminal that the rows' names may always take
-_LATEX_METRICS = 4  # that fit beside each other on a page
+_LATEX_WIDTH = 63  # characters across a page, without the column n
 
 
 def draw_panels(
@@ -304,28 +317,3 @@ def _as_text(cells: Sequence[object]) -> Iterator[object]:
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.IGNORECASE)
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "<": r"\textless{}", ">": r"\textgreater{}",
-    "[": "{[}", "]": "{]}", "*": "{*}",  # after \\ and \midrule they would begin an argument
-} | {character: f"\\{character}" for character in "&%$#_{}"}  # fmt: skip
-
-
-def latex_escape(text: str) -> str:
-    """The text with LaTeX's special characters made plain, on one line."""
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
-def _latex_cell(cell: Cell, best: bool) -> str:
-    if not cell.count:
-        return "--"
-    if not np.isfinite(cell.mean):
-        return number(cell.mean)
-    text = plus_minus(cell.mean, cell.std).replace("±", r"\pm")
-    text = re.sub(r"e(?:\+|(-))0*(\d+)", r" \\times 10^{\1\2}", text)
-    return rf"$\mathbf{{{text}}}$" if best else f"${text}$"

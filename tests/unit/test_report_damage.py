@@ -14,7 +14,8 @@ from report_runs import write_png, write_refit_run, write_run
 
 from flexgen.metrics_table import COUNTERS, read_arrays, read_metrics
 from flexgen.report import PriorRow, PriorTable, RunFiles, table, write_report, write_reports
-from flexgen.report.summary import csv_text, latex_escape
+from flexgen.report.latex import latex_escape
+from flexgen.report.summary import csv_text
 from flexgen.run_notes import RunNote, add_note, read_notes
 from flexgen.untrusted import printable
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from report_runs import write_metrics, write_refit_run, write_run
 
 from flexgen.report import RunError, print_values, table, write_table
 from flexgen.report.catalogue import mean_and_std, number
-from flexgen.report.summary import latex_escape
+from flexgen.report.latex import latex_escape
 
 
 def _run(
@@ -301,6 +303,23 @@ def test_latex_escape_covers_every_special_character() -> None:
         r"a\_b\%c\$d\&e\#f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
     )
     assert latex_escape("a\nb") == "a b"
+    assert latex_escape("−σ é") == r"$-$$\sigma$ é"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles_and_fits_a_page(tmp_path: Path) -> None:
+    awkward = "'[{_target_: my_pkg.Net, sizes: [64, 64]}, 50%]&#$~^|<>\"β−σ'"
+    final = {"nll/ais": 3.0, "my_metric/with_under_scores": 2e-7, "fid": math.nan, "inf_one": -1e9}
+    for i, words in enumerate(("prior=masked", f"+x={awkward}", "prior=a_b")):
+        _run(tmp_path, str(i), f"{words} seed=0".replace(", ", ","), [1.5 + i], final=final)
+    text = table(tmp_path, metrics=["*"]).latex()
+    assert "begin{tabular}" in text
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "t.tex").write_text("\n".join([document, text, r"\end{document}"]))
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "t.tex"]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "Overfull" not in made.stdout
 
 
 def test_latex_writes_powers_of_ten(tmp_path: Path) -> None:
