@@ -19,7 +19,7 @@ import yaml
 from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
 
-SETTINGS = ("data", "levels", "posterior", "free_bits", "layers")
+SETTINGS = ("data", "levels", "posterior", "free_bits", "warmup", "layers")
 VALUES = (
     "nll/samples", "nll/bits_per_dimension", "elbo/bound", "elbo/kl", "posterior/active_units",
     *(f"elbo/kl_level{level}" for level in (1, 2, 3)),
@@ -50,15 +50,17 @@ def row_of(run: Path) -> dict[str, str]:
     """Settings, seed and last values of one run."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     values = json.loads((run / "metrics.json").read_text())["values"]
-    encoder, posterior = config["network"]["encoder"], config["posterior"]
-    levels = config["prior"].get("levels") or encoder.get("blocks") or [config["latent_dim"]]
+    model, posterior = config["model"], config["model"]["posterior"]
+    encoder = posterior["encoder"]
+    levels = model["prior"].get("levels") or encoder.get("blocks") or [config["latent_dim"]]
     kind = posterior["_target_"].rsplit(".", 1)[1] + (" with IAF" if posterior.get("flow") else "")
     layers = encoder.get("hidden_features")
     return {
         "data": config["data"]["name"],
         "levels": "+".join(map(str, levels)),
         "posterior": kind,
-        "free_bits": str(config["model"]["free_bits"]),
+        "free_bits": str(model["free_bits"]),
+        "warmup": str(model["kl_warmup"]),
         "layers": "maps" if layers is None else str(len(layers)),
         "seed": str(config["seed"]),
         **{name: f"{values[name]:.4f}" for name in VALUES if name in values},

@@ -159,17 +159,19 @@ def test_the_cost_of_a_row_is_of_all_its_steps() -> None:
 
 
 def test_a_run_of_two_levels_is_one_line(tmp_path: Path) -> None:
-    flow = {"_target_": "flexgen.posteriors.Bidirectional", "flow": {"num_layers": 2}}
-    config = {
-        "seed": 3, "latent_dim": 24, "data": {"name": "mnist"}, "model": {"free_bits": 0.1},
-        "prior": {"levels": [16, 8]}, "posterior": flow,
-        "network": {"encoder": {"hidden_features": [200]}},
+    posterior = {
+        "_target_": "flexgen.posteriors.Bidirectional", "flow": {"num_layers": 2},
+        "encoder": {"hidden_features": [200]},
     }  # fmt: skip
+    model = {
+        "free_bits": 0.1, "kl_warmup": 5, "prior": {"levels": [16, 8]}, "posterior": posterior
+    }  # fmt: skip
+    config = {"seed": 3, "latent_dim": 24, "data": {"name": "mnist"}, "model": model}
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     values = {"nll/samples": 22.5, "elbo/kl_level2": 1.25, "loss/kl": 7.0}
     (tmp_path / "metrics.json").write_text(json.dumps({"values": values}))
     assert levels.row_of(tmp_path) == {
         "data": "mnist", "levels": "16+8", "posterior": "Bidirectional with IAF",
-        "free_bits": "0.1", "layers": "1", "seed": "3", "nll/samples": "22.5000",
-        "elbo/kl_level2": "1.2500",
+        "free_bits": "0.1", "warmup": "5", "layers": "1", "seed": "3",
+        "nll/samples": "22.5000", "elbo/kl_level2": "1.2500",
     }  # fmt: skip
