@@ -540,13 +540,13 @@ class PixelOutput(ABC):
         """Draw channels, as the network sees them.
 
         Args:
-            parameters: `(num_parameters, n)`.
-            noise: `(num_uniforms, n)`, what :meth:`noise` made of numbers from U[0, 1).
-            out: where they go, `(num_seen, n)`.
+            parameters: `(n, num_parameters)`.
+            noise: `(n, num_uniforms)`, what :meth:`noise` made of numbers from U[0, 1).
+            out: where they go, `(n, num_seen)`.
         """
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """What :meth:`draw` takes, of all pixels' uniform numbers at once; default: themselves."""
+        """What :meth:`draw` takes, of all numbers `(*rest, num_uniforms)`; default: themselves."""
         return uniform
 
     @abstractmethod

@@ -152,7 +152,9 @@ def _in_unit(index: Tensor, levels: int) -> Tensor:
 
 @cache
 def _values(levels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _in_unit(torch.arange(levels, dtype=dtype, device=device), levels)
+    """The grid's values, the last one twice; see :func:`_first_above`."""
+    index = torch.arange(levels + 1, dtype=dtype, device=device).clamp(max=levels - 1)
+    return _in_unit(index, levels)
 
 
 class Categorical(_Levels):
@@ -218,8 +220,8 @@ class Indices(PixelOutput):
         return -cross_entropy(parameters, x.squeeze(1).long(), reduction="none")
 
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
-        index = _first_above(parameters, noise)
-        out.zero_().scatter_(0, index, math.sqrt(self.num_values))
+        index = _first_above(parameters, noise).clamp_(max=self.num_values - 1)
+        out.zero_().scatter_(1, index, math.sqrt(self.num_values))
 
     def check_data(self, x: Tensor) -> None:
         values = x.detach().unique()
@@ -276,24 +278,26 @@ class NormalMixture(PixelOutput):
     def noise(self, uniform: Tensor) -> Tensor:
         """The component's number as it is, the value's as a draw from N(0, 1)."""
         tiny = torch.finfo(uniform.dtype).tiny
-        return torch.cat([uniform[:, :1], torch.special.ndtri(uniform[:, 1:].clamp(min=tiny))], 1)
+        normal = torch.special.ndtri(uniform[..., 1:].clamp(min=tiny))
+        return torch.cat([uniform[..., :1], normal], -1)
 
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
-        logits, loc, log_scale = parameters.chunk(3)
-        chosen = _first_above(logits, noise[:1])
-        log_scale = log_scale.gather(0, chosen).clamp(_LEAST_LOG_SCALE, -_LEAST_LOG_SCALE)
-        torch.addcmul(loc.gather(0, chosen), log_scale.exp(), noise[1:], out=out)
+        logits, loc, log_scale = parameters.chunk(3, 1)
+        chosen = _first_above(logits, noise[:, :1]).clamp_(max=self.num_components - 1)
+        log_scale = log_scale.gather(1, chosen).clamp(_LEAST_LOG_SCALE, -_LEAST_LOG_SCALE)
+        torch.addcmul(loc.gather(1, chosen), log_scale.exp(), noise[:, 1:], out=out)
 
     def check_data(self, x: Tensor) -> None:
         pass
 
 
 def _first_above(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Of values with logits `(K, n)` the first whose cumulated probability exceeds u `(1, n)`."""
-    cumulated = logits.mT.softmax(1).cumsum_(1)
-    # A sum that rounding leaves below 1 may be below u too.
-    last = logits.shape[0] - 1
-    return torch.searchsorted(cumulated, uniform.mT.contiguous(), right=True).clamp_(max=last).mT
+    """Of values with logits `(n, K)` the first whose cumulated probability exceeds u `(n, 1)`.
+
+    It is K, one too many, where rounding leaves the sum of all below u.
+    """
+    cumulated = logits.softmax(1).cumsum_(1)
+    return torch.searchsorted(cumulated, uniform.contiguous(), right=True)
 
 
 class LogisticMixture(_Levels):
@@ -335,16 +339,16 @@ class LogisticMixture(_Levels):
     def num_uniforms(self, channels: int) -> int:
         return channels + 1
 
-    def _split(self, parameters: Tensor, channels: int, dim: int) -> tuple[Tensor, ...]:
+    def _split(self, parameters: Tensor, channels: int) -> tuple[Tensor, ...]:
         """log π `(…, M)`, and `(…, c, M)` each: μ̄, log s, and tanh α, a row a pair b < c."""
         pairs = channels * (channels - 1) // 2
-        rows = parameters.movedim(dim, -1).unflatten(-1, (-1, self.num_components))
+        rows = parameters.unflatten(-1, (-1, self.num_components))
         logits, loc, log_scale, weights = rows.split([1, channels, channels, pairs], -2)
         log_weights = logits.squeeze(-2).log_softmax(-1)
         return log_weights, loc, log_scale.clamp(min=_LEAST_LOG_SCALE), weights.tanh()
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        log_pi, loc, log_scale, weights = self._split(parameters, x.shape[1], 1)
+        log_pi, loc, log_scale, weights = self._split(parameters.movedim(1, -1), x.shape[1])
         index = self.index(x).movedim(1, -1)
         seen = (index * (2 / (self.levels - 1)) - 1)[..., None]
         total, row = log_pi, 0
@@ -372,23 +376,23 @@ class LogisticMixture(_Levels):
     def noise(self, uniform: Tensor) -> Tensor:
         """The component's number as it is, the channels' as a draw of a standard logistic."""
         tiny = torch.finfo(uniform.dtype).tiny
-        return torch.cat([uniform[:, :1], uniform[:, 1:].clamp(min=tiny).logit()], 1)
+        return torch.cat([uniform[..., :1], uniform[..., 1:].clamp(min=tiny).logit()], -1)
 
     def draw(self, parameters: Tensor, noise: Tensor, out: Tensor) -> None:
-        channels = len(noise) - 1
-        log_pi, loc, log_scale, weights = self._split(parameters, channels, 0)
-        below = log_pi.exp().cumsum(-1)[:, :-1] <= noise[0, :, None]
-        chosen = below.sum(-1, keepdim=True)[:, None]
-        loc, log_scale, weights = (
-            rows.gather(-1, chosen.expand(-1, rows.shape[1], 1)).squeeze(-1).mT
-            for rows in (loc, log_scale, weights)
+        channels, pairs, half = out.shape[1], 0, (self.levels - 1) / 2
+        rows = parameters.unflatten(1, (-1, self.num_components))
+        chosen = _first_above(rows[:, 0], noise[:, :1]).clamp_(max=self.num_components - 1)
+        # Of the pixel's component alone, all at once.
+        own = rows.gather(2, chosen[..., None].expand(-1, rows.shape[1], 1)).squeeze(2)
+        loc, log_scale, weights = own[:, 1:].split(
+            [channels, channels, own.shape[1] - 1 - 2 * channels], 1
         )
-        row = 0
+        loc = torch.addcmul(loc, log_scale.clamp_(min=_LEAST_LOG_SCALE).exp_(), noise[:, 1:])
+        weights = weights.tanh()
         for c in range(channels):
-            mean = loc[c]
-            for before in out[:c]:
-                mean = mean + weights[row] * before
-                row += 1
-            x = mean + log_scale[c].exp() * noise[c + 1]
-            index = ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-            torch.mul(index, 2 / (self.levels - 1), out=out[c]).sub_(1)
+            x = loc[:, c]
+            if c:
+                x = x + (weights[:, pairs : pairs + c] * out[:, :c]).sum(1)
+                pairs += c
+            index = ((x + 1) * half).round_().clamp_(0, self.levels - 1)
+            torch.div(index, half, out=out[:, c]).sub_(1)

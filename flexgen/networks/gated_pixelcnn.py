@@ -260,8 +260,8 @@ class _Cache(PixelCache):
         self.b = weight.new_empty(2 * p, width * n)
         self.zero = weight.new_zeros(p, width, n)
         self.gates = weight.new_zeros(len(layers), width, 2 * p, n)
-        outs = [*(row.column for row in self.rows[1:]), list(weight.new_zeros(width, p, n))]
-        self.out, zero = outs[-1], weight.new_zeros(p, n)
+        outs = [*(row.column for row in self.rows[1:]), weight.new_zeros(width, p, n).unbind()]
+        self.out, none = outs[-1], [weight.new_zeros(p, n)] * width
         # R (σ(b₁) − ½) σ(b₂) is a product with (σ(b₁) σ(b₂), σ(b₂)), which takes the gates' place.
         weights = [
             (conv.weight.squeeze(2).transpose(1, 2).flatten(1).contiguous(),
@@ -272,15 +272,20 @@ class _Cache(PixelCache):
         self.product = torch.addmv if n == 1 else torch.addmm
         # Of each column and layer: the gates with their halves, what the convolution takes, the
         # residual, the result, and both weights.
+        views = [
+            [gates.unbind(), *(half.unbind() for half in gates.chunk(2, 1)), row.taken,
+             row.column if k else none, out]
+            for k, (gates, row, out) in enumerate(zip(self.gates, self.rows, outs, strict=True))
+        ]  # fmt: skip
+        if n == 1:
+            views = [[[view.squeeze(1) for view in each] for each in layer] for layer in views]
         self.steps = [
             [
-                (*(each.squeeze(1) if n == 1 else each for each in (
-                    gates[j], *gates[j].chunk(2), row.taken[j], row.column[j] if k else zero, out[j]
-                )), *weights[k])
-                for k, (gates, row, out) in enumerate(zip(self.gates, self.rows, outs, strict=True))
+                (*(each[j] for each in layer), *own)
+                for layer, own in zip(views, weights, strict=True)
             ]
             for j in range(width)
-        ]  # fmt: skip
+        ]
 
     def start_row(self, row: int) -> None:
         if row:

@@ -239,8 +239,9 @@ class MultiscalePixels(PixelProduct):
         else:
             kept = network.base(self.context).sample(sample_shape, cached=cached)
         small.copy_(output.seen(kept.reshape(n, channels, *small.shape[2:])))
-        uniform = weight.new_empty(sets, output.num_uniforms(channels // sets), n * height * width)
-        noise = output.noise(uniform.uniform_()).unflatten(2, (n, height, width))
+        num_uniforms = output.num_uniforms(channels // sets)
+        uniform = weight.new_empty(num_uniforms, sets, n, height, width).uniform_()
+        noise = output.noise(uniform.movedim(0, -1)).movedim(-1, 0)
         draw = self._draw if cached else self._draw_naively
         draw(x, noise, stride, self._of_rows(shape[:-3]))
         return output.data(x).view(shape)
@@ -256,13 +257,14 @@ class MultiscalePixels(PixelProduct):
             for k, share in enumerate(doubling.shares(maps)):
                 h = doubling.grow(k, h, known[k], share)
                 features, group = h.transpose(0, 1).flatten(1), known[k + 1].transpose(0, 1)
-                out = features.new_empty(group.flatten(1).shape)
-                doubling.heads[k].stepper(network.output)(features, own[k + 1].flatten(2), out)
-                group.copy_(out.view(group.shape))
+                found, numbers = features.new_empty(1, *group.flatten(1).shape), own[k + 1]
+                draw = doubling.heads[k].stepper(network.output, found)
+                draw(0, features, numbers.flatten(2).movedim(0, -1).unbind())
+                group.copy_(found.view(group.shape))
 
     def _draw_naively(self, x: Tensor, noise: Tensor, stride: int, context: Tensor | None) -> None:
         network = self.network
-        (height, width), sets = network.shape[1:], len(noise)
+        (height, width), sets = network.shape[1:], noise.shape[1]
         for finer in (s for s in network.strides if s < stride):
             for i, j in _PLACES[1:]:
                 rows = range(i * finer, height, 2 * finer)
@@ -272,5 +274,5 @@ class MultiscalePixels(PixelProduct):
                     for k, own in enumerate(pixel):
                         parameters = network.parameters_of(network.output.data(x), context)
                         network.output.draw(
-                            parameters[:, k, :, row, column].mT, noise[k, :, :, row, column], own
+                            parameters[:, k, :, row, column], noise[:, k, :, row, column].mT, own.mT
                         )

@@ -94,9 +94,12 @@ class RowSoFar:
         left = taps - 1 + shift
         length = -(-width // dilation) + left
         store = like.new_zeros(dilation, length, channels, n)
+        columns = [row[left:].unbind() for row in store]
+        windows = [row.flatten(0, 1).unfold(0, taps * channels, channels) for row in store]
+        taken = [of_row.mT.unbind() for of_row in windows]  # a view each, all made in one call
         places = [(j % dilation, j // dilation) for j in range(width)]
-        self.column = [store[k, at + left] for k, at in places]
-        self.taken = [store[k, at : at + taps].flatten(0, 1) for k, at in places]
+        self.column = [columns[k][at] for k, at in places]
+        self.taken = [taken[k][at] for k, at in places]
 
     def row(self) -> Tensor:
         """All columns, `(channels, width, n)`."""

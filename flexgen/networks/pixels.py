@@ -219,8 +219,9 @@ class AutoregressivePixels(PixelProduct):
             )
         network, weight = self.network, self.network.head.first.weight
         sets = network.head.sets
-        uniform = weight.new_empty(height * width, *self._uniforms(), n).uniform_()
-        noise = network.output.noise(uniform.flatten(0, 1)).view(height * width, sets, -1, n)
+        num_uniforms = network.output.num_uniforms(channels // sets)
+        uniform = weight.new_empty(height * width, sets, n, num_uniforms).uniform_()
+        noise = network.output.noise(uniform)
         x = weight.new_zeros(height * width, network.num_seen, n)
         if given is not None:
             rows = given.to(x).expand(shape).reshape(n, channels, -1)
@@ -235,25 +236,25 @@ class AutoregressivePixels(PixelProduct):
         """Of an image."""
         return self.network.shape
 
-    def _uniforms(self) -> tuple[int, int]:
-        head = self.network.head
-        return head.sets, self.network.output.num_uniforms(self.shape[0] // head.sets)
-
     def _draw(self, x: Tensor, noise: Tensor, known: int, context: Tensor | None) -> None:
         """Fill in `x (pixels, channels, n)`, as the network sees it, from pixel `known` on."""
         network, width = self.network, self.shape[2]
         if known == len(x):
             return
         cache = network.cache(x.shape[2], network.context_maps(context))
-        draw = network.head.stepper(network.output)
-        for pixel, (channels, own) in enumerate(zip(x.unbind(), noise.unbind(), strict=True)):
-            row, column = divmod(pixel, width)
-            if column == 0:
-                cache.start_row(row)
-            features = cache.features(column)
-            if pixel >= known:
-                draw(features, own, channels)
-            cache.put(column, channels)
+        line = torch.empty_like(x[:width])
+        columns, draw = line.unbind(), network.head.stepper(network.output, line)
+        rows = zip(x.split(width), noise.split(width), strict=True)
+        for row, (own, numbers) in enumerate(rows):
+            cache.start_row(row)
+            line.copy_(own)
+            of_columns = list(zip(*(one.unbind() for one in numbers.unbind(1)), strict=True))
+            for column, channels in enumerate(columns):
+                features = cache.features(column)
+                if row * width + column >= known:
+                    draw(column, features, of_columns[column])
+                cache.put(column, channels)
+            own.copy_(line)
 
     def _draw_naively(self, x: Tensor, noise: Tensor, known: int, context: Tensor | None) -> None:
         network, (height, width) = self.network, self.shape[1:]
@@ -264,7 +265,7 @@ class AutoregressivePixels(PixelProduct):
             for k, own in enumerate(x[pixel].split(network.num_seen // sets)):
                 seen = images.contiguous()
                 parameters = network.head(network.features(seen, context), seen)
-                network.output.draw(parameters[:, k, :, row, column].mT, noise[pixel, k], own)
+                network.output.draw(parameters[:, k, :, row, column], noise[pixel, k], own.mT)
 
 
 class PixelsGivenMaps(Distribution):
@@ -338,43 +339,56 @@ class PixelHead(nn.Module):
         parameters: Tensor = self.last(functional.relu(h)).unflatten(1, (self.sets, -1))
         return parameters
 
-    def stepper(self, output: PixelOutput) -> "HeadStep":
-        """The head and the draw of a pixel."""
-        return HeadStep(self, output)
+    def stepper(self, output: PixelOutput, x: Tensor) -> "HeadStep":
+        """The head and the draw of a place of x, as :class:`HeadStep` has it."""
+        return HeadStep(self, output, x)
 
 
 class HeadStep:
-    """A pixel's channels from its features, by the weights as they are now."""
+    """The channels of places from their features, by the weights as they are now.
 
-    def __init__(self, head: PixelHead, output: PixelOutput) -> None:
-        self.draw, self.sets = output.draw, head.sets
+    Views are made here, once: what a draw takes is how many calls it makes.
+
+    Args:
+        head: the head.
+        output: what its parameters mean.
+        x: where draws go, as the network sees them, `(places, num_seen, n)`.
+    """
+
+    def __init__(self, head: PixelHead, output: PixelOutput, x: Tensor) -> None:
+        sets, n = head.sets, x.shape[2]
+        self.draw = output.draw
         self.bias, self.first = of_columns(head.first)
         bias, weight = of_columns(head.last)
-        self.last = list(zip(bias.chunk(self.sets), weight.chunk(self.sets), strict=True))
-        earlier = head._weight_of_earlier() if self.sets > 1 else head.first.weight
-        own = earlier.flatten(1).chunk(self.sets)
-        self.earlier = [weight[:, :c] for c, weight in enumerate(own)]
+        earlier = head._weight_of_earlier() if sets > 1 else self.first
+        self.h = weight.new_empty(len(self.first), n)
+        self.sets = list(zip(
+            self.h.chunk(sets), self.h.mT.chunk(sets, 1),
+            [own[:, :c] for c, own in enumerate(earlier.chunk(sets))],
+            bias.mT.chunk(sets, 1), weight.mT.chunk(sets, 1),
+            weight.new_empty(sets, n, head.num_parameters), strict=True,
+        ))  # fmt: skip
+        self.places = [
+            [(place[:c] if c else None, own) for c, own in enumerate(place.mT.chunk(sets, 1))]
+            for place in x
+        ]
 
-    def __call__(self, features: Tensor, noise: Tensor, out: Tensor) -> None:
-        """Draw the channels `(channels, n)` of a pixel into `out`.
+    def __call__(self, place: int, features: Tensor, noise: Sequence[Tensor]) -> None:
+        """Draw a place's channels.
 
         Args:
-            features: `(features, n)`.
-            noise: `(sets, uniforms a set, n)`.
-            out: where they go.
+            place: which.
+            features: its, `(features, n)`.
+            noise: of each set, `(n, uniforms a set)`.
         """
-        h = torch.addmm(self.bias, self.first, features)
-        if self.sets == 1:
-            bias, weight = self.last[0]
-            self.draw(torch.addmm(bias, weight, h.relu_()), noise[0], out)
-            return
-        places = zip(
-            h.chunk(self.sets), self.last, noise.unbind(), out.chunk(self.sets), strict=True
-        )
-        for c, (own, (bias, weight), uniforms, channel) in enumerate(places):
-            if c:
-                own = torch.addmm(own, self.earlier[c], out[:c])
-            self.draw(torch.addmm(bias, weight, own.relu_()), uniforms, channel)
+        torch.addmm(self.bias, self.first, features, out=self.h)
+        steps = zip(self.sets, self.places[place], noise, strict=True)
+        for (h, rows, earlier, bias, weight, parameters), (before, own), numbers in steps:
+            if before is not None:
+                torch.addmm(h, earlier, before, out=h)
+            h.relu_()
+            torch.addmm(bias, rows, weight, out=parameters)
+            self.draw(parameters, numbers, own)
 
 
 def reach_of(name: str, side: int) -> int:

@@ -130,6 +130,27 @@ def test_the_blind_spot_is_pixelcnns_alone() -> None:
         check_causal(build("pixelcnn", (1, 3, 7), "bernoulli", **small, kernel_size=5))
 
 
+FAILURES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "first row": lambda features, x: features(x) + x.roll(1, 2),  # it takes the last for that above
+    "mask reversed": lambda features, x: features(x.flip(3)).flip(3),
+    "mask B first": lambda features, x: features(x) + x,
+    "batch statistics": lambda features, x: features(x) - features(x).mean((0, 2, 3), True),
+}
+"""What other implementations were published with, by name; no weight here is one under a mask."""
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_known_failures_are_seen(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build("gated", (1, 4, 5), "bernoulli")
+    check_causal(network)
+    whole = network.features
+    monkeypatch.setattr(
+        network, "features", lambda x, _: FAILURES[failure](lambda x: whole(x, None), x)
+    )
+    with pytest.raises(AssertionError, match="sees what comes after"):
+        check_causal(network)
+
+
 def triangle(shape: Sequence[int], num_layers: int, first: int, reach: int) -> Tensor:
     """Which pixels those of an image see by Row LSTMs, `(pixels, pixels)`."""
     _, height, width = shape
@@ -222,7 +243,7 @@ def test_a_cache_gives_the_logits_of_a_pass(
     p = network(next((given[name] for name in context), None))
     x = p.sample(() if context else (3,))
     sets = network.head.sets
-    drawn = torch.stack(output.parameters).view(20, sets, -1, 3).permute(3, 1, 2, 0)
+    drawn = torch.stack(output.parameters).view(20, sets, 3, -1).permute(2, 1, 3, 0)
     of_pass = network.parameters_of(x, p.context).flatten(3)
     assert drawn.shape == of_pass.shape
     assert (drawn - of_pass).abs().max() < most
