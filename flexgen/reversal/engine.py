@@ -138,7 +138,8 @@ def reverse(
         lr: step size η of the papers' loop.
         steps: updates at most, 300 by default; for "lbfgs" evaluations of a start and of the
             refinement, 100 by default, 44 for "auto".
-        init: "normal"; "bank", the codes of the `bank` whose data lie nearest to the sample; a
+        init: "normal"; "bank", of the four codes of the `bank` whose data lie nearest to the sample
+            their mean and the nearest, of the next four the same, and so on; a
             function from data to codes, such as :func:`~flexgen.reversal.train_encoder` gives
             (further starts are the bank's), made better by three rounds of z + E(x) − E(G(z)) for
             "lbfgs"; or starting codes, `(n, *latent_shape)` or

@@ -11,6 +11,8 @@ from flexgen.reversal.passes import Generate, fill
 
 _BLOCK = 1024
 _BANK_ELEMENTS = 1 << 26
+# Nearest codes of a bank whose mean is one start.
+_GROUP = 4
 # Codes of a bank that go through the generator at a time.
 _PASS = 128
 
@@ -37,7 +39,7 @@ def normal_codes(index: Tensor, latent_shape: tuple[int, ...], seed: int) -> Ten
 
 
 class Bank:
-    """Data that a generator makes of many codes; those nearest to a sample are starts for it.
+    """Data that a generator makes of many codes; those nearest to a sample give starts for it.
 
     Args:
         generate: codes, and a context where there is one, to data.
@@ -55,11 +57,12 @@ class Bank:
         self.squares = self.data.square().sum(1)
 
     def nearest(self, x: Tensor, count: int) -> Tensor:
-        """Codes whose data lie nearest to x, `(batch, *shape)`, by Euclidean distance.
+        """Starts from the codes whose data lie nearest to x, `(batch, *shape)`, by distance.
 
-        They are `(batch, count, *latent_shape)`, the nearest first, every fourth of them: the very
-        nearest resemble each other and often lead to the same end. Elements of x that are NaN are
-        not known, and do not count.
+        They are `(batch, count, *latent_shape)`: of the nearest four codes their mean and the
+        nearest, of the next four the same, and so on. A mean is nearer to the prior's middle, from
+        where a descent ends lower; alone it would miss data whose codes lie on two sides of it.
+        Elements of x that are NaN are not known, and do not count.
         """
         unknown = fill(x.flatten(1)).isnan()
         rows = fill(x.flatten(1)).masked_fill(unknown, 0)
@@ -68,9 +71,12 @@ class Bank:
             squares = (~unknown).to(rows.dtype) @ self.data.square().T
         distance = torch.addmm(squares, rows, self.data.T, alpha=-2)[: len(x)]
         count = min(count, len(self.codes))
-        stride = min(4, len(self.codes) // count)
-        near = distance.topk(min(stride * count, len(self.codes)), largest=False).indices
-        return self.codes[near[:, ::stride][:, :count]]
+        groups = -(-count // 2)
+        size = max(1, min(_GROUP, len(self.codes) // groups))
+        near = distance.topk(min(size * groups, len(self.codes)), largest=False).indices
+        parts = self.codes[near].split(size, 1)
+        both = [start for part in parts for start in (part.mean(1), part[:, 0])]
+        return torch.stack(both[:count], 1)
 
 
 class Starts:

@@ -152,10 +152,10 @@ def test_result_is_never_worse_than_the_start():
         assert (found.loss <= before * (1 + 1e-6)).all()
 
 
-def test_bank_holds_the_nearest_first_and_skips():
+def test_a_bank_gives_means_of_the_nearest_and_the_nearest():
     bank = Bank(lambda z: z, torch.arange(100.0)[:, None])
     near = bank.nearest(torch.tensor([[0.2], [99.0]]), 3)
-    assert near[:, :, 0].tolist() == [[0, 4, 8], [99, 95, 91]]
+    assert near[:, :, 0].tolist() == [[1.5, 0, 5.5], [97.5, 99, 93.5]]
 
 
 @pytest.mark.parametrize("bank", [1, 2, 3])
