@@ -75,11 +75,11 @@ def in_space(
                 f"({first_line(error)}); {remedy}"
             ) from error
     if asked["noise"]:
-        if options.get("constraint") != "map":
+        if options.get("constraint") != "map" and asked["posterior"]["sigma"] is None:
             raise ValueError(
                 "noise maps need a penalty, or they take on the image themselves; give "
                 "reverse.constraint=map reverse.constraint_weight=0.01, the variance of the noise "
-                "on the data"
+                "on the data, or posterior.sigma=0.1"
             )
         noisy = NoiseMaps(generator, latent_shape, asked["noise"])
         z, latent_shape = noisy.with_noise(z, seed + 1), (noisy.latent_dim,)

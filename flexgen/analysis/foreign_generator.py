@@ -30,7 +30,8 @@ class Found:
     `range` is (low, high) of its black and white, `data_range` that of floats in an array, where
     that is known to be another; `options` are for `reverse`; `context` is what it is called with
     beside the codes, of all data; `original` is what was loaded, before its codes were made those
-    of a space; `samples` gives so many samples of its own.
+    of a space; `samples` gives so many samples of its own; `prior` is that over its codes, N(0, I)
+    if None.
     """
 
     loaded: Loaded
@@ -42,6 +43,7 @@ class Found:
     context: Tensor | None
     original: Generator
     samples: Callable[[int], Tensor]
+    prior: Prior | None
 
 
 def open_generator(
@@ -70,12 +72,14 @@ def open_generator(
     samples = partial(_samples, loaded.generator, context, draw, options)
     spaced, shape, options = in_space(loaded, latent_shape, asked, options, context, device)
     if spaced is not loaded:  # codes of its prior are N(0, I), and labels went into w
-        context = None if mapped else context
+        context, prior = None if mapped else context, None
         draw = _draw(shape, loaded.dtype, bounds, None, device)
     first = None if context is None else context[:1]
     one = replace(spaced, generator=partial(_in_turn, spaced.generator, first))
     tried = probe(spaced if first is None else one, shape, device)
-    found = Found(spaced, shape, tried, black_white, None, options, context, original, samples)
+    found = Found(
+        spaced, shape, tried, black_white, None, options, context, original, samples, prior
+    )
     if options.get("init") == "encoder" and context is not None:
         raise ValueError("reverse.init=encoder does not go with labels=; leave one of them out")
     if options.get("init") == "encoder":

@@ -37,20 +37,24 @@ def sum_up(
     settings; the same figures are returned by name."""
     with safe_open(done.codes, "pt") as file:
         how = file.metadata()["how"]
-    own, converged = _own(job, num_own), values["converged"]
+    own = _own(job, num_own)
     now = done.samples - done.before
     before = f"{done.before} were done before, " if done.before else ""
     before += "then " if now and before else "none are left" if before else ""
     speed = f"{now} samples in {seconds:.1f} s, {now / seconds:.3g}/s" if now else ""
     kind = loss_text(job.loss)
     names = {"loss": f"loss ({_LOSSES.get(kind, kind)} a sample)", **ERRORS}
-    share = 100 * float(converged.float().mean())
+    names["log_p"] = "log p(x), nats"
     facts = [
         ("method", how),
         ("reversed", before + speed),
         *((names[k], _spread(k, values[k], own.get(k))) for k in names if k in values),
-        ("converged", f"{share:.1f} % ({int(converged.sum())} of {done.samples})"),
     ]
+    if (converged := values.get("converged")) is not None:
+        share = 100 * float(converged.float().mean())
+        facts.append(("converged", f"{share:.1f} % ({int(converged.sum())} of {done.samples})"))
+    else:
+        facts.append(("acceptance", f"{values['acceptance'].mean():.2f}, best near 0.65"))
     if not_finite := int((~values["loss"].isfinite()).sum()):
         facts.append(("not finite", f"the loss of {not_finite} samples"))
     for name, text in facts:
@@ -68,16 +72,19 @@ def _own(job: Job, n: int) -> dict[str, Tensor]:
     given = (
         {} if job.context is None else {"context": job.context[torch.arange(n) % len(job.context)]}
     )
-    return job.find(
-        job.loaded.generator, job.samples(n), latent_shape=job.latent_shape, **given, **job.options
+    find, options = job.way
+    x, shape = job.samples(n), job.latent_shape
+    found: dict[str, Tensor] = find(
+        job.loaded.generator, x, latent_shape=shape, **given, **options
     ).tensors()
+    return found
 
 
 def _spread(name: str, values: Tensor, own: Tensor | None) -> str:
     finite = values[values.isfinite()].double().numpy()
     if not len(finite):
         return "none is finite"
-    worse = 10 if name in ("psnr", "ssim") else 90  # of these more is better
+    worse = 10 if name in ("psnr", "ssim", "log_p") else 90  # of these more is better
     median, tail = np.percentile(finite, [50, worse])
     floor = "" if own is None else f"; its own samples {own[own.isfinite()].mean():.4g}"
     return f"mean {finite.mean():.4g}, median {median:.4g}, {worse}th percentile {tail:.4g}{floor}"
@@ -91,7 +98,8 @@ def show_pairs(
     if len(job.probe.shape) != 3 or job.probe.shape[0] not in (1, 3):
         print("pairs: none drawn, for the samples are not images in grey or colour")
         return
-    loss, converged = values["loss"], values["converged"]
+    loss = values["loss"]
+    ended = values.get("converged", torch.ones(len(loss)))  # draws always do
     groups = _groups(loss, asked["pairs"])
     rows = torch.cat(list(groups.values()))
     with safe_open(codes, "pt") as file:
@@ -118,7 +126,7 @@ def show_pairs(
     names = [job.reader.names[i] if job.reader.names else f"sample {i}" for i in found]
     errors = [{k: float(values[k][row]) for k in ERRORS if k in values} for row in rows.tolist()]
     pairs = iter(
-        Pair(_png(a, b, job.range), name, float(loss[row]), bool(converged[row]) or not tested, e)
+        Pair(_png(a, b, job.range), name, float(loss[row]), bool(ended[row]) or not tested, e)
         for a, b, name, row, e in zip(x, x_hat, names, rows.tolist(), errors, strict=True)
     )
     shown = {title: list(islice(pairs, len(group))) for title, group in groups.items()}

@@ -1,6 +1,7 @@
 """What a process of a reversal needs, and what it does: its own chunks."""
 
 import inspect
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from flexgen.checks import check_integer
 from flexgen.data.readers import ArrayFile, ImageFolder, Reader
 from flexgen.files import file_sha256
 from flexgen.metrics import reconstruction_error
-from flexgen.reversal import Reversal, reverse
-from flexgen.reversal.freezing import Generator
+from flexgen.priors import Normal
+from flexgen.reversal import PosteriorCodes, Reversal, Structured, posterior_codes, reverse
+from flexgen.reversal.freezing import Generator, frozen
 from flexgen.reversal.losses import in_range
 from flexgen.reversal.stream import Streamed, reverse_stream
 
@@ -35,12 +37,34 @@ class Job(Found):
     loss: Any
     device: torch.device
     identity: dict[str, Any]
+    drawing: dict[str, Any] | None
+
+    @property
+    def way(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """What finds codes, and its options."""
+        return (self.find, self.options) if self.drawing is None else (self.draw, self.drawing)
 
     def find(self, generator: Generator, x: Tensor, **options: Any) -> "Measured":
         """:func:`~flexgen.reversal.reverse`, and the errors of what it finds."""
         found = reverse(generator, x, mask=self.mask, **options)
         errors = reconstruction_error(found.x_hat, x.to(found.x_hat), self.range, self.mask)
         return Measured(**{**vars(found), **errors})
+
+    def draw(
+        self, generator: Generator, x: Tensor, *, latent_shape: tuple[int, ...], **options: Any
+    ) -> "Drawn":
+        """:func:`~flexgen.reversal.posterior_codes`, and the errors of what its codes make."""
+        size = math.prod(latent_shape)
+        flat = generator if len(latent_shape) == 1 else Structured(generator, latent_shape)
+        drawn = posterior_codes(flat, x, prior=self.prior or Normal(size), **options)
+        given = () if options.get("context") is None else (options["context"].to(x.device),)
+        z = drawn.z.unflatten(1, latent_shape)
+        with torch.no_grad(), frozen(generator, "eval"):
+            x_hat = generator(z.to(self.loaded.dtype), *given).float()
+        errors = reconstruction_error(x_hat, x.to(x_hat), self.range)
+        states = drawn.states.unflatten(3, latent_shape)
+        shaped = {"z": z, "states": states, "log_p": drawn.log_prob}
+        return Drawn(**{**vars(drawn), **shaped, **errors})
 
 
 @dataclass(frozen=True)
@@ -52,10 +76,20 @@ class Measured(Reversal):
     ssim: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Drawn(PosteriorCodes):
+    """Posterior draws with log p(x) and the errors of each sample, as :class:`Measured` has."""
+
+    log_p: Tensor | None = None
+    rmse: Tensor | None = None
+    psnr: Tensor | None = None
+    ssim: Tensor | None = None
+
+
 def prepare(asked: dict[str, Any], rank: int) -> Job:
     """Load the generator, try it, and find the data; ValueError if something does not fit,
     FileNotFoundError if it is not there."""
-    options = _options(asked["reverse"])
+    options, drawing = _options(asked["reverse"]), _drawing(asked)
     device = _device(asked["device"], rank)
     processes = asked["processes"]
     for name in ("pairs", "own", "n", "chunk", "threads", "tune"):
@@ -89,7 +123,7 @@ def prepare(asked: dict[str, Any], rank: int) -> Job:
     index = torch.arange(n) * size // n
     return Job(
         **vars(found), reader=reader, index=index, mask=None if mask is None else mask.to(device),
-        loss=typed, device=device, identity=identity,
+        loss=typed, device=device, identity=identity, drawing=drawing,
     )  # fmt: skip
 
 
@@ -99,11 +133,12 @@ def work(
 ) -> Streamed:  # fmt: skip
     """Do the chunks of one process."""
     chunk = asked["chunk"] or (256 if job.device.type == "cpu" else 2048)
+    find, options = job.way
     return reverse_stream(
         job.loaded.generator, job.reader, asked["out"], latent_shape=job.latent_shape,
-        find=job.find, identity=job.identity, index=job.index, context=job.context, chunk=chunk,
+        find=find, identity=job.identity, index=job.index, context=job.context, chunk=chunk,
         device=job.device, rank=rank, world_size=world_size, check=check,
-        progress=asked["progress"], **job.options,
+        progress=asked["progress"], **options,
     )  # fmt: skip
 
 
@@ -163,6 +198,28 @@ def _options(asked: dict[str, Any]) -> dict[str, Any]:
     for name in {"bounds", "moments"} & options.keys():
         options[name] = pair(f"reverse.{name}", options[name], rising=name == "bounds")
     return options
+
+
+def _drawing(asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Options of posterior draws, if they are asked for; ValueError for what does not go along."""
+    typed = {name: value for name, value in asked["posterior"].items() if value is not None}
+    if not typed:
+        return None
+    if "sigma" not in typed:
+        raise ValueError(
+            "posterior draws need the standard deviation of the noise on the data; give "
+            "posterior.sigma=0.1"
+        )
+    shared = ("batch_size", "seed", "precision")
+    given = {name: value for name, value in asked["reverse"].items() if value is not None}
+    others = [f"reverse.{name}" for name in given if name not in shared]
+    others += [name for name in ("mask", "tune", "encoder") if asked[name] is not None]
+    if others:
+        raise ValueError(
+            f"posterior draws (posterior.sigma) do not go with {others[0]}; of reverse.* they take "
+            f"{', '.join(shared)} alone"
+        )
+    return typed | given
 
 
 def _device(name: str, rank: int) -> torch.device:

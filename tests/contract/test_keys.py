@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from flexgen.callbacks import PriorRefit, ReversalScore
-from flexgen.reversal import reverse
+from flexgen.reversal import posterior_codes, reverse
 from flexgen.runs import resolvers
 from flexgen.training import WandbLogger
 from tests.conftest import CONF
@@ -33,6 +33,7 @@ GROUPS = sorted({name for name in FILES if "/" in name} - PARENTS)
 
 OWN_DATA = ["data.shape=[1,8,8]", "data.range=[0,1]"]  # not found from files that are not there
 GIVEN = {"context", "generator", "mask", "x", "latent_shape", "index", "seed", "history", "watch"}
+DRAWN = GIVEN - {"latent_shape"} | {"prior", "known", "precision", "batch_size", "progress"}
 PASSED: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("callbacks/reversal", "reversal.options"): (reverse, GIVEN),
     ("reverse", "reverse"): (ReversalScore, {"every", "at", "at_end"}),
@@ -40,6 +41,7 @@ PASSED: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("refit", "refit"): (PriorRefit, {"at"}),
     ("refit", "refit.options"): (reverse, GIVEN),
     ("reverse_generator", "reverse"): (reverse, GIVEN - {"seed"} | {"progress"}),
+    ("reverse_generator", "posterior"): (posterior_codes, DRAWN),
 }
 """Mappings without a `_target_`: who takes them, and which arguments it is given otherwise."""
 

@@ -54,6 +54,26 @@ def test_w_plus_is_at_least_as_good_as_w_and_errors_stand_on_the_page(
     assert page.count(" dB<br>") == 6
 
 
+def test_posterior_draws_in_w_with_noise(
+    flexgen: Run, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*STYLE, *CPU, "space=w", "layers=3", "noise=noise_const", "own=2", "n=3")
+    chains = ("posterior.num_temperatures=20", "posterior.chains=2", "posterior.draws=3")
+    with pytest.raises(SystemExit) as stopped:
+        flexgen("reverse", *words, *chains)
+    assert "give posterior.sigma=0.1" in str(stopped.value.code)
+    with pytest.raises(SystemExit) as stopped:
+        flexgen("reverse", *words, "posterior.sigma=0.1", "reverse.loss=l1")
+    assert "do not go with reverse.loss" in str(stopped.value.code)
+    flexgen("reverse", *words, *chains, "posterior.sigma=0.1")
+    told, found = capsys.readouterr().out, load_file("codes/codes.safetensors")
+    assert found["z"].shape == (3, 6 + 144)
+    assert found["states"].shape == (3, 2, 3, 6 + 144)
+    assert "converged" not in told
+    assert figure(told, "log p(x)")[0] == pytest.approx(float(found["log_p"].mean()), rel=1e-3)
+    assert found["loss"].mean() < 0.5 * 144 * 0.2**2  # σ² a pixel under the chains' ends, about
+
+
 def test_noise_maps_need_a_penalty_and_the_generator_is_tuned(
     flexgen: Run, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
