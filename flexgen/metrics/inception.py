@@ -48,8 +48,9 @@ class InceptionFeatures(nn.Module):
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(path))
         except Exception as error:
             raise ValueError(
-                f"`features` must hold the weights of torch-fidelity's InceptionV3, and {path} "
-                f"does not ({first_line(error)})"
+                "`features` must hold the weights of torch-fidelity's InceptionV3, "
+                f"pt_inception-2015-12-05-6726825d.pth, and {path} does not "
+                f"({first_line(error).rstrip(':.')}); torchvision's are others"
             ) from error
         self.low, self.high = data_range
         self.register_buffer("loc", torch.zeros(()))

@@ -75,6 +75,13 @@ METRICS: dict[str, Metric] = {
         Metric("kid/inception", "KID, Inception", "lower", "kernel distance of Inception features"),
         Metric("inception", "Classifier score", "higher", "Inception's, by FlexGen's classifier"),
         Metric("classes/total_variation", "Class imbalance", "lower", "to the held-out shares"),
+        Metric(
+            "classes/accuracy",
+            "Class accuracy",
+            "higher",
+            "samples that the classifier takes for the class they were made of",
+        ),
+        Metric("classes/accuracy_lowest", "Class accuracy, worst", "higher", "of the worst class"),
         Metric("precision", "Precision", "higher", "samples among data, k-th neighbours"),
         Metric("recall", "Recall", "higher", "data among samples, k-th neighbours"),
         Metric("density", "Density", "higher", "of data's neighbourhoods at samples; 1 for data"),

@@ -53,6 +53,8 @@ def _folder(root: Path, paths: list[Path]) -> list[Path]:
     shown = [_entry(run, root, shared) for run in runs]
     for entry in shown[_MOST_PICTURES:]:
         entry["samples"] = entry["posterior"] = None
+    names = {run.name for run in runs}
+    heading = f"{names.pop()}, {root.resolve().name}" if len(names) == 1 else root.resolve().name
     title, about = TITLES["aggregate_posterior"]
     rows: list[dict[str, Any]] = []
     for row in summary.rows:
@@ -71,7 +73,7 @@ def _folder(root: Path, paths: list[Path]) -> list[Path]:
     with tempfile.TemporaryDirectory() as folder:
         drawn_table = summary.plot(Path(folder) / "table.png").read_bytes()
     text = render(
-        "index.html", title=root.resolve().name, table=summary, runs=shown, labels=summary.labels,
+        "index.html", title=heading, table=summary, runs=shown, labels=summary.labels,
         groupings=grouped, plots=dot_plots(summary),
         picture=drawn_table if len(summary.rows) > 1 else b"",
         pictured=_MOST_PICTURES, posteriors=[entry for entry in shown if entry["posterior"]],
