@@ -53,8 +53,9 @@ def check_trainer(trainer: pl.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping):
             raise ValueError(
-                f"EarlyStopping looks at the end of an epoch, and {without_epochs}; give max_steps "
-                "or max_time, or train from a DataLoader"
+                f"EarlyStopping looks at the end of an epoch, and {without_epochs}; on the "
+                "command line set callbacks=[…,early_stopping], elsewhere max_steps or max_time, "
+                "or train from a DataLoader"
             )
 
 

@@ -66,6 +66,7 @@ def test_a_sweep_killed_in_a_cell_is_entered_again_with_the_same_bits(
     said = capsys.readouterr().err
     assert re.search(r"cell 0 \[.*seed=0 .*\] finished before", said)
     assert "cell 2 of 2 [seed=1]" in said
+    assert "FIT Profiler Report" in said
     assert list(Path("killed/1").rglob("*tfevents*"))
     assert cells("killed") == dict.fromkeys("01", "finished")
     assert Path("killed/0/provenance.json").read_text() == first
