@@ -17,7 +17,7 @@ _EVALUATIONS = 40
 def maximise_likelihood(
     prior: Prior, codes: Tensor, *, context: Tensor | None = None, draws: Draws | None = None,
     seed: int = 0, progress: bool = False, steps: int = 2000, batch_size: int = 200,
-    lr: float = 1e-3, patience: int = _EVALUATIONS,
+    lr: float = 1e-3, patience: int = _EVALUATIONS, anneal: bool = False,
     surrogate: Callable[[Tensor], Tensor] | None = None,
 ) -> Report:  # fmt: skip
     """Minimise the mean cross-entropy of nine tenths of the codes by Adam, and freeze the prior.
@@ -32,9 +32,11 @@ def maximise_likelihood(
         context, draws, seed, progress: as for :meth:`~flexgen.contracts.Prior.fit`.
         steps, batch_size, lr: of Adam.
         patience: looks without an improvement after which the fit ends.
+        anneal: whether `lr` falls to 0 as a cosine. At one rate Adam's noise in coordinates that
+            there is nothing to learn of outweighs what the others gain. The gain comes late, so
+            `patience` is best left at all 40 looks.
         surrogate: of codes `(batch_size, d)`, what is minimised in the place of their mean
-            cross-entropy, which still says which weights are best. Such a loss keeps its noise, so
-            `lr` falls to 0 as a cosine.
+            cross-entropy, which still says which weights are best.
 
     Returns:
         `{"nll": …, "steps": …}`: minus the mean log-density of the last tenth, nats per code, and
@@ -69,9 +71,7 @@ def maximise_likelihood(
 
         prior.requires_grad_(True)
         optimizer = torch.optim.Adam(prior.parameters(), lr=lr, fused=True)
-        schedule = None
-        if surrogate is not None:
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if anneal else None
         best, reached = looked(0), 0
         weights = copy.deepcopy(prior.state_dict())
         every = max(1, steps // _EVALUATIONS)

@@ -40,6 +40,7 @@ class FlowPrior(Prior):
         batch_size: codes a step.
         lr: step size of its Adam.
         patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
+        anneal: whether `lr` falls to 0 as a cosine; without, a lower `patience` saves time.
 
     Raises:
         ValueError: for a map that needs a context; in a fit, for one without density or parameters.
@@ -48,8 +49,8 @@ class FlowPrior(Prior):
     learns = True
 
     def __init__(
-        self, flow: Transform, *, steps: int = 2000, batch_size: int = 200, lr: float = 1e-3,
-        patience: int = 10,
+        self, flow: Transform, *, steps: int = 1000, batch_size: int = 200, lr: float = 1e-3,
+        patience: int = 40, anneal: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if flow.context_features:
@@ -59,7 +60,10 @@ class FlowPrior(Prior):
             )
         self.latent_dim, self.log_prob_cost = flow.features, flow.inverse_cost
         self.transform = Chain([flow, LocationScale(flow.features)])
-        self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
+        self.how: Any = {
+            "steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience,
+            "anneal": anneal,
+        }  # fmt: skip
         self.base: Prior = Normal(flow.features)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:

@@ -15,8 +15,10 @@ from flexgen.priors import (
     FlowPrior,
     Gaussian,
     MixtureMADE,
+    Prior,
     RealNVP,
     Staged,
+    maximise_likelihood,
 )
 
 
@@ -31,8 +33,8 @@ def codes() -> torch.Tensor:
 
 BUILDS: dict[str, Callable[[], FlowPrior]] = {
     "realnvp": lambda: RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
-    "maf": lambda: MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3),
-    "nsf": lambda: NSF(2, num_layers=3, hidden_features=[16], steps=150, lr=5e-3),
+    "maf": lambda: MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3, anneal=False),
+    "nsf": lambda: NSF(2, num_layers=3, hidden_features=[16], steps=150, lr=5e-3, anneal=False),
     "mixtures": lambda: AutoregressiveMixture(
         2, num_layers=1, hidden_features=[16], num_components=3, steps=200, lr=1e-2
     ),
@@ -74,6 +76,28 @@ def test_a_fit_is_never_worse_than_its_gaussian(codes: torch.Tensor) -> None:
     assert RealNVP(2, steps=1, lr=1e-9).fit(codes)["nll"] == pytest.approx(
         -float(gaussian().log_prob(codes).mean()), abs=0.3
     )
+
+
+class Slope(Prior):
+    """What it minimises falls evenly in its weight."""
+
+    latent_dim, normalised = 2, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def cross_entropy(self, z: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        return self.weight.expand(len(z))
+
+
+@pytest.mark.parametrize(("anneal", "way"), [(False, 0.4), (True, 0.2)])
+def test_the_steps_of_an_annealed_fit_fall_to_0(
+    anneal: bool, way: float, codes: torch.Tensor
+) -> None:
+    prior = Slope()
+    report = maximise_likelihood(prior, codes, steps=40, lr=0.01, anneal=anneal)
+    assert report["cross_entropy"] == pytest.approx(-way, abs=0.006)
 
 
 def test_a_fitted_prior_survives_a_state_dict_and_a_copy(codes: torch.Tensor) -> None:
