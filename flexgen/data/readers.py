@@ -291,6 +291,12 @@ def _layout(found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> str:
     example = found[1:]
     if example == wanted or len(wanted) != 3:
         return "as made"
+    if wanted[2] in (1, 3) and wanted[0] not in (1, 3):
+        raise ValueError(
+            f"the array in {path} must hold images as the generator makes them, channels last, "
+            f"{wanted}, got {example}; permute them, x.permute(0, 2, 3, 1), at that size, or let "
+            "the generator return x.permute(0, 3, 1, 2)"
+        )
     if len(example) == 2 and wanted[0] in (1, 3):
         return "grey"
     if len(example) == 3:

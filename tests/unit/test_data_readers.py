@@ -193,6 +193,14 @@ def test_arrays_are_brought_to_the_generators_size_and_channels(tmp_path: Path) 
         ArrayFile(path, (1, 6, 5), RANGE, resize=False)
 
 
+def test_a_generator_that_makes_channels_last_wants_them_so(tmp_path: Path) -> None:
+    x = np.zeros((4, 3, 8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"permute them, x.permute\(0, 2, 3, 1\)"):
+        ArrayFile(save(tmp_path / "x.npy", x), (8, 8, 3), RANGE)
+    last = save(tmp_path / "last.npy", x.transpose(0, 2, 3, 1).copy())
+    assert ArrayFile(last, (8, 8, 3), RANGE).read(torch.arange(4)).shape == (4, 8, 8, 3)
+
+
 def test_vectors_are_read_for_a_generator_of_vectors(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(size=(4, 7)).astype(np.float32) * 5
     reader = ArrayFile(save(tmp_path / "x.npy", x), (7,), RANGE)
