@@ -32,7 +32,10 @@ COMMANDS = {
 }
 
 # Of Hydra's flags those with a value.
-_WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"}
+_WITH_VALUE = {
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
+    "--package", "-p", "--info", "-i",
+}  # fmt: skip
 
 
 def usage() -> str:
@@ -175,6 +178,7 @@ def run_hydra(command: Command) -> None:
         sweep_stopped,
     )
     from flexgen.runs.compose import is_sweep, own_data
+    from flexgen.runs.config_errors import not_composed
     from flexgen.runs.errors import TrainingStopped
 
     root, argv = command.root, command.argv
@@ -234,6 +238,8 @@ def run_hydra(command: Command) -> None:
             ) from error
         raise
     except Exception as error:
+        if not made and (told := not_composed(error, argv)):
+            raise ValueError(told) from error
         if SweepFolder.known is None:
             raise
         raise sweep_stopped(SweepFolder.known, entry, error) from error

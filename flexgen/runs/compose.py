@@ -111,6 +111,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     values = {key: value for key, value in values.items() if key not in _NOT_SAVED}
+    for key in ("seed", "steps", "model", "data", "paths"):
+        if key not in values:
+            raise ValueError(f"no run can be without `{key}`; leave out ~{key}")
+    if "experiment" in values:
+        raise ValueError(
+            "the experiment's keys lie below `experiment`, where nothing reads them; let its YAML "
+            "begin with the line `# @package _global_`"
+        )
     root = (values.get("data") or {}).get("root")
     if root and not lies_in(Path(root), Path(values["paths"]["data_dir"])):
         if values["data"].get("name") == "digits":
@@ -118,6 +126,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
                 f"digits come with scikit-learn and have no path, got {root}; say what your own "
                 "data are: data=folder, data=array or data=table"
             )
+        root = os.path.expanduser(root)
         values["data"]["root"] = os.path.abspath(root)  # the run is opened from other folders too
     return values
 

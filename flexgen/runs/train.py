@@ -204,6 +204,14 @@ def _at_work(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     return alone(run_dir) if rank() == 0 else contextlib.nullcontext()
 
 
+_WHY_NONE = "a run measures by its callbacks, logs by its loggers and reads one endless stream"
+_WITHOUT_EFFECT = {
+    "callbacks", "check_val_every_n_epoch", "limit_predict_batches", "limit_test_batches",
+    "limit_val_batches", "log_every_n_steps", "logger", "reload_dataloaders_every_n_epochs",
+    "use_distributed_sampler", "val_check_interval",
+}  # fmt: skip
+
+
 def _check(config: dict[str, Any]) -> None:
     """Refuse what cannot be run, before anything is written."""
     check_integer("steps", config["steps"], 1)
@@ -222,6 +230,11 @@ def _check(config: dict[str, Any]) -> None:
                 f"`trainer.{key}` is not for a run, which ends by its generator steps; set steps="
                 f"{int(config['trainer'][key])}"
             )
+    for key in sorted(_WITHOUT_EFFECT & config["trainer"].keys()):
+        raise ValueError(
+            f"`trainer.{key}` has no effect: {_WHY_NONE}; leave it out, and set the keys of "
+            "`callbacks`, `logger` and `data`"
+        )
     accelerator = config["trainer"]["accelerator"]
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(

@@ -16,22 +16,38 @@ _LONGEST = {"name": 128, "group": 128, "project": 128, "id": 128, "job_type": 64
 _FORBIDDEN = frozenset("/\\#?%:")
 
 
+_VARIABLES = {"group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE", "id": "WANDB_RUN_ID",
+              "tags": "WANDB_TAGS", "entity": "WANDB_ENTITY"}  # fmt: skip
+"""By which W&B takes what its logger is not given."""
+
+
 def _check(**init: Any) -> None:
     """Refuse what the server would refuse in the end, when an offline run is sent to it."""
-    for key, longest in _LONGEST.items():
-        given = init.get(key)
-        for text in given if key == "tags" and given else [given]:
+    if "resume" in init:
+        raise ValueError(
+            "`logger.wandb.resume` is set already: `flexgen resume` goes on in the same W&B run; "
+            "leave it out"
+        )
+    for key in (*_LONGEST, "entity"):
+        given, source = init.get(key), f"logger.wandb.{key}"
+        if given is None and (variable := _VARIABLES.get(key)):
+            given, source = os.environ.get(variable) or None, variable
+            given = given.split(",") if given and key == "tags" else given
+        for text in given if isinstance(given, Sequence) and key == "tags" else [given]:
             if text is None:
                 continue
+            longest = _LONGEST.get(key, 128)
             if not 0 < len(str(text)) <= longest:
                 raise ValueError(
-                    f"W&B takes 1 to {longest} characters for `logger.wandb.{key}`, got "
+                    f"W&B takes 1 to {longest} characters for `{source}`, got "
                     f"{len(str(text))} ({str(text)[:20]!r}…)"
                 )
-            if key in ("project", "id") and (wrong := sorted(_FORBIDDEN & {*str(text)})):
+            wrong = sorted(_FORBIDDEN & {*str(text)})
+            if key in ("project", "id", "entity") and wrong:
+                other = "; an account or a team is `logger.wandb.entity`"
                 raise ValueError(
-                    f"`logger.wandb.{key}` must have none of {''.join(sorted(_FORBIDDEN))}, got "
-                    f"{wrong[0]!r} in {text!r}; an account or a team is `logger.wandb.entity`"
+                    f"`{source}` must have none of {''.join(sorted(_FORBIDDEN))}, got "
+                    f"{wrong[0]!r} in {text!r}{'' if key == 'entity' else other}"
                 )
 
 
@@ -78,8 +94,10 @@ class WandbLogger(loggers.WandbLogger):
 
         Raises:
             RuntimeError: if W&B does not start, for want of an account say.
+            ValueError: for a setting that W&B does not know.
         """
         import wandb
+        from pydantic import ValidationError
 
         try:
             run = self.experiment
@@ -88,6 +106,12 @@ class WandbLogger(loggers.WandbLogger):
             login = "run `wandb login`, or " if "key" in why.lower() or "login" in why else ""
             raise RuntimeError(
                 f"W&B did not start ({why}); {login}write to disk alone with WANDB_MODE=offline"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])).removeprefix("run_")
+            raise ValueError(
+                f"`logger.wandb.{key}` cannot be {first['input']!r}: {first['msg']}"
             ) from error
         run.config.update(dict(config), allow_val_change=True)
         for axis in Counters().axes():

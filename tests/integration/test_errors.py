@@ -90,6 +90,18 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["steps"], "cannot read `steps`; write key=value"),
         ("train", ["a.b=[16"], "cannot read `a.b=[16`: a bracket is open; close it in `a.b`"),
         ("train", ["prior=a,b"], "`prior=a,b` gives several values; add -m for a run of each"),
+        ("train", ["name=it's"], "a quote is open; close it, or quote the value: 'name="),
+        ("train", ["seed=range(3)"], "`seed=range(3)` gives several values; add -m"),
+        ("train", ["+steps=3"], "`steps` is there already; leave out the +"),
+        ("train", ["+prior=normal"], "`prior` is there already; leave out the +"),
+        ("train", ["~steps"], "no run can be without `steps`; leave out ~steps"),
+        ("train", ["prior=null"], "`prior=null` names no prior; there are"),
+        ("train", ["prior=prior/normal"], "did you mean `prior=normal`"),
+        ("train", ["experiment=mnist_static"], "did you mean `experiment="),
+        ("train", ["name=${nosuch:1}"], "`${nosuch:…}` is no resolver"),
+        ("train", ["name=${oc.env:NO_SUCH_NAME}"], "variable NO_SUCH_NAME is not set; export it"),
+        ("train", ["--config-dir", "nowhere"], "there is no folder"),
+        ("train", ["+trainer.limit_val_batches=2"], "`trainer.limit_val_batches` has no effect"),
         ("evaluate", [], "which run? give run=PATH"),
         ("evaluate", ["run=nowhere"], "not a run directory"),
         ("table", ["nowhere"], "nowhere"),
@@ -101,6 +113,22 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     told = message(flexgen, command, *(SMALL if command == "train" else ()), *words)
     assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"a: 1\n  b: 2\n", "cannot read the YAML"),
+        (b"# caf\xe9\nsteps: 3\n", "mine.yaml is not UTF-8"),
+        (b"steps: 3\n", "begin with the line `# @package _global_`"),
+        (b"defaults:\n  - mine\n", "in a circle"),
+        (b"defaults:\n  - prior: uniform\n", "write `override /prior: uniform`"),
+    ],
+)
+def test_mistakes_in_yaml_of_ones_own(flexgen: Run, text: bytes, expected: str) -> None:
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_bytes(text)
+    assert expected in message(flexgen, "train", *SMALL, "--config-dir", "conf", "experiment=mine")
 
 
 def test_keys_of_a_callback_that_is_left_out_are_told(flexgen: Run) -> None:

@@ -217,6 +217,8 @@ def test_the_id_of_an_agents_run_is_the_agents(monkeypatch: pytest.MonkeyPatch) 
         ({"job_type": "j" * 65}, "1 to 64 characters for `logger.wandb.job_type`"),
         ({"group": "g" * 129}, "1 to 128 characters for `logger.wandb.group`"),
         ({"name": "n" * 129}, "1 to 128 characters for `logger.wandb.name`"),
+        ({"entity": "a/b"}, "`logger.wandb.entity` must have none of"),
+        ({"resume": "must"}, "`logger.wandb.resume` is set already"),
     ],
 )
 def test_what_the_server_would_refuse_is_told_at_once(
@@ -224,6 +226,16 @@ def test_what_the_server_would_refuse_is_told_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         WandbLogger(str(tmp_path), **init)
+
+
+def test_settings_from_variables_and_of_another_type_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"^`logger.wandb.tags.0` cannot be 1: "):
+        WandbLogger(str(tmp_path), offline=True, tags=[1]).start({}, {})
+    monkeypatch.setenv("WANDB_TAGS", "ok," + "x" * 65)
+    with pytest.raises(ValueError, match="1 to 64 characters for `WANDB_TAGS`"):
+        WandbLogger(str(tmp_path))
 
 
 def test_names_of_long_folders_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
