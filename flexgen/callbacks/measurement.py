@@ -189,8 +189,7 @@ class Measurement(contracts.Measurement, Scheduled):
     def attempt(self, model: Any, data: Any, run_dir: Path) -> dict[str, float] | None:
         """:meth:`run`; if it fails, a warning and a line of the run's notes, and None."""
         try:
-            with isolated_rng(self.seed):
-                return self.measure(model, data, run_dir)
+            return self.run(model, data, run_dir)
         except Exception as error:
             name, step = type(self).__name__, model.counters.generator_steps
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -205,6 +204,20 @@ class Measurement(contracts.Measurement, Scheduled):
             return None
 
     def run(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
-        """:meth:`measure` with the generators kept apart."""
+        """:meth:`measure` with the generators kept apart, and its values as floats.
+
+        Raises:
+            ValueError: for a value that is no number, or a name that a table cannot hold.
+        """
         with isolated_rng(self.seed):
-            return self.measure(model, data, run_dir)
+            found = self.measure(model, data, run_dir)
+        return {name: _number(name, value) for name, value in (found or {}).items()}
+
+
+def _number(name: str, value: Any) -> float:
+    if not name.isprintable() or {",", '"'} & {*name}:
+        raise ValueError(f"a value's name must be a word such as loss/critic, got {name!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be one number, got {value!r}") from error

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from flexgen.callbacks import SampleQuality
+from flexgen.callbacks import Measurement, SampleQuality
 from flexgen.metrics_table import read_metrics
 from tests.conftest import SMALL
 
@@ -132,3 +133,20 @@ def test_the_page_says_what_was_not_measured_and_why(
     page = Path("run/report.html").read_text()
     assert "Not measured" in page
     assert "failed: RuntimeError: &lt;b&gt;no such thing" in page
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"a": "many"}, r"`a` must be one number, got 'many'"),
+        ({"a": torch.ones(2)}, r"`a` must be one number, got tensor"),
+        ({"a,b\n": 1.0}, r"a value's name must be a word such as loss/critic"),
+    ],
+)
+def test_what_no_column_of_a_table_holds_is_refused(values: dict[str, Any], told: str) -> None:
+    class Own(Measurement):
+        def measure(self, model: Any, data: Any, run_dir: Path) -> dict[str, float]:
+            return values
+
+    with pytest.raises(ValueError, match=told):
+        Own(at=[1]).run(None, None, Path())
