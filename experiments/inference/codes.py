@@ -9,7 +9,7 @@ training digits under each run's generator:
     encoder: E(x), the one that the game has trained
     encoder, 5 steps: `reverse` by L-BFGS from E(x), five evaluations
     learned afterwards: `train_encoder`, from pairs (G(z), z) of the trained generator alone
-    reversal: `reverse` as it is, L-BFGS from several starts
+    reversal: `reverse` as it is, a short L-BFGS from two starts
     descent: the papers' loop, 300 steps of Adam from zero
     posterior draws: one draw each of p(z|x), σ = 0.2, by `posterior_codes` as it is
 
