@@ -202,8 +202,10 @@ class Ladder(ABC):
         level_shapes: of each as its networks see it: `(d,)`, or `(channels, height, width)` of a
             map.
         feature_shapes: of each, that of a rung's features; None: it has none.
+        is_normal: whether every level but the highest is a diagonal normal.
     """
 
+    is_normal: bool = True
     levels: tuple[int, ...]
     level_shapes: tuple[tuple[int, ...], ...]
     feature_shapes: tuple[tuple[int, ...] | None, ...]

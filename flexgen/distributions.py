@@ -172,11 +172,12 @@ class _DrawAndKL(Function):
 
 
 class HierarchicalNormal(Vectors):
-    r"""Levels of a vector, each but the highest a diagonal normal given those above it.
+    r"""Levels of a vector, each but the highest a diagonal normal given those above it, mostly.
 
     .. math:: p(z) = p(z_L) \prod_{l<L} N(z_l; m_l(z_{>l}), s_l^2(z_{>l}))
 
-    with z the levels side by side, the lowest first.
+    with z the levels side by side, the lowest first. A ladder that is not `is_normal` has other
+    distributions in the normals' place, and its draws then have no gradient.
 
     Args:
         ladder: the levels, from the top down.
@@ -184,18 +185,21 @@ class HierarchicalNormal(Vectors):
 
     def __init__(self, ladder: Ladder) -> None:
         self.ladder, self.levels = ladder, list(ladder.levels)
+        self.has_rsample = ladder.is_normal
         super().__init__((), sum(self.levels))
 
     @functools.cached_property
     def is_normal(self) -> bool:
-        """Whether the highest level is a diagonal normal too."""
+        """Whether all levels are diagonal normals."""
+        if not self.ladder.is_normal:
+            return False
         highest = self.ladder.rung(len(self.levels) - 1, self.ladder.start(1))
         return isinstance(highest.prior, DiagonalNormal)
 
     def given(self, z: Tensor) -> DiagonalNormal:
         """Of each level its normal given what z has above it, `(*batch, d)`; at z it is p(z).
 
-        Only where the highest level `is_normal`.
+        Only where it `is_normal`.
         """
         loc: list[Tensor] = []
         scale: list[Tensor] = []

@@ -21,6 +21,7 @@ from flexgen.priors.metropolis_hastings import MetropolisHastings
 from flexgen.priors.mixture import LearnableMixture, Mixture
 from flexgen.priors.per_class import PerClass
 from flexgen.priors.pixel import PixelPrior
+from flexgen.priors.pixel_levels import PixelLevels
 from flexgen.priors.polarity import Polarity
 from flexgen.priors.pushforward import Pushforward
 from flexgen.priors.reweighted import Masked, Weighted
@@ -34,7 +35,7 @@ __all__ = [
     "FlowMatching", "FlowPrior", "Gaussian", "GradientFlow", "Hierarchical", "Hyperspherical",
     "KernelDensity", "Langevin", "LatentEnergy", "LearnableMixture", "Masked",
     "MetropolisHastings", "Mixture", "MixtureMADE", "MixtureOfPosteriors", "NoiseContrastive",
-    "Normal", "OptimalTransport", "PerClass", "PixelPrior", "Polarity", "Prior", "Pushforward",
-    "RealNVP", "Rejection", "SphericalMixture", "Staged", "TopDown", "Truncation", "Uniform",
-    "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
+    "Normal", "OptimalTransport", "PerClass", "PixelLevels", "PixelPrior", "Polarity", "Prior",
+    "Pushforward", "RealNVP", "Rejection", "SphericalMixture", "Staged", "TopDown", "Truncation",
+    "Uniform", "Vamp", "Weighted", "as_prior", "base_codes", "maximise_likelihood",
 ]  # fmt: skip

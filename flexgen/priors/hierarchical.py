@@ -15,7 +15,7 @@ from flexgen.priors.fixed import Normal
 from flexgen.priors.staged import as_prior
 
 
-class _OfLevels(Prior):
+class OfLevels(Prior):
     """A prior with a ladder."""
 
     def __init__(self, latent_dim: int) -> None:
@@ -35,7 +35,7 @@ class _OfLevels(Prior):
         raise NotImplementedError
 
 
-class Hierarchical(_OfLevels, Ladder):
+class Hierarchical(OfLevels, Ladder):
     r"""p(z) = p(z_L) ∏ p(z_l | z_{l+1}): each level a diagonal normal of a network of that above.
 
     .. math:: z_L = ε_L, \quad z_l = m_l(z_{l+1}) + s_l(z_{l+1}) ⊙ ε_l, \quad ε ∼ N(0, I)
@@ -145,7 +145,7 @@ class Hierarchical(_OfLevels, Ladder):
         return maximise_likelihood(self, codes, draws=draws, seed=seed, progress=progress)
 
 
-class TopDown(_OfLevels):
+class TopDown(OfLevels):
     r"""$p(z) = \prod_l p(z_l | z_{>l})$ by the decoder that makes the data too, a VAE's own.
 
     The networks are the decoder's, saved and trained there: prior, likelihood and a

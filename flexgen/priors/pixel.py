@@ -19,6 +19,15 @@ _AT_ONCE = 1000
 _NEAR_NORMAL = 0.1
 
 
+def near_normal(network: PixelNetwork) -> PixelNetwork:
+    """The network with small last weights of its heads, so that numbers start near N(0, 1)."""
+    heads = [part for part in network.modules() if isinstance(part, PixelHead)]
+    with torch.no_grad():
+        for parameter in (p for head in heads for p in head.last.parameters()):
+            parameter.mul_(_NEAR_NORMAL)
+    return network
+
+
 class FlatPixels(Vectors):
     r"""z = loc + scale ⊙ u, u the flattened map of a pixel network's distribution.
 
@@ -95,10 +104,7 @@ class PixelPrior(Prior):
         self.num_values = network.output.num_values
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
         if self.num_values is None:
-            heads = [part for part in network.modules() if isinstance(part, PixelHead)]
-            with torch.no_grad():
-                for parameter in (p for head in heads for p in head.last.parameters()):
-                    parameter.mul_(_NEAR_NORMAL)
+            near_normal(network)
         self.register_buffer("loc", torch.zeros(self.latent_dim))
         self.register_buffer("scale", torch.ones(self.latent_dim))
 

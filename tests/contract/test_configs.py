@@ -46,6 +46,8 @@ def size_for(prior: str, usual: int) -> tuple[str, ...]:
     """The size of a code: as it is usual in a test, or a small map for a prior over maps."""
     if prior == "top_down":
         return ("latent_dim=16",)  # one map of 4 x 4
+    if prior == "pixelcnn_levels":
+        return "latent_dim=6", "code_shape=[1,2,2]"
     if prior.startswith("pixelcnn"):
         return "latent_dim=4", "code_shape=[1,2,2]"
     return (f"latent_dim={usual}",)
@@ -213,7 +215,8 @@ def test_the_highest_level_may_have_a_prior_of_its_own() -> None:
 
 @pytest.mark.parametrize("prior", names("prior"))
 def test_a_vq_vae_takes_every_prior_over_names_and_refuses_the_others(prior: str) -> None:
-    words = (*for_prior(prior), "latent_dim=16", "code_shape=[1,4,4]", "conditional=false")
+    size = 20 if prior == "pixelcnn_levels" else 16
+    words = (*for_prior(prior), f"latent_dim={size}", "code_shape=[1,4,4]", "conditional=false")
     if prior == "per_class":
         words = (*words, "conditional=true", "prior@prior.base=categorical")
     cfg = config("model=vq_vae", "data=digits_static", *words)

@@ -68,7 +68,8 @@ SMALL = {
 CHOSEN = ("autoregressive", "lars", "noise_contrastive", "energy")
 """Whose draws are chosen: they cannot learn from a game."""
 ELSEWHERE = (
-    "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_real", "top_down",
+    "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_levels", "pixelcnn_real",
+    "top_down",
 )  # fmt: skip
 NAMES = sorted(
     path.stem
