@@ -75,8 +75,10 @@ class Descent:
                 work.tell((step + 1) / self.steps, previous, loss)
                 if self.tolerance:
                     standing = before - best <= self.tolerance * before.abs()
-                    done = active & (standing | (best <= self.tolerance**2 * first))
-                    converged |= done
+                    met = best <= self.tolerance**2 * first
+                    done = active & (standing | met)
+                    # Without any slope it stands on a plateau, as where a generator clips.
+                    converged |= done & (met | z.grad.flatten(1).any(1))
                     active &= ~done
                     z.copy_(torch.where(done.view(rows), best_z, z))
                     before = best

@@ -195,7 +195,9 @@ class LBFGS:
             if step % _WINDOW == 0 and tolerance:
                 standing = mark - f <= tolerance * mark.abs()
                 done = alive & (standing | (f <= floor[place]))
-                converged[place[done]] = True
+                # Without any slope it stands on a plateau, as where a generator clips.
+                flat = (g == 0).all(1) & (f > floor[place])
+                converged[place[done & ~flat]] = True
                 alive &= ~done
                 mark = f
                 if not alive.any():

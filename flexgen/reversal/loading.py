@@ -164,9 +164,11 @@ def probe(loaded: Loaded, latent_shape: Sequence[int], device: torch.device | st
         try:
             x = generate(z)
         except Exception as error:  # whatever a stranger's code may raise
+            hint = _shape_hint(loaded, shape)
+            if isinstance(error, TypeError) and "required positional argument" in str(error):
+                hint = "give classes by labels=…, or name a function of codes alone"
             raise ValueError(
-                f"the generator does not take codes of shape {shape}: {_last_line(error)}; "
-                f"{_shape_hint(loaded, shape)}"
+                f"the generator does not take codes of shape {shape}: {_last_line(error)}; {hint}"
             ) from error
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
             raise ValueError(

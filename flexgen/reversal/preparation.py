@@ -70,7 +70,15 @@ def tried(generate: Generate, codes: Tensor, *context: Tensor) -> Tensor:
             "take torch.no_grad, detach or argmax out of it"
         )
     uneven = torch.arange(made.numel(), device=made.device).cos().view_as(made).to(made.dtype)
-    (slope,) = torch.autograd.grad(made, z, uneven, allow_unused=True)
+    try:
+        (slope,) = torch.autograd.grad(made, z, uneven, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ValueError(
+            "the generator writes in place what its gradient needs, as z /= z.norm() does; let it "
+            "make new tensors: z = z / z.norm()"
+        ) from error
     if slope is None or not slope.any():
         raise ValueError(
             "the generator's data have no slope in its codes: every gradient is 0, as when it "

@@ -346,3 +346,18 @@ def test_normal_starts_differ_by_sample_and_by_start():
     a = normal_codes(torch.arange(3), (4,), 0)
     b = normal_codes(torch.arange(3), (4,), 1)
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_on_a_plateau_no_code_has_converged(method: str) -> None:
+    weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+
+    def clipping(z: torch.Tensor) -> torch.Tensor:
+        return (30 * (z @ weight + 1)).clamp(-1, 1)
+
+    found = reverse(clipping, torch.zeros(40, 20), latent_shape=4, method=method, steps=60)
+    z = found.z.requires_grad_()
+    (slope,) = torch.autograd.grad(clipping(z).square().sum(), z)
+    flat = ~slope.any(1)
+    assert flat.any()
+    assert not found.converged[flat].any()

@@ -335,6 +335,8 @@ class Writing(nn.Module):
         (lambda z: nn.functional.one_hot(z.argmax(1), 5).float(), "without a gradient.*argmax"),
         (lambda z: (z * 255).to(torch.uint8), r"torch.uint8 of shape.*before it rounds"),
         (lambda z: {"image": z, "w": z}, r"a dict \(image, w\).*generator\(z\)\['image'\]"),
+        (lambda z: z.div_(z.norm(dim=1, keepdim=True)), r"writes in place.*z = z / z.norm\(\)"),
+        (lambda z, label: z, r"give classes by labels="),
         (lambda z: (z, 1), r"a tuple \(\(16, 5\), int\).*generator\(z\)\[0\]"),
     ],
 )
