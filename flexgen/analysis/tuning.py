@@ -43,10 +43,12 @@ def tuned(
     write_tensors(
         codes.parent / "tuned.safetensors", {k: v.clone() for k, v in weights.items()}, {}
     )
+    before, after = float(found.before.mean()), float(found.loss.mean())
+    lost = "" if after < before else " (no gain: leave out tune=, or give it more steps)"
     told = (
         "pivotal tuning",
-        f"{asked['tune']} steps, loss {found.before.mean():.4g} to {found.loss.mean():.4g}, its "
-        f"other samples moved by {found.drift:.3g} (RMS); {codes.parent / 'tuned.safetensors'}",
+        f"{asked['tune']} steps, loss {before:.4g} to {after:.4g}{lost}, its other samples moved "
+        f"by {found.drift:.3g} (RMS); {codes.parent / 'tuned.safetensors'}",
     )
     print(": ".join(told))
     errors = reconstruction_error(found.x_hat, x, job.range, job.mask)
