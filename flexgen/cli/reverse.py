@@ -55,7 +55,8 @@ def _find_codes(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg, resolve=True)
     for name in ("generator", "path"):
         if not asked[name]:
-            raise ValueError(f"`{name}` has no value; give {name}=… on the command line")
+            whose = "" if name == "generator" else ", of your own data: data=folder or data=array"
+            raise ValueError(f"`{name}` has no value; give {name}=… on the command line{whose}")
     with importing():
         from flexgen.analysis.reverse_files import find_codes
 
