@@ -13,7 +13,7 @@ SAMPLES = ("samples", "draws")
 CODES = ("aggregate_posterior", "code_map", "spectrum", "disagreement", "reconstructions")
 
 TITLES = {
-    "samples": ("Samples", "Drawn from the prior that was in use."),
+    "samples": ("Samples", "Drawn from the prior that was in use, or from the density itself."),
     "draws": ("Draws from the likelihood", "x from p(x|z) at the codes of the samples’ means."),
     "aggregate_posterior": (
         "Aggregate posterior and prior",
