@@ -46,7 +46,6 @@ def error_line(error: BaseException) -> str:
 def _line(error: BaseException) -> str:
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     from flexgen.runs.config_errors import configuration_error, did_you_mean
 
@@ -55,7 +54,7 @@ def _line(error: BaseException) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return configuration_error(error)
     message = " ".join(str(error).split())
-    if isinstance(error, YAMLError):
+    if type(error).__module__.startswith("yaml."):  # OmegaConf's reader
         return f"cannot read the YAML ({message}); mend that line"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {os.strerror(error.errno)}; name another place"

@@ -97,7 +97,6 @@ class WandbLogger(loggers.WandbLogger):
             ValueError: for a setting that W&B does not know.
         """
         import wandb
-        from pydantic import ValidationError
 
         try:
             run = self.experiment
@@ -107,8 +106,11 @@ class WandbLogger(loggers.WandbLogger):
             raise RuntimeError(
                 f"W&B did not start ({why}); {login}write to disk alone with WANDB_MODE=offline"
             ) from error
-        except ValidationError as error:
-            first = error.errors()[0]
+        except ValueError as error:
+            settings: Any = error  # pydantic's, by which W&B checks them
+            if type(error).__name__ != "ValidationError":
+                raise
+            first = settings.errors()[0]
             key = ".".join(map(str, first["loc"])).removeprefix("run_")
             raise ValueError(
                 f"`logger.wandb.{key}` cannot be {first['input']!r}: {first['msg']}"
