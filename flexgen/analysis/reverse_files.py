@@ -12,6 +12,7 @@ from flexgen.analysis.tuning import tuned
 from flexgen.analysis.workers import shards
 from flexgen.checks import check_integer
 from flexgen.data.sources import printable
+from flexgen.files import remove_empty
 from flexgen.reversal.chunks import clear
 
 
@@ -30,8 +31,12 @@ def find_codes(asked: dict[str, Any]) -> None:
     if asked["restart"]:
         clear(Path(asked["out"]))
     started = time.perf_counter()
-    with shards(asked, asked["processes"]) as check:
-        done = work(asked, job, 0, max(world_size, asked["processes"]), check)
+    try:
+        with shards(asked, asked["processes"]) as check:
+            done = work(asked, job, 0, max(world_size, asked["processes"]), check)
+    except Exception:
+        remove_empty(Path(asked["out"]).absolute(), above=Path.cwd())
+        raise
     values = read_values(done.codes)
     facts = sum_up(done, values, time.perf_counter() - started, job, asked["own"])
     if asked["tune"]:

@@ -61,7 +61,7 @@ def divergence(codes: Tensor, draws: Tensor) -> float:
 def agreement(name: str, z: Tensor, sigma: float = 1.0, **resampling: Any) -> dict[str, float]:
     """PAG of codes by a name, with its interval's ends where there are enough of them for one."""
     values = {name: value_of(PriorAgreement(sigma=sigma, **ALONE).to(z.device), z)}
-    if len(z) >= _CODES_A_DIMENSION * z.shape[1]:
+    if len(z) >= CODES_A_DIMENSION * z.shape[1]:
         low, high = pag_interval(z, sigma, **resampling)
         values |= {f"{name}_low": low, f"{name}_high": high}
     return values
@@ -77,15 +77,15 @@ def by_level(name: str, z: Tensor, levels: Sequence[int], sigma: float = 1.0) ->
 
 
 # Of fewer, resamples of a bootstrap are singular.
-_CODES_A_DIMENSION = 3
+CODES_A_DIMENSION = 3
 
 
 def check_codes(name: str, n: int, split: str, size: int, dim: int) -> None:
     """Refuses a PAG of `callbacks.<name>` of fewer codes than its interval can be had of."""
-    n, least = min(n, size), _CODES_A_DIMENSION * dim
+    n, least = min(n, size), CODES_A_DIMENSION * dim
     if n < least:
         raise ValueError(
-            f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
+            f"PAG needs at least {CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
             f"there would be {n} of {size} {split} data; set `data.num_{split}` and "
             f"`callbacks.{name}.n` to {least} or more, a smaller `latent_dim`, or leave it out "
             f"with ~callbacks.{name}"

@@ -85,9 +85,12 @@ class ReversalScore(Measurement):
 
     def check(self, model: Latent, data: Any) -> None:
         super().check(model, data)
-        dim = base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
-        check_codes("reversal", self.n, self.split, data.size(self.split), dim)
+        check_codes("reversal", self.n, self.split, data.size(self.split), self.dim(model))
         rehearse(model, data, self.split, self.options)
+
+    def dim(self, model: Latent) -> int:
+        """Dimensions of the codes that are scored."""
+        return base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
 
     def measure(self, model: Latent, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split))

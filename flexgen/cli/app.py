@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `flexgen --help` an
 
 import codecs
 import locale
+import logging
 import os
 import signal
 import sys
@@ -171,6 +172,7 @@ def run_hydra(command: Command) -> None:
 
     from flexgen.files import remove_empty
     from flexgen.runs.cells import (
+        SayOnce,
         SweepFolder,
         raise_failures,
         remove_empty_sweep,
@@ -202,12 +204,14 @@ def run_hydra(command: Command) -> None:
 
     failed: list[Exception] = []
     made: list[Path] = []
-    entry = uuid.uuid4().hex
+    entry, once = uuid.uuid4().hex, SayOnce()
 
     # A launcher may call it in another process: what becomes of a cell is kept in files.
     def cell(cfg: Any) -> None:
         sys.argv = typed  # what further processes of the trainer are started by
         made.append(Path(HydraConfig.get().runtime.output_dir))
+        for each in logging.getLogger().handlers:
+            each.addFilter(once)
         try:
             if is_sweep():
                 run_cell(command.run, cfg, entry)

@@ -109,6 +109,8 @@ class Parts:
     def alone(self, rank: int) -> Iterator[None]:
         """Hold this rank's lock, which the system drops when the process dies, however it does.
 
+        A mistake before the first part is done leaves nothing behind.
+
         Raises:
             ValueError: if another process holds it.
         """
@@ -116,8 +118,14 @@ class Parts:
             f"another process is writing codes in {self.out}; wait for it to end, or give another "
             "folder with out="
         )
-        with locked(self.out / f".rank-{rank}.lock", refusal):
-            yield
+        own = self.out / f".rank-{rank}.lock"
+        with locked(own, refusal):
+            try:
+                yield
+            except Exception:
+                if {*self.out.glob(".rank-*.lock")} <= {own} and not self.finished():
+                    _clear_parts(self.out)
+                raise
 
     def _part(self, number: int) -> Path:
         return self.out / _FOLDER / f"{number:08d}.safetensors"

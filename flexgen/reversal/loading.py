@@ -110,6 +110,8 @@ def load_generator(
         )
     if path.is_file() and path.suffix == ".safetensors":
         return _weights(path, network, key, device)
+    if path.is_file() and (other := _other_kind(path)) is not None:
+        raise ValueError(f"{path} is {other}")
     archive, why = None, ""
     if not trust:
         archive, why = arithmetic_alone(path) if path.is_file() else (None, "")
@@ -278,8 +280,6 @@ def _from_file(
         if network is not None or key is not None:
             raise ValueError(f"{path} is {alone}")
         return _of_module(read_onnx(path), "ONNX file", sha256, device)
-    if kind := _other_kind(path):
-        raise ValueError(f"{path} is {kind}")
     content = read_pickle(path)
     found, note = pick(content, key, path, weights=network is not None)
     notes = () if note is None else (note,)

@@ -93,7 +93,7 @@ def pick(
     """
     value = content
     for part in key.split(".") if key else ():
-        value = _part(value, part, f"{path} has no {key}; it holds {_held(content)}")
+        value = _part(value, part, f"{path} has no key {key!r}; it holds {_held(content)}")
     if _fits(value, weights):
         return _bare(value), None
     if not isinstance(value, Mapping) or not value:

@@ -150,23 +150,20 @@ class SweepReport(Callback):
             print(f"no table of the sweep: {error}", file=sys.stderr)
 
 
-class _Once(logging.Filter):
-    """Lets a line about data through once: the cells of a sweep say the same ones."""
+class SayOnce(logging.Filter):
+    """Lets a line about data through once: cells of a sweep, and a control run, say the same."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.said: set[tuple[Path | None, str]] = set()
+        self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        line = SweepFolder.known, record.getMessage()
+        line = record.getMessage()
         if line in self.said:
             return False
         if record.name.startswith("flexgen.data."):
             self.said.add(line)
         return True
-
-
-_ONCE = _Once()
 
 
 def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> None:
@@ -175,8 +172,6 @@ def run_cell(task: Callable[[DictConfig], Any], cfg: DictConfig, entry: str) -> 
     sweep = Path(asked.sweep.dir)
     cell = Cell.claim(sweep, int(asked.job.num), list(asked.overrides.task), entry)
     cfg.paths.run_dir = str(cell.folder)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_ONCE)
     try:
         cell.run(lambda: task(cfg))
     except BaseException:

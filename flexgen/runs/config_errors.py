@@ -77,6 +77,8 @@ def did_you_mean(key: str) -> str:
         known |= set(re.findall(r"^ *([A-Za-z]\w*):", path.read_text("utf-8"), re.MULTILINE))
         known.add(path.parent.name if path.parent != conf_dir() else path.stem)
     key = key.lstrip("+~")
+    if (conf_dir() / key).is_dir():
+        return f", a group that another part brings; name that too: model=vae {key}=…, say"
     if key in known:
         return (
             ", which is a key of another part; `--help` lists those that are here, and a sweep "

@@ -130,7 +130,7 @@ def test_a_generator_among_other_things(
     ("content", "key", "expected"),
     [
         ({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}, None, r"holds several: a, b; .* key=a"),
-        ({"G": nn.Linear(1, 1)}, "G_ema", r"has no G_ema; it holds a dictionary \(G\)"),
+        ({"G": nn.Linear(1, 1)}, "G_ema", r"has no key 'G_ema'; it holds a dictionary \(G\)"),
         ({"lr": 0.1}, None, r"holds a dictionary \(lr\), no generator"),
         (3, None, "holds int, no generator"),
         ({"opt": 1, "G": {"w": torch.ones(2)}}, None, r"holds weights alone .*network="),
