@@ -3,7 +3,7 @@
 import logging
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def divergence(codes: Tensor, draws: Tensor) -> float:
 def agreement(name: str, z: Tensor, sigma: float = 1.0, **resampling: Any) -> dict[str, float]:
     """PAG of codes by a name, with its interval's ends where there are enough of them for one."""
     values = {name: value_of(PriorAgreement(sigma=sigma, **ALONE).to(z.device), z)}
-    if len(z) >= CODES_A_DIMENSION * z.shape[1]:
+    if len(z) >= _CODES_A_DIMENSION * z.shape[1]:
         low, high = pag_interval(z, sigma, **resampling)
         values |= {f"{name}_low": low, f"{name}_high": high}
     return values
@@ -77,15 +77,21 @@ def by_level(name: str, z: Tensor, levels: Sequence[int], sigma: float = 1.0) ->
 
 
 # Of fewer, resamples of a bootstrap are singular.
-CODES_A_DIMENSION = 3
+_CODES_A_DIMENSION = 3
 
 
 def check_codes(name: str, n: int, split: str, size: int, dim: int) -> None:
     """Refuses a PAG of `callbacks.<name>` of fewer codes than its interval can be had of."""
-    n, least = min(n, size), CODES_A_DIMENSION * dim
+    asked, n, least = n, min(n, size), _CODES_A_DIMENSION * dim
+    if asked < least <= size:
+        raise ValueError(
+            f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, got "
+            f"n={asked}; set n={least} or more, in a training `callbacks.{name}.n`, or leave it "
+            f"out there with ~callbacks.{name}"
+        )
     if n < least:
         raise ValueError(
-            f"PAG needs at least {CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
+            f"PAG needs at least {_CODES_A_DIMENSION} codes for each of {dim} dimensions, and "
             f"there would be {n} of {size} {split} data; set `data.num_{split}` and "
             f"`callbacks.{name}.n` to {least} or more, a smaller `latent_dim`, or leave it out "
             f"with ~callbacks.{name}"
@@ -189,7 +195,8 @@ class Measurement(contracts.Measurement, Scheduled):
     def attempt(self, model: Any, data: Any, run_dir: Path) -> dict[str, float] | None:
         """:meth:`run`; if it fails, a warning and a line of the run's notes, and None."""
         try:
-            return self.run(model, data, run_dir)
+            with isolated_rng(self.seed):
+                return _numbers(self.measure(model, data, run_dir))
         except Exception as error:
             name, step = type(self).__name__, model.counters.generator_steps
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -210,14 +217,16 @@ class Measurement(contracts.Measurement, Scheduled):
             ValueError: for a value that is no number, or a name that a table cannot hold.
         """
         with isolated_rng(self.seed):
-            found = self.measure(model, data, run_dir)
-        return {name: _number(name, value) for name, value in (found or {}).items()}
+            return _numbers(self.measure(model, data, run_dir))
 
 
-def _number(name: str, value: Any) -> float:
-    if not name.isprintable() or {",", '"'} & {*name}:
-        raise ValueError(f"a value's name must be a word such as loss/critic, got {name!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be one number, got {value!r}") from error
+def _numbers(found: Mapping[str, Any] | None) -> dict[str, float]:
+    numbers = {}
+    for name, value in (found or {}).items():
+        if not name.isprintable() or {",", '"'} & {*name}:
+            raise ValueError(f"a value's name must be a word such as loss/critic, got {name!r}")
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`{name}` must be one number, got {value!r}") from error
+    return numbers

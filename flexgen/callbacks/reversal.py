@@ -85,12 +85,9 @@ class ReversalScore(Measurement):
 
     def check(self, model: Latent, data: Any) -> None:
         super().check(model, data)
-        check_codes("reversal", self.n, self.split, data.size(self.split), self.dim(model))
+        dim = base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
+        check_codes("reversal", self.n, self.split, data.size(self.split), dim)
         rehearse(model, data, self.split, self.options)
-
-    def dim(self, model: Latent) -> int:
-        """Dimensions of the codes that are scored."""
-        return base_space(model)[1].latent_dim if self.space == "base" else model.latent_dim
 
     def measure(self, model: Latent, data: Any, run_dir: Path) -> dict[str, float]:
         n = min(self.n, data.size(self.split))

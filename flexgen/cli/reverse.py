@@ -39,7 +39,6 @@ def _reverse(cfg: DictConfig) -> None:
     config = plain(cfg)
     with importing():
         from flexgen.callbacks import ReversalScore
-        from flexgen.callbacks.measurement import CODES_A_DIMENSION
         from flexgen.codes import codes_path
         from flexgen.report import print_values
         from flexgen.runs.run import Run
@@ -47,12 +46,6 @@ def _reverse(cfg: DictConfig) -> None:
     run = Run(config, cfg.checkpoint)
     typed = {name: value for name, value in asked["options"].items() if value is not None}
     score = ReversalScore(**asked | {"options": run.reversal_options | typed})
-    least = CODES_A_DIMENSION * score.dim(run.latent)
-    if asked["n"] < least:
-        raise ValueError(
-            f"PAG needs {CODES_A_DIMENSION} codes for each of {score.dim(run.latent)} dimensions, "
-            f"got n={asked['n']}; give n={least} or more"
-        )
     score.check(run.latent, run.data)
     print_values(score.run(run.model, run.data, run.folder), f"{run.checkpoint}")
     print(f"codes: {codes_path(run.folder, run.model.counters.generator_steps)}")

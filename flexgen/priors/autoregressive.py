@@ -38,9 +38,9 @@ class ConditionalMixtures(Vectors):
         output, (dim,) = self.prior.output, self._event_shape
         z = self.prior.net.weight0.new_zeros(dim, math.prod(sample_shape))
         for i in range(dim):
-            noise = torch.rand(output.num_uniforms(1), z.shape[1], device=z.device, dtype=z.dtype)
-            given = self.prior.parameters_given(z)[i]
-            output.draw(given, output.noise(noise[None])[0], z[i : i + 1])
+            uniform = torch.rand(z.shape[1], output.num_uniforms(1), device=z.device, dtype=z.dtype)
+            given = self.prior.parameters_given(z)[i].mT
+            output.draw(given, output.noise(uniform), z[i, :, None])
         return z.mT.reshape(*sample_shape, dim)
 
 

@@ -123,7 +123,8 @@ class Parts:
             try:
                 yield
             except Exception:
-                if {*self.out.glob(".rank-*.lock")} <= {own} and not self.finished():
+                others = {*self.out.glob(".rank-*.lock")} - {own}
+                if not others and not any(self.out.glob(f"{_FOLDER}/*.safetensors")):
                     _clear_parts(self.out)
                 raise
 

@@ -80,7 +80,7 @@ def refusal(flexgen: Callable[..., Path], command: str, *words: str, **options: 
         ([*REFIT, "callbacks.refit.n_held_out=0"], "`n_held_out` must be a whole number"),
         ([*REFIT, "callbacks.refit.source=foo"], "`source` must be one of"),
         (["model="], "no model called ''"),
-        (["network=null"], "Config group override must be a string"),
+        (["network=null"], "`network=null` names no network; there are"),
         (["~prior"], "refers to `prior`, which is not there"),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",

@@ -69,7 +69,7 @@ CHOSEN = ("autoregressive", "lars", "noise_contrastive", "energy")
 """Whose draws are chosen: they cannot learn from a game."""
 ELSEWHERE = (
     "vamp", "mixture_of_posteriors", "categorical", "pixelcnn", "pixelcnn_levels", "pixelcnn_real",
-    "top_down",
+    "spherical_mixture", "top_down",
 )  # fmt: skip
 NAMES = sorted(
     path.stem
