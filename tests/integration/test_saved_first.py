@@ -107,7 +107,7 @@ def test_a_resumed_run_does_not_measure_twice(
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
-        (("callbacks.reversal.n=5",), ("callbacks.reversal.n", "data.num_validation")),
+        (("callbacks.reversal.n=5",), ("callbacks.reversal.n", "n=6")),
         (("data.num_validation=0",), ("data.num_validation",)),
         (("conditional=true", "data=ring8", "data.num_train=0"), ("num_train",)),
     ],
