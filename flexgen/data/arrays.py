@@ -1,7 +1,7 @@
 """One array of one's own as a data module."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +16,7 @@ from flexgen.data.inspection import REFUSE
 from flexgen.data.module import SPLIT_SEED, check_range
 from flexgen.data.readers import ArrayFile
 from flexgen.data.rows import RowsData
-from flexgen.data.sampler import Order
-from flexgen.data.stream import Chunk, Range, Split
+from flexgen.data.stream import Range, Split
 
 _CHUNK = 1024
 _RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
@@ -135,14 +134,6 @@ class ArrayData(RowsData):
         if self._binary and extent.dtype not in (torch.uint8, torch.bool):
             self._notes.append("rounded to 256 levels of grey, each the chance of a 1")
         return splits
-
-    def _chunks(
-        self, train: Split, device: torch.device, order: Order, position: int
-    ) -> Iterator[Chunk]:
-        if self.dynamic:
-            assert isinstance(train, StaticDraw)
-            train = train.grey
-        return super()._chunks(train, device, order, position)
 
     def _read_labels(self, size: int) -> Tensor | None:
         if self.labels is None:

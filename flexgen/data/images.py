@@ -288,9 +288,6 @@ class ImageData(DataModule):
     def _chunks(
         self, train: Split, device: torch.device, order: Order, position: int
     ) -> Iterator[Chunk]:
-        if self.dynamic:
-            assert isinstance(train, StaticDraw)
-            train = train.grey
         if isinstance(self.spec.origin, Folder) and order.rank == 0:
             self._tell()
         fits = len(train) * math.prod(self.shape) <= RESIDENT_BYTES

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flexgen.checks import check_integer, check_one_of, first_line
 from flexgen.contracts import StreamSource
+from flexgen.data.binarised import StaticDraw
 from flexgen.data.sampler import Order, Purpose, subset
 from flexgen.data.stream import Chunk, Range, Split, Stream, augmented, resident_chunks, scale
 
@@ -190,6 +191,9 @@ class DataModule(LightningDataModule, StreamSource):
         """
         check_integer("position", position, 0)
         train, device = self._split("train"), torch.device(device)
+        if self.dynamic:  # drawn anew for each batch
+            assert isinstance(train, StaticDraw)
+            train = train.grey
         order = Order(len(train), self.batch_size, self.seed, rank, world_size)
         chunks = self._chunks(train, device, order, position)
         return Stream(
