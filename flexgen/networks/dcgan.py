@@ -93,7 +93,8 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
             the channels.
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each hidden activation.
-        weight_std: standard deviation of normal initial weights (DCGAN: 0.02); null keeps torch's.
+        weight_std: standard deviation of normal initial weights (DCGAN: 0.02), "he": √(2 / inputs
+            of a unit); null keeps torch's.
         **labels: see :class:`~flexgen.networks.conditioning.ConditionalGenerator`.
 
     Raises:
@@ -116,7 +117,7 @@ class DCGANGenerator(conditioning.ConditionalGenerator):
         activation: str = "ReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = "batch",
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)
@@ -198,7 +199,7 @@ class DCGANEncoder(conditioning.Conditional):
         activation: str = "LeakyReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)
@@ -232,7 +233,7 @@ class DCGANCritic(conditioning.ConditionalCritic):
         activation: str = "LeakyReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)

@@ -26,7 +26,8 @@ class JointCritic(conditioning.ConditionalCritic):
         norm: null, "batch" or "layer", before each hidden activation. Batch norm ties the outputs
             of a batch together, which a gradient penalty per sample does not allow.
         dropout: share of the inputs of each dense layer that is left out in training.
-        weight_std: standard deviation of normal initial weights; null keeps torch's.
+        weight_std: standard deviation of normal initial weights, "he": √(2 / inputs of a unit);
+            null keeps torch's.
         **labels: see :class:`~flexgen.networks.conditioning.ConditionalCritic`; "concatenation" is
             beside the features.
 
@@ -48,7 +49,7 @@ class JointCritic(conditioning.ConditionalCritic):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         dropout: float = 0.0,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from flexgen.checks import check_sizes
 
 Norm = Literal["batch", "layer"] | None
 NORMS: tuple[Norm, ...] = (None, "batch", "layer")
+WeightStd = float | Literal["he"] | None
 # A standard deviation of rounding alone.
 _CONSTANT = 1e-6
 _SHARE = 0.01
@@ -74,11 +76,13 @@ class Gated(nn.Module):
 
 def units_before(act: str) -> int:
     """How many units an activation takes for each that it gives."""
-    return 2 if act == "Gated" else 1
+    return 2 if act in ("Gated", "GLU") else 1
 
 
 def activation(name: str, negative_slope: float) -> nn.Module:
-    """The activation that torch.nn calls `name`, or :class:`Gated`, which takes twice the units.
+    """The activation that torch.nn calls `name`, or :class:`Gated`.
+
+    That and `GLU`, a ⊙ σ(b), take twice the units or channels.
 
     Args:
         name: of the class.
@@ -87,8 +91,8 @@ def activation(name: str, negative_slope: float) -> nn.Module:
     Raises:
         ValueError: if torch.nn has no activation of that name.
     """
-    if name == "Gated":
-        return Gated()
+    if name in ("Gated", "GLU"):
+        return Gated() if name == "Gated" else nn.GLU(1)
     if name not in torch_activations.__all__:
         lower = {known.lower(): known for known in torch_activations.__all__}
         near = difflib.get_close_matches(str(name).lower(), lower, n=1)
@@ -172,23 +176,37 @@ def start_bias(bias: Tensor, to_range: nn.Module, mean: Tensor) -> None:
     bias.data.copy_(logits / 2 if tanh else logits)
 
 
-def draw_weights(module: nn.Module, std: float | None) -> None:
+def draw_weights(module: nn.Module, std: WeightStd) -> None:
     """Draw all weights of linear and convolutional layers from N(0, std²), biases zero.
 
     None keeps torch's own initialisation. Normalisations keep scale 1 and shift 0.
 
+    Args:
+        module: what holds the layers.
+        std: a number above 0; or "he", √(2 / inputs of a unit), of each layer its own.
+
     Raises:
         ValueError: if std is not positive.
+
+    Source: He et al., "Delving deep into rectifiers", 2015, eq. 10.
     """
     if std is None:
         return
-    if std <= 0:
-        raise ValueError(f"`weight_std` must be null or positive, got {std}")
+    if std != "he" and (isinstance(std, str) or std <= 0):
+        raise ValueError(f"`weight_std` must be null, positive or 'he', got {std!r}")
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, std)
+            each = math.sqrt(2 / _inputs(layer)) if std == "he" else std
+            nn.init.normal_(layer.weight, 0.0, each)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _inputs(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """Of a unit; a transposed convolution's overlap by stride."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight[:, 0].numel() / math.prod(layer.stride)
+    return layer.weight[0].numel()
 
 
 def normalise_weights(module: nn.Module) -> None:

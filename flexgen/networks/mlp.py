@@ -27,7 +27,8 @@ class MLPGenerator(conditioning.ConditionalGenerator):
         norm: null, "batch" or "layer", before each hidden activation.
         linear_skip: whether a linear map S of the code is added before the output map, so that the
             output keeps full rank in z when the hidden units do not.
-        weight_std: standard deviation of normal initial weights; null keeps torch's.
+        weight_std: standard deviation of normal initial weights, "he": √(2 / inputs of a unit);
+            null keeps torch's.
         **labels: see :class:`~flexgen.networks.conditioning.ConditionalGenerator`.
 
     Raises:
@@ -44,7 +45,7 @@ class MLPGenerator(conditioning.ConditionalGenerator):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         linear_skip: bool = False,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)
@@ -95,7 +96,7 @@ class MLPStochasticGenerator(MLPGenerator):
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
         linear_skip: bool = False,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         log_scale: float = -3.0,
         **labels: Any,
     ) -> None:
@@ -145,7 +146,7 @@ class MLPCritic(conditioning.ConditionalCritic):
         activation: str = "LeakyReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)
@@ -170,6 +171,9 @@ class MLPEncoder(conditioning.Conditional):
         shape: shape of one datum.
         hidden_features: width of each layer, the features last; none leaves the data, flattened.
         activation: name of the activation in torch.nn, also of the features.
+        negative_slope: slope below zero of LeakyReLU; other activations ignore it.
+        weight_std: standard deviation of normal initial weights, "he": √(2 / inputs of a unit);
+            null keeps torch's.
         **labels: see :class:`~flexgen.networks.conditioning.Conditional`.
 
     The other arguments, and what is refused, are the generator's.
@@ -179,7 +183,8 @@ class MLPEncoder(conditioning.Conditional):
 
     def __init__(
         self, shape: Sequence[int], hidden_features: Sequence[int] = (200, 200),
-        activation: str = "ReLU", negative_slope: float = 0.2, **labels: Any,
+        activation: str = "ReLU", negative_slope: float = 0.2,
+        weight_std: layers.WeightStd = None, **labels: Any,
     ) -> None:  # fmt: skip
         super().__init__(**labels)
         self.shape = layers.data_shape(shape)
@@ -187,6 +192,7 @@ class MLPEncoder(conditioning.Conditional):
         widths = (inputs, *check_sizes("hidden_features", hidden_features))
         self.net = nn.Sequential(*layers.dense(widths, None, activation, negative_slope))
         self.out_features = widths[-1]
+        layers.draw_weights(self, weight_std)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(x.flatten(1), context)

@@ -90,7 +90,8 @@ class ResNetGenerator(conditioning.ConditionalGenerator):
         activation: name of the hidden activation in torch.nn, or "Gated".
         negative_slope: slope below zero of LeakyReLU; other activations ignore it.
         norm: null, "batch" or "layer", before each activation.
-        weight_std: standard deviation of normal initial weights; null keeps torch's.
+        weight_std: standard deviation of normal initial weights, "he": √(2 / inputs of a unit);
+            null keeps torch's.
         **labels: see :class:`~flexgen.networks.conditioning.ConditionalGenerator`.
 
     Raises:
@@ -114,7 +115,7 @@ class ResNetGenerator(conditioning.ConditionalGenerator):
         activation: str = "ReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = "batch",
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)
@@ -161,7 +162,7 @@ class ResNetCritic(conditioning.ConditionalCritic):
         activation: str = "ReLU",
         negative_slope: float = 0.2,
         norm: layers.Norm = None,
-        weight_std: float | None = None,
+        weight_std: layers.WeightStd = None,
         **labels: Any,
     ) -> None:
         super().__init__(**labels)

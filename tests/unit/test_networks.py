@@ -1,5 +1,6 @@
 """Generators and critics: shapes, sizes found from the image, gradients, and the papers' tables."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from flexgen.networks import DCGANCritic, DCGANGenerator, MLPCritic, MLPGenerator
+from flexgen.networks import DCGANCritic, DCGANGenerator, MLPCritic, MLPEncoder, MLPGenerator
 from flexgen.networks.dcgan import map_sizes
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 13, 30), (1, 3, 5)]
@@ -200,6 +201,25 @@ def test_weight_std_sets_the_initial_weights(kind):
     assert all((shift == 0).all() for shift in shifts)
 
 
+def test_he_weights_are_as_wide_as_the_inputs_of_a_unit_allow():
+    torch.manual_seed(0)
+    encoder = MLPEncoder((20, 30), [300, 200], weight_std="he")
+    generator = DCGANGenerator(
+        16, (3, 32, 32), channels=[64, 32], upsampling="deconvolution", weight_std="he"
+    )
+    layers = [m for n in (encoder, generator) for m in n.modules() if hasattr(m, "weight")]
+    inputs = {
+        nn.Linear: lambda layer: layer.in_features,
+        # A pixel of the output is reached by a quarter of the kernel's, at stride 2.
+        nn.ConvTranspose2d: lambda layer: layer.in_channels * math.prod(layer.kernel_size) / 4,
+    }
+    drawn = [layer for layer in layers if type(layer) in inputs]
+    assert {type(layer) for layer in drawn} == set(inputs)
+    for layer in drawn:
+        wanted = (2 / inputs[type(layer)](layer)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(wanted, rel=0.05)
+
+
 def test_creswell_bharath_table_1():
     generator, critic = pair("creswell_bharath", (1, 28, 28), [0, 1], latent_dim=100)
     dense = [(m.in_features, m.out_features) for m in generator.modules() if type(m) is nn.Linear]
@@ -273,7 +293,8 @@ def test_yaml_and_constructor_defaults_agree(name, kinds, weight_std):
             "`norm` must be one of null, batch, layer",
         ),
         (lambda: MLPGenerator(2, (2,), (0, 255)), r"`output_range` must be .* got \(0, 255\)"),
-        (lambda: MLPGenerator(2, (2,), weight_std=0.0), "`weight_std` must be null or positive"),
+        (lambda: MLPGenerator(2, (2,), weight_std=0.0), "`weight_std` must be null, positive or"),
+        (lambda: MLPCritic((2,), weight_std="xavier"), "or 'he', got 'xavier'"),
         (lambda: DCGANGenerator(2, (2,)), "use `network=mlp`"),
         (lambda: DCGANCritic((1, 1, 9)), "at least 2 x 2 pixels"),
         (lambda: DCGANGenerator(2, (1, 8, 8), channels=[]), "`channels` must name at least one"),

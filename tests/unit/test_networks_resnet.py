@@ -1,5 +1,7 @@
 """Residual networks of 101 layers, and gated multiplicative nonlinearities."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -41,21 +43,24 @@ def test_101_layers_whose_every_weight_learns(activation: str, size: int) -> Non
             assert num_layers(network) == 101
 
 
-def test_a_gate_is_the_product_of_its_halves() -> None:
+@pytest.mark.parametrize(("name", "of"), [("Gated", torch.tanh), ("GLU", torch.Tensor.clone)])
+def test_a_gate_is_the_product_of_its_halves(
+    name: str, of: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     torch.manual_seed(0)
-    network = MLPGenerator(3, (2,), None, [5], activation="Gated")
+    network = MLPGenerator(3, (2,), None, [5], activation=name)
     first, last = (part for part in network.modules() if isinstance(part, nn.Linear))
     z = torch.randn(4, 3)
     a, b = (z @ first.weight.mT + first.bias).split(5, 1)
-    expected = (a.tanh() * b.sigmoid()) @ last.weight.mT + last.bias
+    expected = (of(a) * b.sigmoid()) @ last.weight.mT + last.bias
     torch.testing.assert_close(network(z), expected)
 
 
 @pytest.mark.parametrize("linear", [[], [6]])
-@pytest.mark.parametrize("norm", [None, "batch", "layer"])
-def test_gated_maps_have_the_sizes_of_others(norm: str | None, linear: list[int]) -> None:
+@pytest.mark.parametrize(("act", "norm"), [("Gated", None), ("GLU", "batch"), ("Gated", "layer")])
+def test_gated_maps_have_the_sizes_of_others(act: str, norm: str | None, linear: list[int]) -> None:
     torch.manual_seed(0)
-    how = {"activation": "Gated", "norm": norm, "linear_features": linear}
+    how = {"activation": act, "norm": norm, "linear_features": linear}
     generator = DCGANGenerator(3, (1, 9, 7), channels=[4, 2], **how)
     critic = DCGANCritic((1, 9, 7), channels=[2, 4], **how)
     assert critic(generator(torch.randn(5, 3))).shape == (5,)
