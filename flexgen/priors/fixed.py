@@ -55,7 +55,8 @@ class Truncation(Prior):
 
     Source: Brock, Donahue & Simonyan, "Large scale GAN training for high fidelity natural image
     synthesis", 2019, section 3.1, who draw anew what lies outside. The ψ of Karras et al., "A
-    style-based generator architecture", 2019, is `prior=normal prior.scale=ψ`.
+    style-based generator architecture", 2019, scales codes of W around their mean; for a generator
+    without a mapping network it is `prior=normal prior.scale=ψ`.
     """
 
     sigma: Tensor
