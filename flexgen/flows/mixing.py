@@ -36,27 +36,27 @@ class ActNorm(Transform):
 
 
 class LULinear(Transform):
-    r"""ε = P L U z: a learned matrix with a determinant for nothing; it starts as a rotation.
+    r"""ε = P L U z: a learned matrix with a determinant for nothing; it starts as a permutation.
 
-    .. math:: \log |\det ∂z/∂ε| = -\sum_i s_i, \quad U_{ii} = ± e^{s_i}
+    .. math:: \log |\det ∂z/∂ε| = -\sum_i s_i, \quad U_{ii} = e^{s_i}
 
-    P is a permutation and the signs are as the rotation has them, both fixed; L is unit lower, U
-    upper triangular. A density takes one product, a draw two triangular systems: both exact.
+    P is a permutation, drawn at construction and fixed; L is unit lower, U upper triangular, both
+    the identity at the start. A density takes one product, a draw two triangular systems: both
+    exact. (From a random rotation, coordinates with nothing to learn would be mixed with the
+    others.)
 
-    Source: Kingma & Dhariwal, "Glow", 2018, eq. 10 and 11 (the learned permutation of channels).
+    Source: Kingma & Dhariwal, "Glow", 2018, eq. 10 and 11; Durkan et al., "Neural spline flows",
+    2019, section 3.2 (a fixed permutation and L U from the identity).
     """
 
     order: Tensor
-    sign: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
-        rotation = torch.linalg.qr(torch.randn(features, features, dtype=torch.float64))[0]
-        permutation, lower, upper = torch.linalg.lu(rotation)
-        self.lower, self.upper = nn.Parameter(lower.float()), nn.Parameter(upper.float())
-        self.log_diagonal = nn.Parameter(upper.diagonal().abs().log().float())
-        self.register_buffer("sign", upper.diagonal().sign().float())
-        self.register_buffer("order", permutation.argmax(1))
+        self.lower = nn.Parameter(torch.zeros(features, features))
+        self.upper = nn.Parameter(torch.zeros(features, features))
+        self.log_diagonal = nn.Parameter(torch.zeros(features))
+        self.register_buffer("order", torch.randperm(features))
 
     def forward(self, eps: Tensor, context: Tensor | None = None) -> Mapped:
         lower, upper = self._factors()
@@ -70,7 +70,7 @@ class LULinear(Transform):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         eye = torch.eye(self.features, device=self.lower.device, dtype=self.lower.dtype)
-        diagonal = (self.sign * self.log_diagonal.exp()).diag()
+        diagonal = self.log_diagonal.exp().diag()
         return self.lower.tril(-1) + eye, self.upper.triu(1) + diagonal
 
 

@@ -72,38 +72,42 @@ class SplineCoupling(Transform):
         return image.view(code.shape), ladj.sum(0).view(code.shape[:-1])
 
 
-def _knots(logits: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """The left end and the width of each bin, of a box [−bound, bound]."""
-    share = _SMALLEST + (1 - _SMALLEST * len(logits)) * logits.softmax(0)
-    width = 2 * bound * share
-    return width.cumsum(0) - width - bound, width
-
-
 def _spline(x: Tensor, out: Tensor, bound: float, inverse: bool) -> Mapped:
-    """Images of x `(*batch,)` and log-slopes, given the outputs `(3K − 1, *batch)`."""
+    """Images of x `(m, n)` and log-slopes, given the outputs `(3K − 1, m, n)`.
+
+    Few calls, as those of small networks cost more than what they calculate: both axes at once, and
+    one look-up for all that a bin has.
+    """
     bins = (len(out) + 1) // 3
-    left, width = _knots(out[:bins], bound)
-    bottom, height = _knots(out[bins : 2 * bins], bound)
-    inner = _SMALLEST + softplus(out[2 * bins :] + _UNIT)
+    share = out[: 2 * bins].reshape(2, bins, -1).softmax(1)
+    width = (2 * bound * (1 - _SMALLEST * bins)) * share + 2 * bound * _SMALLEST
+    below = torch.ones(bins, bins, device=x.device, dtype=x.dtype).tril(-1)
+    start = below @ width - bound
+    inner = _SMALLEST + softplus(out[2 * bins :].flatten(1) + _UNIT)
     end = torch.ones_like(inner[:1])  # where the identity goes on
-    slope = torch.cat([end, inner, end])
-    inside, cut = x.abs() < bound, x.clamp(-bound, bound)
-    ends = (bottom if inverse else left)[1:]
-    bin = (cut >= ends).sum(0, keepdim=True)
-    parts = left, width, bottom, height, slope, slope[1:]
-    x0, w, y0, h, d0, d1 = (part.gather(0, bin).squeeze(0) for part in parts)
+    slopes = torch.cat([end, inner, inner, end]).view(2, bins, -1)
+    flat = x.reshape(-1)
+    cut = flat.clamp(-bound, bound)
+    bin = (cut >= start[int(inverse), 1:]).sum(0)
+    of_bins = torch.cat([start, width, slopes])
+    x0, y0, w, h, d0, d1 = of_bins.gather(1, bin.expand(6, 1, -1)).squeeze(1)
     s = h / w
     bend = d0 + d1 - 2 * s
     if inverse:
         # The root in [0, 1] of the quadratic, in the form that does not cancel.
         above = cut - y0
-        a, b, c = h * (s - d0) + above * bend, h * d0 - above * bend, -s * above
-        t = -2 * c / (b + (b.square() - 4 * a * c).clamp_min(0).sqrt())
+        turn = above * bend
+        a, b, c = h * (s - d0) + turn, h * d0 - turn, -s * above
+        t = -2 * c / (b + (b * b - 4 * a * c).clamp_min(0).sqrt())
     else:
         t = (cut - x0) / w
-    both = t * (1 - t)
-    below = s + bend * both
-    image = x0 + t * w if inverse else y0 + h * (s * t.square() + d0 * both) / below
-    slope_at = s.square() * (d1 * t.square() + 2 * s * both + d0 * (1 - t).square())
-    ladj = slope_at.log() - 2 * below.log()
-    return torch.where(inside, image, x), torch.where(inside, -ladj if inverse else ladj, 0.0)
+    u = 1 - t
+    both = t * u
+    flatter = s + bend * both
+    image = torch.addcmul(x0, t, w) if inverse else y0 + h * t * (s * t + d0 * u) / flatter
+    ratio = s / flatter
+    ladj = (ratio * ratio * (d1 * t * t + 2 * s * both + d0 * u * u)).log()
+    inside = flat.abs() < bound
+    image = torch.where(inside, image, flat)
+    ladj = torch.where(inside, -ladj if inverse else ladj, torch.zeros_like(ladj))
+    return image.view(x.shape), ladj.view(x.shape)

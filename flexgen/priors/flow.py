@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from flexgen.checks import check_integer
+from flexgen.checks import check_integer, check_not_negative
 from flexgen.contracts import BaseSpace, Draws, Prior, Report
 from flexgen.distributions import covariance
 from flexgen.flows import (
@@ -41,16 +41,20 @@ class FlowPrior(Prior):
         lr: step size of its Adam.
         patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
         anneal: whether `lr` falls to 0 as a cosine; without, a lower `patience` saves time.
+        weight_decay: c; AdamW's decay is c d/√n for n codes. It keeps f near the identity, and so
+            the prior near its Gaussian, in coordinates that there is nothing to learn of: without,
+            a flow learns few codes of many coordinates by heart.
 
     Raises:
-        ValueError: for a map that needs a context; in a fit, for one without density or parameters.
+        ValueError: for a map that needs a context or a negative decay; in a fit, for a map without
+            density or parameters.
     """
 
     learns = True
 
     def __init__(
-        self, flow: Transform, *, steps: int = 1000, batch_size: int = 200, lr: float = 1e-3,
-        patience: int = 40, anneal: bool = True,
+        self, flow: Transform, *, steps: int = 1000, batch_size: int = 500, lr: float = 3e-3,
+        patience: int = 40, anneal: bool = True, weight_decay: float = 15.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if flow.context_features:
@@ -64,6 +68,7 @@ class FlowPrior(Prior):
             "steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience,
             "anneal": anneal,
         }  # fmt: skip
+        self.weight_decay = check_not_negative("weight_decay", weight_decay)
         self.base: Prior = Normal(flow.features)
 
     def forward(self, context: Tensor | None = None) -> FlowDistribution:
@@ -103,6 +108,7 @@ class FlowPrior(Prior):
             seed=seed,
             progress=progress,
             surrogate=self._surrogate,
+            weight_decay=self.weight_decay * self.latent_dim / len(z) ** 0.5,
             **self.how,
         )
 
@@ -180,8 +186,7 @@ class NSF(FlowPrior):
         ValueError: as :class:`~flexgen.flows.SplineCoupling` does.
 
     Source: Durkan et al., "Neural spline flows", 2019 (couplings with LU layers between).
-    Departures: an ActNorm with each; four bins and 32 units, as with eight and 100 it learns
-    10,000 codes by heart.
+    Departures: an ActNorm with each; four bins and 32 units, for the time of a step.
     """
 
     def __init__(

@@ -43,11 +43,13 @@ class FlowMatching(FlowPrior):
     def __init__(
         self, latent_dim: int, *, hidden_features: int = 128, num_steps: int = 8,
         coupling: Literal["independent", "optimal"] = "independent", steps: int = 4000,
-        batch_size: int = 500, lr: float = 2e-3, **fit: Any,
+        batch_size: int = 500, lr: float = 1e-2, weight_decay: float = 0.0, **fit: Any,
     ) -> None:  # fmt: skip
         check_one_of("coupling", coupling, ("independent", "optimal"))
         flow = Continuous(latent_dim, hidden_features=hidden_features, num_steps=num_steps)
-        super().__init__(flow, steps=steps, batch_size=batch_size, lr=lr, **fit)
+        super().__init__(
+            flow, steps=steps, batch_size=batch_size, lr=lr, weight_decay=weight_decay, **fit
+        )
         self.coupling = coupling
 
     def _surrogate(self, z: Tensor) -> Tensor:

@@ -31,16 +31,16 @@ def codes() -> torch.Tensor:
     return 20 + 5 * z
 
 
-BUILDS: dict[str, Callable[[], FlowPrior]] = {
-    "realnvp": lambda: RealNVP(2, num_layers=4, hidden_features=[32], steps=300, lr=5e-3),
-    "maf": lambda: MAF(2, num_layers=2, hidden_features=[32], steps=300, lr=5e-3, anneal=False),
-    "nsf": lambda: NSF(2, num_layers=3, hidden_features=[16], steps=150, lr=5e-3, anneal=False),
-    "mixtures": lambda: AutoregressiveMixture(
-        2, num_layers=1, hidden_features=[16], num_components=3, steps=200, lr=1e-2
+BUILDS: dict[str, Callable[..., FlowPrior]] = {
+    "realnvp": lambda **fit: RealNVP(2, num_layers=4, hidden_features=[32], steps=300, **fit),
+    "maf": lambda **fit: MAF(2, num_layers=2, hidden_features=[32], steps=300, anneal=False, **fit),
+    "nsf": lambda **fit: NSF(2, num_layers=3, hidden_features=[16], steps=200, **fit),
+    "mixtures": lambda **fit: AutoregressiveMixture(
+        2, num_layers=1, hidden_features=[16], num_components=3, steps=200, **fit
     ),
-    "flow_matching": lambda: FlowMatching(2, hidden_features=32, steps=600, lr=1e-2),
-    "optimal": lambda: FlowMatching(
-        2, hidden_features=32, coupling="optimal", steps=400, batch_size=100, lr=1e-2
+    "flow_matching": lambda **fit: FlowMatching(2, hidden_features=32, steps=600, **fit),
+    "optimal": lambda **fit: FlowMatching(
+        2, hidden_features=32, coupling="optimal", steps=400, **fit | {"batch_size": 100}
     ),
 }
 
@@ -48,7 +48,7 @@ BUILDS: dict[str, Callable[[], FlowPrior]] = {
 @pytest.mark.parametrize("kind", BUILDS)
 def test_a_fit_learns_what_a_gaussian_cannot(kind: str, codes: torch.Tensor) -> None:
     torch.manual_seed(0)
-    prior = BUILDS[kind]()
+    prior = BUILDS[kind](lr=5e-3, batch_size=200, weight_decay=0)
     train, test = codes[:1000], codes[1000:]
     gaussian = Gaussian(2)
     gaussian.fit(train)
@@ -65,10 +65,27 @@ def test_a_fit_learns_what_a_gaussian_cannot(kind: str, codes: torch.Tensor) -> 
     torch.testing.assert_close(draws.std(0), train.std(0), atol=0, rtol=0.15)
 
 
+def test_decay_leaves_coordinates_alone_that_there_is_nothing_to_learn_of(
+    codes: torch.Tensor,
+) -> None:
+    torch.manual_seed(0)
+    wide = torch.cat([codes, torch.randn(1500, 18)], 1)
+    train, test = wide[:1000], wide[1000:]
+    gaussian = Gaussian(20)
+    gaussian.fit(train)
+    gains = []
+    for decay in (0.0, 15.0):
+        torch.manual_seed(0)
+        prior = RealNVP(20, steps=250, batch_size=200, weight_decay=decay)
+        prior.fit(train)
+        gains.append(float((prior().log_prob(test) - gaussian().log_prob(test)).mean()))
+    assert gains[1] > gains[0] + 0.15
+
+
 def test_a_fit_is_never_worse_than_its_gaussian(codes: torch.Tensor) -> None:
     """Steps that only harm are not kept, and the fit ends long before the last of them."""
     torch.manual_seed(0)
-    prior = RealNVP(2, num_layers=2, hidden_features=[4], lr=3.0, patience=2)
+    prior = RealNVP(2, num_layers=2, hidden_features=[4], lr=3.0, patience=2, weight_decay=0)
     report = prior.fit(torch.randn(400, 2), seed=0)
     assert report["steps"] == 0
     gaussian = Gaussian(2)
@@ -98,6 +115,11 @@ def test_the_steps_of_an_annealed_fit_fall_to_0(
     prior = Slope()
     report = maximise_likelihood(prior, codes, steps=40, lr=0.01, anneal=anneal)
     assert report["cross_entropy"] == pytest.approx(-way, abs=0.006)
+
+
+def test_decay_pulls_weights_to_0(codes: torch.Tensor) -> None:
+    report = maximise_likelihood(Slope(), codes, steps=40, lr=0.01, weight_decay=5.0)
+    assert report["cross_entropy"] == pytest.approx(-0.2 * (1 - 0.95**40), abs=1e-3)
 
 
 def test_a_fitted_prior_survives_a_state_dict_and_a_copy(codes: torch.Tensor) -> None:
