@@ -38,8 +38,8 @@ from flexgen.metrics import EnergyDistance
 from flexgen.priors import as_prior
 
 PRIORS = (
-    "normal", "gaussian", "realnvp", "maf", "mixture", "flow_matching", "lars", "noise_contrastive",
-    "energy",
+    "normal", "gaussian", "realnvp", "realnvp_deep", "maf", "nsf", "nsf_deep", "mixture",
+    "flow_matching", "lars", "noise_contrastive", "energy",
 )  # fmt: skip
 
 

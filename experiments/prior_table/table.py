@@ -10,11 +10,7 @@ the VAE: their saved NLL of each image.
 
 Written to `--out`: `table.txt`, `.csv`, `.tex`, `.png`; and `paired.csv`, the difference of each
 row's NLL to that under N(0, I), image by image, then the mean over seeds, ± its standard error over
-images, and the differences of the seeds. And of each prior on its own, without the decoder,
-`codes.csv`: CPU seconds of its fit; the mean log p of one draw of q(z|x) of each of `--held-out`
-validation data, and its difference to N(0, I); the energy distance of as many draws to those codes;
-and how often a network tells the two apart, half of each to learn from and half to score (0.50: not
-at all). `--images 0` makes that table alone, in a fraction of the time.
+images, and the differences of the seeds.
 """
 
 import argparse
@@ -29,19 +25,15 @@ from torch import Tensor
 
 import flexgen
 from flexgen.analysis.priors import codes_of, prior_for
-from flexgen.metrics import EnergyDistance
-from flexgen.priors import Prior
 from flexgen.report import find_runs
 from flexgen.report.summary import Cell, Row, Table
 from flexgen.runs.compose import compose_prior
-from flexgen.training import isolated_rng
 
 PRIORS = (
     "normal", "gaussian", "mixture", "realnvp", "realnvp_deep", "maf", "nsf", "nsf_deep",
     "flow_matching", "lars",
 )  # fmt: skip
 METRICS = ("nll/samples", "elbo/kl", "posterior/active_units", "less normal", "fit, seconds")
-ON_CODES = ("fit, seconds", "log p", "less normal", "energy distance", "told apart")
 AT_ONCE = 5
 
 
@@ -53,7 +45,6 @@ def main() -> None:
     parser.add_argument("--joint", nargs="*", type=Path, default=[])
     parser.add_argument("--priors", nargs="+", default=PRIORS)
     parser.add_argument("--codes", type=int, default=40_000)
-    parser.add_argument("--held-out", type=int, default=5000)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("figures"))
@@ -64,76 +55,42 @@ def main() -> None:
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in find_runs(asked.runs):
         run = flexgen.open_run(path)
+        seed = run.config["seed"]
         for name, values in fitted(run, asked).items():
-            found.setdefault(name, {})[run.config["seed"]] = values
+            found.setdefault(name, {})[seed] = values
     for path in (run for sweep in asked.joint for run in find_runs(sweep)):
         run = flexgen.open_run(path)
         own = type(run.model.prior.current).__name__
         found.setdefault(f"{own}, joint", {})[run.config["seed"]] = joint(run, asked.images)
-    write_on_codes(found, asked.out)
-    if asked.images:
-        write(found, asked.out)
+    write(found, asked.out)
 
 
 def fitted(run: flexgen.Run, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each prior has on codes, and NLL `(images,)` and mean KL, by name."""
+    """NLL `(images,)`, mean KL and seconds of each prior, by name."""
     seed = run.config["seed"]
     kept = {name: asked.fits / f"{name}_{seed}.safetensors" for name in asked.priors}
-    on_codes = {name: path.with_suffix(".codes.safetensors") for name, path in kept.items()}
-    no_nll = [name for name, path in kept.items() if asked.images and not path.is_file()]
-    missing = [n for n, path in on_codes.items() if n in no_nll or not path.is_file()]
-    asked.fits.mkdir(parents=True, exist_ok=True)
-    priors = {}
+    missing = [name for name, path in kept.items() if not path.is_file()]
+    priors, seconds = {}, {}
     codes = codes_of(run, "train", asked.codes, progress=False) if missing else None
-    held_out = codes_of(run, "validation", asked.held_out, progress=False).z if missing else None
     for name in missing:
         config = compose_prior(run.config, name)
         before = time.process_time()
-        prior = priors[name] = prior_for(run, config, lambda: codes, seed=seed, progress=False)
-        seconds = time.process_time() - before
-        values = torch.tensor([seconds, *scores(prior, held_out)])
-        save_file({"values": values}, on_codes[name])
-        told = "  ".join(f"{what} {v:.4f}" for what, v in zip(ON_CODES, values, strict=True))
-        print(f"seed {seed}: {name}  {told}", flush=True)
+        priors[name] = prior_for(run, config, lambda: codes, seed=seed, progress=False)
+        seconds[name] = time.process_time() - before
+        print(f"seed {seed}: {name}, {seconds[name]:.1f} s", flush=True)
     x, _ = run.data.split("test", asked.images, 0)
-    for name, (nll, kl) in scored(run, {n: priors[n] for n in no_nll}, x, asked.samples).items():
-        save_file({"nll": nll, "kl": torch.tensor([kl])}, kept[name])
+    for name, (nll, kl) in scored(run, priors, x, asked.samples).items():
+        kept[name].parent.mkdir(parents=True, exist_ok=True)
+        about = torch.tensor([kl, seconds[name]])
+        save_file({"nll": nll, "kl_and_seconds": about}, kept[name])
         print(f"seed {seed}: {name} {float(nll.mean()):.3f}", flush=True)
     units = run.metrics["posterior/active_units"][1][-1]
     values = {}
-    for name in asked.priors:
-        of_codes = load_file(on_codes[name])["values"].tolist()
-        values[name] = {"on codes": of_codes, "seconds": of_codes[0], "units": units}
-        if asked.images:
-            saved = load_file(kept[name])
-            values[name] |= {"nll": saved["nll"], "kl": float(saved["kl"])}
+    for name, path in kept.items():
+        saved = load_file(path)
+        kl, fit = saved["kl_and_seconds"].tolist()
+        values[name] = {"nll": saved["nll"], "kl": kl, "seconds": fit, "units": units}
     return values
-
-
-@torch.no_grad()
-def scores(prior: Prior, held_out: Tensor) -> list[float]:
-    """`ON_CODES` but the seconds, of a prior and codes that it did not learn from."""
-    log_p = torch.cat([prior().log_prob(part) for part in held_out.split(500)])
-    of_normal = torch.distributions.Normal(0.0, 1.0).log_prob(held_out).sum(1)
-    with isolated_rng(0):
-        drawn = prior.draw(len(held_out))
-    energy = EnergyDistance()
-    energy.update(held_out, real=True)
-    energy.update(drawn, real=False)
-    less = (log_p - of_normal).mean()
-    return [float(log_p.mean()), float(less), float(energy.compute()), told_apart(held_out, drawn)]
-
-
-def told_apart(one: Tensor, other: Tensor) -> float:
-    """The accuracy of a network of one layer of 100 on halves that it has not seen."""
-    from sklearn.neural_network import MLPClassifier
-
-    half = len(one) // 2
-    x, y = torch.cat([one, other]), torch.arange(2).repeat_interleave(len(one))
-    learn = (torch.arange(len(one)) < half).repeat(2)
-    network = MLPClassifier(100, alpha=0.1, early_stopping=True, random_state=0)
-    network.fit(x[learn].numpy(), y[learn].numpy())
-    return float(network.score(x[~learn].numpy(), y[~learn].numpy()))
 
 
 @torch.no_grad()
@@ -163,21 +120,6 @@ def joint(run: flexgen.Run, images: int) -> dict[str, Any]:
     nll = load_file(files[-1])["nll"][:images]
     last = {name: float(values[-1]) for name, (_, values) in run.metrics.items()}
     return {"nll": nll, "kl": last["elbo/kl"], "units": last["posterior/active_units"]}
-
-
-def write_on_codes(found: dict[str, dict[int, dict[str, Any]]], out: Path) -> None:
-    """Means over seeds, ± sample standard deviations, of what needs no decoder."""
-    lines = [["prior", *ON_CODES]]
-    for name, of_seeds in found.items():
-        if all("on codes" in values for values in of_seeds.values()):
-            values = torch.tensor([values["on codes"] for values in of_seeds.values()])
-            spread = values.std(0).tolist() if len(values) > 1 else [float("nan")] * len(ON_CODES)
-            pairs = zip(values.mean(0).tolist(), spread, strict=True)
-            lines.append([name, *(f"{mean:.4f} ± {std:.4f}" for mean, std in pairs)])
-    with (out / "codes.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    for line in lines:
-        print(f"{line[0]:16}" + "".join(f"{cell:>20}" for cell in line[1:]))
 
 
 def write(found: dict[str, dict[int, dict[str, Any]]], out: Path) -> None:
