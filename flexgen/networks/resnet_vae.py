@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, interpolate
 
-from flexgen.checks import check_integer, check_sizes
+from flexgen.checks import check_integer, check_positive, check_sizes
 from flexgen.contracts import Decodes, Rung
 from flexgen.distributions import normal_of
 from flexgen.networks import layers
 from flexgen.networks.dcgan import map_sizes
 from flexgen.networks.resconv import Size, convolution
-
-# Of what a block adds: the sum of twenty keeps the size of one.
-_RESIDUAL = 0.1
 
 
 def _level_sizes(shape: Sequence[int], blocks: Sequence[int]) -> list[tuple[Size, Size]]:
@@ -34,7 +31,7 @@ def _level_sizes(shape: Sequence[int], blocks: Sequence[int]) -> list[tuple[Size
 class BottomUpResNet(nn.Module):
     r"""A residual network whose every block keeps maps for one level of a ResNet VAE's posterior.
 
-    .. math:: u_l = W_l * a(h_{l-1}), \quad h_l = S(h_{l-1}) + 0.1\, V_l * a(v_l), \quad a = ELU
+    .. math:: u_l = W_l * a(h_{l-1}), \quad h_l = S(h_{l-1}) + c\, V_l * a(v_l), \quad a = ELU
 
     with W_l's outputs cut into u_l and v_l, and S the identity, or every second pixel where the
     map halves. The features of a datum are all a(u_l), flattened, the lowest level first.
@@ -45,6 +42,7 @@ class BottomUpResNet(nn.Module):
         blocks: blocks, one a level, of each size of map, the largest first, which is half the
             image's; each further one halves, if the sides do not fall below 4.
         weight_norm: whether each layer's weights are a direction and a length for each output.
+        residual_scale: c; at 0.1 the sum of twenty blocks keeps the size of one.
 
     Raises:
         ValueError: for a shape that is no image, or sizes out of range.
@@ -56,11 +54,12 @@ class BottomUpResNet(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], channels: int = 160, blocks: Sequence[int] = (10, 10),
-        weight_norm: bool = True,
+        weight_norm: bool = True, residual_scale: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape = layers.image_shape(shape)
         self.channels = check_integer("channels", channels)
+        self.residual_scale = check_positive("residual_scale", residual_scale, "use 0.1")
         sizes = _level_sizes(self.shape, blocks)
         self.first = convolution(self.shape[0], channels, 5, self.shape[1:], sizes[0][0])
         self.enter = nn.ModuleList(convolution(channels, 2 * channels, 3, *ends) for ends in sizes)
@@ -77,7 +76,7 @@ class BottomUpResNet(nn.Module):
             found.append(elu(own).flatten(1))
             if leave is not None:
                 stride = 1 if v.shape[2:] == h.shape[2:] else 2
-                h = h[:, :, ::stride, ::stride] + _RESIDUAL * leave(elu(v))
+                h = h[:, :, ::stride, ::stride] + self.residual_scale * leave(elu(v))
         return torch.cat(found, 1)
 
 
@@ -85,7 +84,7 @@ class TopDownResNet(nn.Module, Decodes):
     r"""A residual network from the highest level of a code down to the data, and its prior.
 
     .. math:: (m_l, \log s_l, d_l) = W_l * a(h_l), \quad z_l ∼ N(m_l, s_l^2), \quad
-        h_{l-1} = S(h_l) + 0.1\, V_l * a([z_l, d_l]), \quad a = ELU
+        h_{l-1} = S(h_l) + c\, V_l * a([z_l, d_l]), \quad a = ELU
 
     from learned constants h_L; S repeats pixels where the map doubles. Given a code it is a
     generator of data: `prior=top_down` and `posterior=bidirectional` walk down the same network.
@@ -105,11 +104,12 @@ class TopDownResNet(nn.Module, Decodes):
     def __init__(
         self, latent_dim: int, shape: Sequence[int], output_range: Sequence[float] | None = None,
         code_channels: int = 32, channels: int = 160, blocks: Sequence[int] = (10, 10),
-        weight_norm: bool = True,
+        weight_norm: bool = True, residual_scale: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape = layers.image_shape(shape)
         self.code_channels = check_integer("code_channels", code_channels)
+        self.residual_scale = check_positive("residual_scale", residual_scale, "use 0.1")
         sizes = _level_sizes(self.shape, blocks)
         self.level_shapes = tuple((code_channels, *own) for _, own in sizes)
         self.maps = [(channels, *own) for _, own in sizes]
@@ -149,7 +149,7 @@ class TopDownResNet(nn.Module, Decodes):
         added = self.leave[level](elu(torch.cat([own, determined], 1)))
         if added.shape[2:] != h.shape[2:]:
             h = interpolate(h, added.shape[2:])
-        y: Tensor = h + _RESIDUAL * added
+        y: Tensor = h + self.residual_scale * added
         return y
 
     def output(self, state: Tensor) -> Tensor:

@@ -226,6 +226,22 @@ def test_one_pass_down_gives_the_kl_and_the_data(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(apart, weights)
 
 
+def test_what_a_block_adds_is_scaled() -> None:
+    def added(scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"channels": 4, "blocks": [2], "residual_scale": scale}
+        low, high = BottomUpResNet((1, 8, 8), **sizes)(torch.ones(1, 1, 8, 8)).chunk(2, 1)
+        decoder = TopDownResNet(64, (1, 8, 8), code_channels=2, **sizes)
+        state = decoder.start(1)
+        below = decoder.below(1, decoder.rung(1, state).state, torch.ones(1, 32))
+        return below - state, low, high
+
+    (one, low, high), (tenth, same, other) = added(1.0), added(0.1)
+    torch.testing.assert_close(one, 10 * tenth)
+    torch.testing.assert_close(low, same)
+    assert not torch.allclose(high, other)
+
+
 def test_noise_of_maps_is_the_base_space() -> None:
     model = of_maps(blocks=(1,)).double()
     base, to_code, from_code, _ = model.prior.base_space()
@@ -331,6 +347,7 @@ def test_averaged_weights_are_measured_and_the_others_train() -> None:
         (lambda: of_vectors(Bidirectional, flow={"num_layers": 2}), "set `posterior.flow=null`"),
         (lambda: TopDownResNet(9, (1, 16, 16), code_channels=2, channels=4, blocks=[1]),
          "set `latent_dim=128`"),
+        (lambda: BottomUpResNet((1, 16, 16), residual_scale=0), "finite, got 0; use 0.1"),
         (lambda: VAE(Bidirectional(Encoder(), 7), Gaussian(nn.Linear(7, 3)), TopDown(7),
                      optimizer=ADAM), "a TopDown prior is that of a decoder"),
         (lambda: VAE(Bidirectional(Encoder(), 128), Gaussian(TopDownResNet(
