@@ -19,7 +19,7 @@ import yaml
 from flexgen.drawing import draw_figure
 from flexgen.report import find_runs
 
-SETTINGS = ("data", "levels", "posterior", "free_bits", "warmup", "layers")
+SETTINGS = ("data", "levels", "numbers", "posterior", "free_bits", "warmup", "layers")
 VALUES = (
     "nll/samples", "nll/bits_per_dimension", "elbo/bound", "elbo/kl", "posterior/active_units",
     *(f"elbo/kl_level{level}" for level in (1, 2, 3)),
@@ -58,6 +58,7 @@ def row_of(run: Path) -> dict[str, str]:
     return {
         "data": config["data"]["name"],
         "levels": "+".join(map(str, levels)),
+        "numbers": str(config["latent_dim"]),
         "posterior": kind,
         "free_bits": str(model["free_bits"]),
         "warmup": str(model["kl_warmup"]),
