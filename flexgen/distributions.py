@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Normal, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from flexgen.contracts import Ladder
@@ -263,6 +263,16 @@ class HierarchicalNormal(Vectors):
 
         self._descend(len(parts[0]), keep)
         return torch.stack(log_prob, -1).view(*value.shape[:-1], -1)
+
+    def estimated_kl(self, q: DiagonalNormal, z: Tensor) -> Tensor:
+        """log q(z_l) − log p(z_l | z_{>l}) of each level, `(*batch, L)`, nats.
+
+        Args:
+            q: the distribution that z was drawn from.
+            z: the draws, `(*batch, d)`.
+        """
+        parts = Normal(q.loc, q.scale, validate_args=False).log_prob(z).split(self.levels, -1)
+        return torch.stack([part.sum(-1) for part in parts], -1) - self.log_prob_of_levels(z)
 
     def _parts(self, z: Tensor) -> Sequence[Tensor]:
         return z.reshape(-1, *self._event_shape).split(self.levels, -1)

@@ -256,9 +256,7 @@ def _kl_of_levels(
         parts = q.kl(p.given(z)).double().mean(0).split(p.levels, -1)
         kl = torch.stack([part.sum(-1) for part in parts], -1)
     elif isinstance(q, DiagonalNormal):
-        parts = Normal(q.loc, q.scale, validate_args=False).log_prob(z).split(p.levels, -1)
-        log_q = torch.stack([part.sum(-1) for part in parts], -1)
-        kl = (log_q - p.log_prob_of_levels(z)).double().mean(0)
+        kl = p.estimated_kl(q, z).double().mean(0)
     else:
         return {}
     return {f"elbo/kl_level{level}": part for level, part in enumerate(kl.unbind(-1), 1)}

@@ -31,9 +31,9 @@ class VAE(Encoding):
     K = 1 is the ELBO. Where posterior and prior are diagonal normals its term
     E[log q(z|x) − log p(z)] is their KL in closed form; under a hierarchical prior that of each
     level, Σ_l E KL(q(z_l|x) ‖ p(z_l|z_{l+1})), given the draw of the level above. Else it is
-    estimated from the same draws, of a posterior of levels level by level; where that goes down the
-    prior's own ladder, the KL of two diagonal normals is in closed form. Where the ladder is the
-    decoder's, posterior, prior and likelihood take one pass.
+    estimated from the same draws, level by level where there are levels; where the posterior goes
+    down the prior's own ladder, the KL of two diagonal normals is in closed form. Where the ladder
+    is the decoder's, posterior, prior and likelihood take one pass.
     The training loss is −L_K, in nats per datum, with two changes to its KL term for K = 1: the
     weight rises from 0 to 1 in the first `kl_warmup` generator steps, and is no lower than
     `free_bits` for each dimension.
@@ -51,9 +51,9 @@ class VAE(Encoding):
         importance_samples: K.
         draws: draws of the bound that are averaged for each datum.
         kl_warmup: generator steps.
-        free_bits: λ, nats per dimension of the code, of the KL averaged over the batch. A posterior
-            of levels has them level by level, λ times its dimension; under another Monte Carlo
-            estimate the whole code is one such group.
+        free_bits: λ, nats per dimension of the code, of the KL averaged over the batch. Where it is
+            estimated each level has them, λ times its dimension; without levels the whole code is
+            one such group.
         data_init: standard deviation of each output of the weight-normed layers on the first batch,
             by :func:`~flexgen.networks.layers.initialise_from_data`; None: they stay as drawn.
         **how: see :class:`~flexgen.models.autoencoder.Encoding`.
@@ -191,9 +191,12 @@ class VAE(Encoding):
         if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
             z, kl = q.rsample_and_kl(p, draws)
             kl = kl.mean(0)
-        elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal) and p.is_normal:
+        elif isinstance(q, DiagonalNormal) and isinstance(p, HierarchicalNormal):
             z = q.rsample(draws)
-            kl = q.kl(p.given(z)).flatten(0, -2).mean(0)
+            if not p.is_normal:
+                sizes = torch.tensor(p.levels, device=x.device)
+            kl = q.kl(p.given(z)) if p.is_normal else p.estimated_kl(q, z)
+            kl = kl.flatten(0, -2).mean(0)
         elif isinstance(q, Directions) and isinstance(p, UniformSphere):
             z, kl, sizes = q.rsample(draws), q.kl_to_uniform().mean().view(1), self.latent_dim
         else:

@@ -11,11 +11,13 @@ from torch.distributions import MultivariateNormal
 from torch.distributions import Normal as Univariate
 
 from flexgen.callbacks import LikelihoodScore
+from flexgen.distributions import DiagonalNormal
 from flexgen.likelihoods import Gaussian
 from flexgen.models import VAE
-from flexgen.networks import MLPFirstLevel
+from flexgen.networks import GatedPixelCNN, MLPFirstLevel
+from flexgen.outputs import NormalMixture
 from flexgen.posteriors import DiagonalGaussian
-from flexgen.priors import Hierarchical, Normal
+from flexgen.priors import Hierarchical, Normal, PixelLevels
 from tests.unit.linear_gaussian import ADAM, Encoder
 
 LEVELS = (3, 2, 1)
@@ -217,6 +219,33 @@ def test_in_training_the_kl_is_of_each_dimension_as_free_bits_are() -> None:
     assert loss(100.0) - loss(0.0) == pytest.approx(100.0 * D - float(kl.sum()), rel=1e-3)
     floored = float((kl.clamp(min=free) - kl).sum())
     assert loss(free) - loss(0.0) == pytest.approx(floored, rel=0.03)
+
+
+def test_of_a_level_that_is_no_normal_free_bits_are_the_levels() -> None:
+    network = GatedPixelCNN(
+        (1, 2, 2), NormalMixture(2), channels=4, num_layers=1, context_features=2
+    )
+    prior = PixelLevels(D, network).double()
+    vae, x = model(prior, draws=5), torch.randn(20, 3).double()
+    vae.posterior.head.bias.data[4:D] += 2.0  # the level above is far from its prior
+
+    def loss(free_bits: float) -> float:
+        vae.free_bits = free_bits
+        torch.manual_seed(0)
+        return float(vae.loss(x).detach())
+
+    with torch.no_grad():
+        q = vae.posterior(x)
+        torch.manual_seed(0)
+        z = q.rsample((5,))
+        log_p = prior().log_prob_of_levels(z)
+        parts = slice(0, 4), slice(4, D)
+        log_q = [DiagonalNormal(q.loc[:, i], q.scale[:, i]).log_prob(z[..., i]) for i in parts]
+        lower, above = (torch.stack(log_q, -1) - log_p).mean((0, 1)).tolist()
+    free = (lower / 4 + above / 2) / 2
+    assert 0 < lower < 4 * free
+    assert above > 2 * free
+    assert loss(free) - loss(0.0) == pytest.approx(4 * free - lower, rel=1e-6)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
