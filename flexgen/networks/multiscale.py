@@ -1,13 +1,14 @@
 """Multiscale PixelCNN: an image by doublings of a small one, a quarter of its pixels at once."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexgen.checks import check_integer
+from flexgen.checks import check_integer, check_share
 from flexgen.contracts import PixelOutput
 from flexgen.networks.gated_pixelcnn import GatedPixelCNN
 from flexgen.networks.pixels import PixelDensity, PixelHead, PixelProduct, reach_of, scale_weights
@@ -31,8 +32,9 @@ class MultiscalePixelCNN(PixelDensity):
     image. The density is exact: subsampling leaves each pixel as it is.
 
     A doubling's network is one residual stream on the small image's grid, which takes up each group
-    once it is known, $h_g = f_g(h_{g-1} + E_g * x_g)$ with blocks
-    $h + W_2\, a(W_1 * a(h))$, a = ReLU, and gives the next group's parameters by a head.
+    once it is known, $h_g = f_g(h_{g-1} + E_g * x_g + D_g(x_g))$ with blocks
+    $h + W_2\, a(W_1 * h)$, a = ReLU, and gives the next group's parameters by a head. D is dense,
+    of all pixels of the group to all maps: $V\, a(U x + u) + v$.
 
     Args:
         shape: `(channels, height, width)` of one image.
@@ -42,6 +44,10 @@ class MultiscalePixelCNN(PixelDensity):
         num_blocks: residual blocks between two groups.
         first_kernel_size: side of E, odd.
         kernel_size: side of W₁, odd.
+        dense_features: hidden units of D, which tells a place what lies anywhere in the image and
+            where it lies itself; 0: no D. For images that are small and alike, as MNIST's digits.
+        dense_dropout: share of its pixels that D does not see in training, in [0, 1]: it has most
+            of the weights, and overfits first.
         base_channels: maps of each stack of the network of the small image, a
             :class:`~flexgen.networks.GatedPixelCNN`.
         base_layers: its layers.
@@ -57,7 +63,7 @@ class MultiscalePixelCNN(PixelDensity):
     Source: Reed et al., "Parallel multiscale autoregressive density estimation", 2017, eq. 1,
     figures 2 and 3. Departures: an image is doubled in both directions by one stream, not by a
     network for each; no shallow PixelCNN inside a group; a pixel's channels are ordered by the
-    head.
+    head; D is FlexGen's own.
 
     Example:
         >>> from flexgen.outputs import Bernoulli
@@ -71,6 +77,7 @@ class MultiscalePixelCNN(PixelDensity):
     def __init__(
         self, shape: Sequence[int], output: PixelOutput, *, num_doublings: int = 2,
         channels: int = 16, num_blocks: int = 3, first_kernel_size: int = 5, kernel_size: int = 3,
+        dense_features: int = 0, dense_dropout: float = 0.0,
         base_channels: int = 16, base_layers: int = 4, head_features: int | None = None,
         position_bias: bool = False, num_classes: int | None = None,
     ) -> None:  # fmt: skip
@@ -91,11 +98,13 @@ class MultiscalePixelCNN(PixelDensity):
         p, hidden = check_integer("channels", channels), head_features or channels
         first = reach_of("first_kernel_size", first_kernel_size)
         reach = reach_of("kernel_size", kernel_size)
+        check_integer("dense_features", dense_features, 0)
+        check_share("dense_dropout", dense_dropout)
         doublings = [
             _Doubling(
                 [PixelHead(colours, output, p, hidden) for _ in range(3)], self.num_seen, p,
-                num_blocks, first, reach, self.base.context_size,
-                [2**k * side // whole for side in sides] if position_bias else None,
+                num_blocks, first, reach, dense_features, dense_dropout, self.base.context_size,
+                [2**k * side // whole for side in sides], position_bias,
             )
             for k in range(num_doublings)
         ]  # fmt: skip
@@ -136,7 +145,8 @@ class _Doubling(nn.Module):
 
     def __init__(
         self, heads: list[PixelHead], num_seen: int, p: int, num_blocks: int, first: int,
-        reach: int, context_size: int, size: Sequence[int] | None,
+        reach: int, dense: int, dropout: float, context_size: int, size: Sequence[int],
+        position_bias: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         enter = [nn.Conv2d(num_seen, p, 2 * first + 1, padding=first) for _ in heads]
@@ -146,11 +156,14 @@ class _Doubling(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(*(_Block(p, reach) for _ in range(num_blocks))) for _ in heads
         )
+        self.dense = nn.ModuleList(
+            _Dense(num_seen, dense, p, size, dropout) for _ in (heads if dense else ())
+        )
         self.conditioner = None
         if context_size:
             self.conditioner = nn.Conv2d(context_size, len(heads) * p, 1, bias=False)
         self.position_bias = None
-        if size is not None:
+        if position_bias:
             self.position_bias = nn.Parameter(torch.zeros(1, len(heads) * p, *size))
 
     def shares(self, context: Tensor | None) -> Sequence[Tensor | None]:
@@ -163,7 +176,10 @@ class _Doubling(nn.Module):
 
     def grow(self, k: int, h: Tensor | None, group: Tensor, share: Tensor | None) -> Tensor:
         """The stream once group k is known too."""
+        group = group.contiguous()  # a convolution of a view, every other pixel, is slow
         own = self.enter[k](group)
+        if self.dense:
+            own = own + self.dense[k](group)
         own = own if share is None else own + share.to(own.dtype)
         grown: Tensor = self.blocks[k](own if h is None else own + h)
         return grown
@@ -176,6 +192,24 @@ class _Doubling(nn.Module):
         return parameters
 
 
+class _Dense(nn.Module):
+    """Maps `(n, p, *size)` of all that a group has, `(n, num_seen, *size)`."""
+
+    def __init__(
+        self, num_seen: int, hidden: int, p: int, size: Sequence[int], dropout: float
+    ) -> None:
+        super().__init__()
+        pixels, self.dropout = math.prod(size), dropout
+        self.first, self.last = nn.Linear(num_seen * pixels, hidden), nn.Linear(hidden, pixels * p)
+        scale_weights(self.first, self.last)
+
+    def forward(self, group: Tensor) -> Tensor:
+        seen = functional.dropout(group.flatten(1), self.dropout, self.training)
+        rows = self.last(functional.relu(self.first(seen)))
+        maps: Tensor = rows.view(len(rows), *group.shape[2:], -1).permute(0, 3, 1, 2)
+        return maps
+
+
 class _Block(nn.Module):
     def __init__(self, p: int, reach: int) -> None:
         super().__init__()
@@ -184,7 +218,7 @@ class _Block(nn.Module):
         scale_weights(self.wide, self.out)
 
     def forward(self, h: Tensor) -> Tensor:
-        y: Tensor = h + self.out(functional.relu(self.wide(functional.relu(h))))
+        y: Tensor = h + self.out(functional.relu(self.wide(h)))
         return y
 
 
@@ -243,7 +277,9 @@ class MultiscalePixels(PixelProduct):
         uniform = weight.new_empty(num_uniforms, sets, n, height, width).uniform_()
         noise = output.noise(uniform.movedim(0, -1)).movedim(-1, 0)
         draw = self._draw if cached else self._draw_naively
-        draw(x, noise, stride, self._of_rows(shape[:-3]))
+        context = self._of_rows(shape[:-3])
+        with torch.inference_mode():
+            draw(x, noise, stride, context)
         return output.data(x).view(shape)
 
     def _draw(self, x: Tensor, noise: Tensor, stride: int, context: Tensor | None) -> None:

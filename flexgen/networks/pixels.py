@@ -403,9 +403,9 @@ def reach_of(name: str, side: int) -> int:
     return side // 2
 
 
-def scale_weights(*convs: nn.Conv2d) -> None:
+def scale_weights(*layers: nn.Conv2d | nn.Linear) -> None:
     """Draw weights from N(0, 1/inputs), which keeps the variance, and set biases to zero."""
-    for conv in convs:
-        nn.init.normal_(conv.weight, 0, 1 / math.sqrt(conv.weight[0].numel()))
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
+    for layer in layers:
+        nn.init.normal_(layer.weight, 0, 1 / math.sqrt(layer.weight[0].numel()))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -30,6 +30,7 @@ def build(
         "base_layers": 2,
         "head_features": 16,
         "position_bias": True,
+        "dense_features": 8,
     }
     sizes |= more
     network = MultiscalePixelCNN(shape, named, **sizes).double()
@@ -69,12 +70,15 @@ def expected_field(side: int, num_doublings: int, reach: int) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize(("side", "num_doublings"), [(8, 1), (8, 2)])
+@pytest.mark.parametrize(("side", "num_doublings", "dense"), [(8, 1, 0), (8, 2, 0), (8, 2, 8)])
 def test_a_group_sees_the_groups_before_it_and_no_other(
-    side: int, num_doublings: int, channels: int
+    side: int, num_doublings: int, dense: int, channels: int
 ) -> None:
-    network = build((channels, side, side), num_doublings=num_doublings, first_kernel_size=3)
-    sees = expected_field(side, num_doublings, 1)
+    network = build(
+        (channels, side, side), num_doublings=num_doublings, first_kernel_size=3,
+        dense_features=dense,
+    )  # fmt: skip
+    sees = expected_field(side, num_doublings, side if dense else 1)
     found = torch.zeros(side**2, channels, side**2, channels).bool()
     for _ in range(4):  # a rectifier may be off at one image
         x = torch.randn(3, *network.shape, dtype=torch.float64, requires_grad=True)
