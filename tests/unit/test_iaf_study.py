@@ -171,7 +171,8 @@ def test_a_run_of_two_levels_is_one_line(tmp_path: Path) -> None:
     values = {"nll/samples": 22.5, "elbo/kl_level2": 1.25, "loss/kl": 7.0}
     (tmp_path / "metrics.json").write_text(json.dumps({"values": values}))
     assert levels.row_of(tmp_path) == {
-        "data": "mnist", "levels": "16+8", "posterior": "Bidirectional with IAF",
+        "data": "mnist", "levels": "16+8", "numbers": "24",
+        "posterior": "Bidirectional with IAF",
         "free_bits": "0.1", "warmup": "5", "layers": "1", "seed": "3",
         "nll/samples": "22.5000", "elbo/kl_level2": "1.2500",
     }  # fmt: skip
