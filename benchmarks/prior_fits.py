@@ -6,7 +6,8 @@ RUN is a VAE's run, such as
 
     flexgen train model=vae data=mnist_static latent_dim=32 network=mlp steps=4000 threads=1
 
-Each prior with its settings of `conf/prior` is fitted to one draw of q(z|x) of each of `--codes`
+Each prior with its settings of `conf/prior`, or with the words after its name in the same argument
+("noise_contrastive prior@prior.base=mixture"), is fitted to one draw of q(z|x) of each of `--codes`
 training data. Printed, mean ± sample standard deviation over fits with the seeds:
 
 - fit: CPU seconds;
@@ -109,9 +110,8 @@ def main() -> None:
     print(f"{'prior':18}{'fit s':>12}{'log p':>17}{first:>17}{'energy':>18}"
           f"{'told':>14}{'draw ms':>9}{'density':>9}")  # fmt: skip
     for name in names:
-        config = flexgen.compose([f"prior={name}", f"latent_dim={dim}", "model=vae"])["model"][
-            "prior"
-        ]
+        words = [f"prior={name.split()[0]}", *name.split()[1:], f"latent_dim={dim}", "model=vae"]
+        config = flexgen.compose(words)["model"]["prior"]
         fits, log_ps = [], []
         for seed in asked.seeds:
             torch.manual_seed(seed)

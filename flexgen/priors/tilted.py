@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from flexgen.checks import check_integer, check_one_of, check_sizes
+from flexgen.checks import check_integer, check_not_negative, check_one_of, check_sizes
 from flexgen.contracts import Cost, Draws, Prior, Report
 from flexgen.distributions import Shape, Vectors, drawn
 from flexgen.networks.layers import dense
@@ -57,6 +57,9 @@ class Tilted(Prior):
         batch_size: codes a step.
         lr: step size of its Adam.
         patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
+        anneal: whether `lr` falls to 0 as a cosine.
+        weight_decay: of AdamW. A network that is too sure has high values where π has no draws to
+            speak of: Z is then a mean with a few draws in it, and `log_z_error` too small.
 
     Raises:
         ValueError: for a base without a density, or sizes out of range.
@@ -70,7 +73,8 @@ class Tilted(Prior):
     def __init__(
         self, base: nn.Module, *, hidden_features: Sequence[int] = (100, 100),
         num_samples: int = 16384, train_samples: int = 4096, steps: int = 2000,
-        batch_size: int = 500, lr: float = 1e-3, patience: int = 10,
+        batch_size: int = 500, lr: float = 1e-3, patience: int = 10, anneal: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         base = as_prior(base)
@@ -83,7 +87,10 @@ class Tilted(Prior):
         self.log_prob_cost: Cost = base.log_prob_cost
         self.num_samples = check_integer("num_samples", num_samples, 2)
         self.train_samples = check_integer("train_samples", train_samples, 2)
-        self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
+        self.how: Any = {
+            "steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience,
+            "anneal": anneal, "weight_decay": check_not_negative("weight_decay", weight_decay),
+        }  # fmt: skip
         widths = [base.latent_dim, *check_sizes("hidden_features", hidden_features)]
         # The last without a bias, which Z takes away again.
         self.network = nn.Sequential(

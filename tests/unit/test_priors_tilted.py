@@ -127,3 +127,15 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="`sampling`"):
         NoiseContrastive(Normal(2), sampling="guess")
     assert LatentEnergy(Normal(2)).normalised is False
+
+
+def test_decay_keeps_a_ratio_near_one() -> None:
+    torch.manual_seed(0)
+    codes, sizes = ring(1000), []
+    for decay in (0.0, 30.0):
+        prior = NoiseContrastive(
+            Normal(2), hidden_features=(32,), steps=100, lr=1e-2, weight_decay=decay
+        )
+        prior.fit(codes)
+        sizes.append(float(prior.logit(codes).abs().mean()))
+    assert sizes[1] < 0.5 * sizes[0]
