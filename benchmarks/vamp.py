@@ -1,6 +1,7 @@
 """A VAE's training step under a VampPrior against the same step under N(0, I), sides in turn.
 
-    python benchmarks/vamp.py [--updates 20] [--rounds 10] [--components 500] [word=value ...]
+    python benchmarks/vamp.py [--updates 20] [--rounds 10] [--components 500] [--subset 100]
+                                 [word=value ...]
 
 `model=vae data=mnist_static network=mlp latent_dim=40` and what is typed, such as
 `data.batch_size=500`, on random binary data: loss, gradient and Adam's step, CPU milliseconds of
@@ -48,11 +49,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--components", type=int, default=500)
+    parser.add_argument("--subset", default="null", help="of them, for each step; null: all")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     words = [*WORDS, *asked.words]
     batch_size = flexgen.compose(words)["data"]["batch_size"]
-    vamp = ["prior=vamp", f"prior.num_components={asked.components}"]
+    options = {"num_components": asked.components, "subset": asked.subset}
+    vamp = ["prior=vamp", *(f"prior.{key}={value}" for key, value in options.items())]
     steps = [side([*words, *own], batch_size) for own in (["prior=normal"], vamp)]
     taken: list[list[float]] = [[], []]
     for _ in range(asked.rounds):

@@ -79,13 +79,16 @@ class _OfPosteriors(Prior):
     needs = frozenset({"posterior", "data"})
 
     def __init__(
-        self, latent_dim: int, *, num_components: int = 500, weighted: bool = False,
-        steps: int = 1000, batch_size: int = 200, lr: float = 1e-2, patience: int = 10,
+        self, latent_dim: int, *, num_components: int = 500, subset: int | None = None,
+        weighted: bool = False, steps: int = 1000, batch_size: int = 200, lr: float = 1e-2,
+        patience: int = 10,
     ) -> None:  # fmt: skip
         super().__init__()
         check_integer("latent_dim", latent_dim, 1, "set `latent_dim=20`")
         check_integer("num_components", num_components, 1, "set `prior.num_components=500`")
-        self.latent_dim, self.num_components = latent_dim, num_components
+        if subset is not None:
+            check_integer("subset", subset, 1, "set `prior.subset=100`, or null for all")
+        self.latent_dim, self.num_components, self.subset = latent_dim, num_components, subset
         self.how: Any = {"steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience}
         if weighted:
             self.logits = nn.Parameter(torch.zeros(num_components))
@@ -101,7 +104,7 @@ class _OfPosteriors(Prior):
     @property
     def inputs(self) -> Tensor:
         """u, `(num_components, *shape)`."""
-        raise NotImplementedError
+        return self._inputs(slice(None))
 
     def start(self, x: Tensor) -> None:
         """Put the inputs at data `(num_components, *shape)`.
@@ -140,8 +143,12 @@ class _OfPosteriors(Prior):
 
     def forward(self, context: Tensor | None = None) -> PosteriorMixture:
         weights = self.logits.log_softmax(0)
+        k: slice | Tensor = slice(None)
+        if self.training and self.subset is not None and self.subset < self.num_components:
+            k = torch.randperm(self.num_components, device=weights.device)[: self.subset]
+            weights = weights[k] + math.log(self.num_components / self.subset)
         return PosteriorMixture(
-            lambda x: self._attached()(x), self.inputs, weights, self.latent_dim
+            lambda x: self._attached()(x), self._inputs(k), weights, self.latent_dim
         )
 
     def _fit(
@@ -157,6 +164,10 @@ class _OfPosteriors(Prior):
             return maximise_likelihood(
                 self, codes, draws=draws, seed=seed, progress=progress, **self.how
             )
+
+    def _inputs(self, k: slice | Tensor) -> Tensor:
+        """u at the places k."""
+        raise NotImplementedError
 
     def _place(self, x: Tensor) -> None:
         raise NotImplementedError
@@ -204,12 +215,12 @@ class Vamp(_OfPosteriors):
         self.data_range = None if data_range is None else (*map(float, data_range),)
         self.free = nn.Parameter(torch.randn(self.num_components, *shape))
 
-    @property
-    def inputs(self) -> Tensor:
+    def _inputs(self, k: slice | Tensor) -> Tensor:
+        free = self.free[k]
         if self.data_range is None:
-            return self.free
+            return free
         low, high = self.data_range
-        return low + (high - low) * self.free.sigmoid()
+        return low + (high - low) * free.sigmoid()
 
     def _place(self, x: Tensor) -> None:
         if self.data_range is not None:
@@ -231,6 +242,8 @@ class MixtureOfPosteriors(_OfPosteriors):
         shape: of a datum.
         num_components: K, at least 1, and at most the training data, of which :meth:`start` is
             given as many, drawn at random; until then the inputs mean nothing.
+        subset: components of a training step, drawn at random, of which the prior is the mean then;
+            None: all. Faster, and a bound: E log Σ over a subset ≤ log p(z), by Jensen.
         weighted: whether the weights learn; else all are 1/K.
         steps, batch_size, lr, patience: of a fit, see :class:`FlowPrior`. Where K is much of the
             training data, their own posteriors are in the mixture from the start, and held-out
@@ -248,9 +261,8 @@ class MixtureOfPosteriors(_OfPosteriors):
         super().__init__(latent_dim, **options)
         self.register_buffer("data", torch.zeros(self.num_components, *shape))
 
-    @property
-    def inputs(self) -> Tensor:
-        return self.data
+    def _inputs(self, k: slice | Tensor) -> Tensor:
+        return self.data[k]
 
     def _place(self, x: Tensor) -> None:
         self.data.copy_(x)

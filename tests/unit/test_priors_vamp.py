@@ -116,6 +116,21 @@ def test_gradients_reach_pseudo_inputs_and_posterior(through: str) -> None:
         assert parameter.grad.abs().amin() > 0
 
 
+@KINDS
+def test_a_training_step_of_a_subset_has_all_its_densities_on_average(kind: Any) -> None:
+    p = prior(kind, subset=2, weighted=True)
+    p.bind(posterior=posterior())
+    with torch.no_grad():
+        p.logits.copy_(torch.tensor([0.5, 0.0, -1.0, 0.3]))
+    z = torch.randn(5, D)
+    every = p.eval()().log_prob(z).detach()
+    p.train()
+    parts = torch.stack([p().log_prob(z).detach() for _ in range(3000)])
+    assert len(p().inputs) == 2
+    torch.testing.assert_close(parts.exp().mean(0), every.exp(), rtol=0.1, atol=0)
+    assert (parts.mean(0) < every).all()
+
+
 @pytest.mark.parametrize("data_range", [(0.0, 1.0), (-1.0, 1.0)])
 def test_pseudo_inputs_stay_in_the_range_of_data(data_range: tuple[float, float]) -> None:
     low, high = data_range
@@ -204,6 +219,7 @@ def test_without_a_posterior_it_says_what_to_call(kind: Any) -> None:
     ("options", "message"),
     [
         ({"num_components": 0}, "`num_components`"),
+        ({"subset": 0}, "`subset`"),
         ({"latent_dim": 0}, "`latent_dim`"),
         ({"data_range": (1.0, 1.0)}, "`data_range`"),
     ],
