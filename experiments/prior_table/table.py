@@ -31,7 +31,7 @@ from flexgen.runs.compose import compose_prior
 
 PRIORS = (
     "normal", "gaussian", "mixture", "realnvp", "realnvp_deep", "maf", "nsf", "nsf_deep",
-    "flow_matching", "lars",
+    "flow_matching", "lars", "noise_contrastive",
 )  # fmt: skip
 METRICS = ("nll/samples", "elbo/kl", "posterior/active_units", "less normal", "fit, seconds")
 AT_ONCE = 5
