@@ -114,6 +114,12 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     for key in ("seed", "steps", "model", "data", "paths"):
         if key not in values:
             raise ValueError(f"no run can be without `{key}`; leave out ~{key}")
+    if isinstance(cfg.get("schedule"), DictConfig) and "_target_" not in cfg.schedule:
+        keys = ", ".join(f"`schedule.{key}`" for key in cfg.schedule)
+        raise ValueError(
+            f"schedule=constant has no keys, got {keys}; "
+            "add schedule=warmup, or another schedule that has them"
+        )
     if "experiment" in values:
         raise ValueError(
             "the experiment's keys lie below `experiment`, where nothing reads them; let its YAML "

@@ -94,6 +94,7 @@ def message(flexgen: Run, command: str, *words: str, **options: Any) -> str:
         ("train", ["seed=range(3)"], "`seed=range(3)` gives several values; add -m"),
         ("train", ["+steps=3"], "`steps` is there already; leave out the +"),
         ("train", ["+prior=normal"], "`prior` is there already; leave out the +"),
+        ("train", ["++schedule.warmup=9"], "no keys, got `schedule.warmup`; add schedule=warmup"),
         ("train", ["~steps"], "no run can be without `steps`; leave out ~steps"),
         ("train", ["prior=null"], "`prior=null` names no prior; there are"),
         ("train", ["prior=prior/normal"], "did you mean `prior=normal`"),
