@@ -153,9 +153,12 @@ class _Gate(Function):
     ) -> tuple[Tensor, Tensor | None]:
         rows, linked = _rows(a), None
         sigmoid = rows.sigmoid()
-        first, second = sigmoid.chunk(2, 1)
-        centred = first - 0.5
-        gated = centred * second if v is None else torch.addcmul(_rows(v), centred, second)
+        # Of both halves, since of rows that are not side by side a difference, and addcmul, of
+        # bfloat16 are five times slower.
+        centred = (sigmoid - 0.5).chunk(2, 1)[0]
+        gated = centred * sigmoid.chunk(2, 1)[1]
+        if v is not None:
+            gated += _rows(v)
         if weight is not None and x is not None:
             linked = _maps(torch.addmm(_rows(x), rows, weight.to(a.dtype).mT), a)
         ctx.save_for_backward(a, weight, sigmoid, centred)
