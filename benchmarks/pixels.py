@@ -215,7 +215,10 @@ def multiscale(batches: list[int], rounds: int) -> None:
 
 def doubling_digits() -> MultiscalePixelCNN:
     """That of `experiment=pixels/mnist_static_multiscale`."""
-    return MultiscalePixelCNN((1, 28, 28), Bernoulli(), position_bias=True, dense_features=128)
+    return MultiscalePixelCNN(
+        (1, 28, 28), Bernoulli(), num_blocks=2, position_bias=True, dense_features=128,
+        dense_groups=[3, 1],
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flexgen.checks import check_integer, check_share
+from flexgen.checks import check_integer, check_share, check_sizes
 from flexgen.contracts import PixelOutput
-from flexgen.networks.gated_pixelcnn import GatedPixelCNN
+from flexgen.networks.dense_pixels import DensePixels
 from flexgen.networks.pixels import PixelDensity, PixelHead, PixelProduct, reach_of, scale_weights
 
 _PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -48,9 +48,9 @@ class MultiscalePixelCNN(PixelDensity):
             where it lies itself; 0: no D. For images that are small and alike, as MNIST's digits.
         dense_dropout: share of its pixels that D does not see in training, in [0, 1]: it has most
             of the weights, and overfits first.
-        base_channels: maps of each stack of the network of the small image, a
-            :class:`~flexgen.networks.GatedPixelCNN`.
-        base_layers: its layers.
+        dense_groups: of each doubling, in turn, how many groups have a D, the first ones, up to 3.
+        base_features: units for each pixel of the small image, whose network is a
+            :class:`~flexgen.networks.dense_pixels.DensePixels`.
         head_features: hidden units of the doublings' heads; null: `channels`.
         position_bias: whether the network knows where a pixel lies, by a learned bias at each pixel
             of a stream that takes a group.
@@ -63,7 +63,7 @@ class MultiscalePixelCNN(PixelDensity):
     Source: Reed et al., "Parallel multiscale autoregressive density estimation", 2017, eq. 1,
     figures 2 and 3. Departures: an image is doubled in both directions by one stream, not by a
     network for each; no shallow PixelCNN inside a group; a pixel's channels are ordered by the
-    head; D is FlexGen's own.
+    head; the small image's network, and D, are FlexGen's own.
 
     Example:
         >>> from flexgen.outputs import Bernoulli
@@ -77,9 +77,9 @@ class MultiscalePixelCNN(PixelDensity):
     def __init__(
         self, shape: Sequence[int], output: PixelOutput, *, num_doublings: int = 2,
         channels: int = 16, num_blocks: int = 3, first_kernel_size: int = 5, kernel_size: int = 3,
-        dense_features: int = 0, dense_dropout: float = 0.0,
-        base_channels: int = 16, base_layers: int = 4, head_features: int | None = None,
-        position_bias: bool = False, num_classes: int | None = None,
+        dense_features: int = 0, dense_dropout: float = 0.0, dense_groups: Sequence[int] = (3,),
+        base_features: int = 32, head_features: int | None = None, position_bias: bool = False,
+        num_classes: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(shape, output)
         colours, *sides = self.shape
@@ -91,20 +91,24 @@ class MultiscalePixelCNN(PixelDensity):
                 "take network=gated_pixelcnn"
             )
         check_integer("num_blocks", num_blocks)
-        self.base = GatedPixelCNN(
-            (colours, *(side // whole for side in sides)), output, channels=base_channels,
-            num_layers=base_layers, position_bias=position_bias, num_classes=num_classes,
-        )  # fmt: skip
+        small = (colours, *(side // whole for side in sides))
+        self.base = DensePixels(small, output, num_features=base_features, num_classes=num_classes)
         p, hidden = check_integer("channels", channels), head_features or channels
         first = reach_of("first_kernel_size", first_kernel_size)
         reach = reach_of("kernel_size", kernel_size)
         check_integer("dense_features", dense_features, 0)
         check_share("dense_dropout", dense_dropout)
+        dense = check_sizes("dense_groups", dense_groups) or (3,)
+        if max(dense) > 3:
+            raise ValueError(
+                f"`dense_groups` must be at most 3, as a doubling has, got {list(dense)}; set [3]"
+            )
         doublings = [
             _Doubling(
                 [PixelHead(colours, output, p, hidden) for _ in range(3)], self.num_seen, p,
-                num_blocks, first, reach, dense_features, dense_dropout, self.base.context_size,
-                [2**k * side // whole for side in sides], position_bias,
+                num_blocks, first, reach, dense_features and dense[k % len(dense)], dense_features,
+                dense_dropout, self.base.context_size, [2**k * side // whole for side in sides],
+                position_bias,
             )
             for k in range(num_doublings)
         ]  # fmt: skip
@@ -145,8 +149,8 @@ class _Doubling(nn.Module):
 
     def __init__(
         self, heads: list[PixelHead], num_seen: int, p: int, num_blocks: int, first: int,
-        reach: int, dense: int, dropout: float, context_size: int, size: Sequence[int],
-        position_bias: bool,
+        reach: int, num_dense: int, dense: int, dropout: float, context_size: int,
+        size: Sequence[int], position_bias: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         enter = [nn.Conv2d(num_seen, p, 2 * first + 1, padding=first) for _ in heads]
@@ -157,7 +161,7 @@ class _Doubling(nn.Module):
             nn.Sequential(*(_Block(p, reach) for _ in range(num_blocks))) for _ in heads
         )
         self.dense = nn.ModuleList(
-            _Dense(num_seen, dense, p, size, dropout) for _ in (heads if dense else ())
+            _Dense(num_seen, dense, p, size, dropout) for _ in range(num_dense)
         )
         self.conditioner = None
         if context_size:
@@ -178,7 +182,7 @@ class _Doubling(nn.Module):
         """The stream once group k is known too."""
         group = group.contiguous()  # a convolution of a view, every other pixel, is slow
         own = self.enter[k](group)
-        if self.dense:
+        if k < len(self.dense):
             own = own + self.dense[k](group)
         own = own if share is None else own + share.to(own.dtype)
         grown: Tensor = self.blocks[k](own if h is None else own + h)

@@ -26,8 +26,7 @@ def build(
     sizes = {
         "channels": 4,
         "num_blocks": 1,
-        "base_channels": 8,
-        "base_layers": 2,
+        "base_features": 8,
         "head_features": 16,
         "position_bias": True,
         "dense_features": 8,
@@ -56,7 +55,7 @@ def expected_field(side: int, num_doublings: int, reach: int) -> Tensor:
     sees = torch.zeros(side, side, side, side).bool()
     for a, b, i, j in itertools.product(range(side), repeat=4):
         d, g = int(doubling[a, b]), int(group[a, b])
-        if d == 0:  # by a gated PixelCNN
+        if d == 0:
             sees[a, b, i, j] = doubling[i, j] == 0 and (i, j) < (a, b)
             continue
         stride = 2 ** (num_doublings - d)
@@ -196,3 +195,10 @@ def test_an_image_that_cannot_be_halved_so_often_is_refused(shape: tuple[int, in
         build(shape)
     assert build((1, 28, 28)).base.shape == (1, 7, 7)
     assert build((1, 8, 8)).base.shape == (1, 2, 2)
+
+
+def test_a_doubling_has_dense_ways_of_its_first_groups() -> None:
+    network = build((1, 8, 8), dense_groups=[3, 1])
+    assert [len(doubling.dense) for doubling in network.doublings] == [3, 1]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"at most 3.*got \[3, 4\]; set \[3\]"):
+        build((1, 8, 8), dense_groups=[3, 4])

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from flexgen.contracts import PixelOutput
 from flexgen.networks import MADE, DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
+from flexgen.networks.dense_pixels import DensePixels
 from flexgen.networks.pixel_cache import PixelCache
 from flexgen.networks.pixels import PixelNetwork
 from flexgen.outputs import Bernoulli, Categorical, LogisticMixture
@@ -25,13 +26,18 @@ NETWORKS: dict[str, Callable[..., PixelNetwork]] = {
     "gated": lambda *args, **more: GatedPixelCNN(
         *args, channels=5, num_layers=4, position_bias=True, **more
     ),
+    "dense": lambda *args, **more: DensePixels(*args, num_features=6, **more),
     "pixelcnn": lambda *args, **more: PixelCNN(*args, channels=5, num_blocks=3, **more),
     "row_lstm": lambda *args, **more: RowLSTM(*args, channels=4, num_layers=2, **more),
     "diagonal_bilstm": lambda *args, **more: DiagonalBiLSTM(
         *args, channels=4, num_layers=2, **more
     ),
 }
-ABSENT = {"row_lstm": {"dilations"}, "diagonal_bilstm": {"dilations", "kernel_size"}}
+ABSENT = {
+    "dense": {"dilations", "kernel_size", "first_kernel_size", "head_features"},
+    "row_lstm": {"dilations"},
+    "diagonal_bilstm": {"dilations", "kernel_size"},
+}
 """Options that a network does not have."""
 every_output = pytest.mark.parametrize("output", OUTPUTS)
 every_network = pytest.mark.parametrize("kind", NETWORKS)
@@ -91,6 +97,12 @@ def test_a_gated_network_sees_every_pixel_before_and_no_other(
     dilations: list[int], channels: int, output: str
 ) -> None:
     check_causal(build("gated", (channels, 5, 6), output, dilations=dilations))
+
+
+@every_output
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dense_network_sees_every_pixel_before_and_no_other(channels: int, output: str) -> None:
+    check_causal(build("dense", (channels, 3, 4), output))
 
 
 def cone(shape: Sequence[int], kernels: Sequence[tuple[int, int, bool]]) -> Tensor:
@@ -366,7 +378,7 @@ def test_second_derivatives_are_right_or_refused() -> None:
         log_prob = network().log_prob(torch.ones(1, 1, 4, 4).double()).sum()
         (grad,) = torch.autograd.grad(log_prob, weight, create_graph=True)
         other = next(p for name, p in network.named_parameters() if name.endswith("above.weight")
-                     or name.endswith("vertical.weight"))  # fmt: skip
+                     or name.endswith("vertical.weight") or name == "weight")  # fmt: skip
         if kind != "gated":
             assert torch.autograd.grad(grad.sum(), other)[0].any()
             continue
