@@ -144,7 +144,8 @@ class _OfPosteriors(Prior):
     def forward(self, context: Tensor | None = None) -> PosteriorMixture:
         weights = self.logits.log_softmax(0)
         k: slice | Tensor = slice(None)
-        if self.training and self.subset is not None and self.subset < self.num_components:
+        steps = self.training and torch.is_grad_enabled()  # not a look at held-out codes
+        if steps and self.subset is not None and self.subset < self.num_components:
             k = torch.randperm(self.num_components, device=weights.device)[: self.subset]
             weights = weights[k] + math.log(self.num_components / self.subset)
         return PosteriorMixture(

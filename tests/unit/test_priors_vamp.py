@@ -129,6 +129,8 @@ def test_a_training_step_of_a_subset_has_all_its_densities_on_average(kind: Any)
     assert len(p().inputs) == 2
     torch.testing.assert_close(parts.exp().mean(0), every.exp(), rtol=0.1, atol=0)
     assert (parts.mean(0) < every).all()
+    with torch.no_grad():  # as a fit looks at held-out codes
+        torch.testing.assert_close(p().log_prob(z), every)
 
 
 @pytest.mark.parametrize("data_range", [(0.0, 1.0), (-1.0, 1.0)])
