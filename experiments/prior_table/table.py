@@ -2,9 +2,10 @@
 
     python experiments/prior_table/table.py multirun/… [--joint multirun/…] [--out figures]
 
-The folder holds runs of a VAE under N(0, I), one a seed. Each prior of conf/prior is fitted to one
-draw of q(z|x) of each of `--codes` training data, and log p(x) of `--images` test images estimated
-with `--samples` draws of q(z|x), the same for all priors. What was measured is kept in `--fits`, so
+The folder holds runs of a VAE under N(0, I), one a seed. Each prior of conf/prior, with the words
+after its name in the same argument, is fitted to one draw of q(z|x) of each of `--codes` training
+data, and log p(x) of `--images` test images estimated with `--samples` draws of q(z|x), the same
+for all priors. What was measured is kept in `--fits`, so
 that the same command goes on where it stopped. `--joint` names sweeps in which a prior learned with
 the VAE: their saved NLL of each image.
 
@@ -31,7 +32,7 @@ from flexgen.runs.compose import compose_prior
 
 PRIORS = (
     "normal", "gaussian", "mixture", "realnvp", "realnvp_deep", "maf", "nsf", "nsf_deep",
-    "flow_matching", "lars", "noise_contrastive",
+    "flow_matching", "lars", "noise_contrastive", "noise_contrastive prior@prior.base=mixture",
 )  # fmt: skip
 METRICS = ("nll/samples", "elbo/kl", "posterior/active_units", "less normal", "fit, seconds")
 AT_ONCE = 5
@@ -68,12 +69,15 @@ def main() -> None:
 def fitted(run: flexgen.Run, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """NLL `(images,)`, mean KL and seconds of each prior, by name."""
     seed = run.config["seed"]
-    kept = {name: asked.fits / f"{name}_{seed}.safetensors" for name in asked.priors}
+    kept = {
+        name: asked.fits / f"{name.replace(' ', '_')}_{seed}.safetensors" for name in asked.priors
+    }
     missing = [name for name, path in kept.items() if not path.is_file()]
     priors, seconds = {}, {}
     codes = codes_of(run, "train", asked.codes, progress=False) if missing else None
     for name in missing:
-        config = compose_prior(run.config, name)
+        word, *options = name.split()
+        config = compose_prior(run.config, word, options)
         before = time.process_time()
         priors[name] = prior_for(run, config, lambda: codes, seed=seed, progress=False)
         seconds[name] = time.process_time() - before

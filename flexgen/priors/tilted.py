@@ -1,7 +1,7 @@
 """Base priors tilted by a network of their own: LARS, noise-contrastive priors, energies."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class Tilted(Prior):
     r"""p(z) = π(z) t(z) / Z: a base prior π, and a network that says where there is more of it.
 
     Z = E t(z) over π is a mean over `num_samples` draws, the same ones each time, taken anew when
-    the weights have changed. A fit first fits the base, if that learns, then all weights together;
-    its report has `log_z_error` too, the standard error of log Z, and so of every log-density.
-    While weights learn by likelihood, Z is a mean over `train_samples` fresh draws, with gradient.
+    the weights have changed. A fit first fits the base, if that learns, then the network alone; its
+    report has `log_z_error` too, the standard error of log Z, and so of every log-density. While
+    weights learn by likelihood, Z is a mean over `train_samples` fresh draws, with gradient.
 
     Args:
         base: π, a prior with a density.
@@ -54,8 +54,10 @@ class Tilted(Prior):
         num_samples: draws of π that Z is a mean over.
         train_samples: as many in a training step.
         steps: optimizer steps of a fit, at most.
+        epochs: passes over the codes, at most: after more of a few codes the network knows them by
+            heart before `lr` has fallen.
         batch_size: codes a step.
-        lr: step size of its Adam.
+        lr: step size of its AdamW.
         patience: looks at held-out codes, 40 in all, without an improvement after which it ends.
         anneal: whether `lr` falls to 0 as a cosine.
         weight_decay: of AdamW. A network that is too sure has high values where π has no draws to
@@ -72,9 +74,9 @@ class Tilted(Prior):
 
     def __init__(
         self, base: nn.Module, *, hidden_features: Sequence[int] = (100, 100),
-        num_samples: int = 16384, train_samples: int = 4096, steps: int = 2000,
-        batch_size: int = 500, lr: float = 1e-3, patience: int = 10, anneal: bool = False,
-        weight_decay: float = 0.0,
+        num_samples: int = 16384, train_samples: int = 4096, steps: int = 800,
+        epochs: int = 40, batch_size: int = 500, lr: float = 1e-2, patience: int = 40,
+        anneal: bool = True, weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         base = as_prior(base)
@@ -87,8 +89,10 @@ class Tilted(Prior):
         self.log_prob_cost: Cost = base.log_prob_cost
         self.num_samples = check_integer("num_samples", num_samples, 2)
         self.train_samples = check_integer("train_samples", train_samples, 2)
+        self.steps = check_integer("steps", steps)
+        self.epochs = check_integer("epochs", epochs)
         self.how: Any = {
-            "steps": steps, "batch_size": batch_size, "lr": lr, "patience": patience,
+            "batch_size": check_integer("batch_size", batch_size), "lr": lr, "patience": patience,
             "anneal": anneal, "weight_decay": check_not_negative("weight_decay", weight_decay),
         }  # fmt: skip
         widths = [base.latent_dim, *check_sizes("hidden_features", hidden_features)]
@@ -116,10 +120,18 @@ class Tilted(Prior):
         """log t(z)."""
         return self.logit(z)
 
+    def log_ratio(self, z: Tensor, log_z: Tensor) -> Tensor:
+        """log (p(z) / π(z)), given log Z."""
+        return self.log_tilt(z) - log_z
+
     def log_density(self, z: Tensor, log_z: Tensor) -> Tensor:
         """log p(z), given log Z."""
         log_prob: Tensor = self.base().log_prob(z)
-        return log_prob + self.log_tilt(z) - log_z
+        return log_prob + self.log_ratio(z, log_z)
+
+    def log_mean_tilt(self, draws: Tensor) -> Tensor:
+        """log Z by draws of π `(n, d)`."""
+        return self.log_tilt(draws).logsumexp(0) - math.log(len(draws))
 
     def chosen(self, n: int) -> Tensor:
         """n draws: those of the base, as the sampler has them by the network's score."""
@@ -137,7 +149,10 @@ class Tilted(Prior):
             cuda = [self.loc.device] if self.loc.is_cuda else []
             with torch.no_grad(), torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(_SEED)
-                log_t = self.log_tilt(self.base.draw(self.num_samples)).double()
+                # In parts that fit in a processor's cache.
+                parts = torch.arange(self.num_samples).split(4096)
+                log_t = torch.cat([self.log_tilt(self.base.draw(len(part))) for part in parts])
+                log_t = log_t.double()
                 log_z = log_t.logsumexp(0) - math.log(len(log_t))
                 error = (log_t - log_z).exp().std() / math.sqrt(len(log_t))
             self._normaliser = state, (log_z.to(self.loc), float(error))
@@ -146,8 +161,11 @@ class Tilted(Prior):
     def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():
             return -self().log_prob(z)
-        log_t = self.log_tilt(drawn(self.base(), (self.train_samples,)))
-        return -self.log_density(z, log_t.logsumexp(0) - math.log(len(log_t)))
+        return -self.log_density(z, self.log_mean_tilt(drawn(self.base(), (self.train_samples,))))
+
+    def network_loss(self, z: Tensor) -> Tensor:
+        """What a fit minimises over codes: it has the gradient of −log p(z) in the network."""
+        return -self.log_ratio(z, self.log_mean_tilt(self.base.draw(self.train_samples))).mean()
 
     def _fit(
         self, codes: Tensor, context: Tensor | None, draws: Draws | None, seed: int, progress: bool
@@ -157,13 +175,12 @@ class Tilted(Prior):
             self.base.fit(codes, draws=draws, seed=seed, progress=progress)
         self.loc.copy_(codes.mean(0))
         self.scale.copy_(codes.std(0, correction=0).clamp_min(1e-6))
+        steps = min(self.steps, math.ceil(self.epochs * len(codes) / self.how["batch_size"]))
         report = maximise_likelihood(
             self, codes.detach().to(self.loc), draws=draws, seed=seed, progress=progress,
-            surrogate=self._surrogate, **self.how,
+            steps=steps, surrogate=self.network_loss, **self.how,
         )  # fmt: skip
         return report | ({"log_z_error": self.log_normaliser()[1]} if self.normalised else {})
-
-    _surrogate: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_normaliser": None}
@@ -198,13 +215,12 @@ class LARS(Tilted):
     def log_tilt(self, z: Tensor) -> Tensor:
         return logsigmoid(self.logit(z))
 
-    def log_density(self, z: Tensor, log_z: Tensor) -> Tensor:
-        log_prob: Tensor = self.base().log_prob(z)
+    def log_ratio(self, z: Tensor, log_z: Tensor) -> Tensor:
         if self.truncation == 1:
-            return log_prob
+            return 0 * self.log_tilt(z)
         log_alpha = (self.truncation - 1) * _log_rest(log_z)
         accepted = _log_rest(log_alpha) + self.log_tilt(z) - log_z
-        return log_prob + torch.logaddexp(accepted, log_alpha)
+        return torch.logaddexp(accepted, log_alpha)
 
     def chosen(self, n: int) -> Tensor:
         base = self.base()
@@ -256,8 +272,8 @@ class NoiseContrastive(Tilted):
         pool = Weighted(self.base, "ratio", presample=presample)
         self._sampler = (chains if sampling == "langevin" else pool,)
 
-    def _surrogate(self, z: Tensor) -> Tensor:
-        """The classifier's loss."""
+    def network_loss(self, z: Tensor) -> Tensor:
+        """The classifier's."""
         real, drawn = self.logit(z), self.logit(self.base.draw(len(z)))
         return (softplus(-real) + softplus(drawn)).mean()
 
@@ -299,8 +315,14 @@ class LatentEnergy(Tilted):
     def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():
             return super().cross_entropy(z)
-        own = self.chosen(len(z.flatten(0, -2))).detach()
-        return -self.log_density(z, self.logit(own).mean())
+        return -self.log_density(z, self._own(z))
+
+    def network_loss(self, z: Tensor) -> Tensor:
+        return -self.log_ratio(z, self._own(z)).mean()
+
+    def _own(self, z: Tensor) -> Tensor:
+        """The mean of f over as many chains: its gradient is that of log Z."""
+        return self.logit(self.chosen(len(z.flatten(0, -2))).detach()).mean()
 
 
 def _log_rest(log_p: Tensor) -> Tensor:

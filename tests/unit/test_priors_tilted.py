@@ -14,7 +14,7 @@ from flexgen.priors.tilted import Tilted
 BUILDS: dict[str, Callable[[], Tilted]] = {
     "lars": lambda: LARS(Normal(2), truncation=20, hidden_features=(32,), steps=600, lr=5e-3),
     "contrastive": lambda: NoiseContrastive(
-        Normal(2), hidden_features=(32, 32), steps=600, batch_size=1000, lr=1e-2, patience=40
+        Normal(2), hidden_features=(32, 32), steps=600, batch_size=1000, lr=1e-2
     ),
     "energy": lambda: LatentEnergy(
         Normal(2),
@@ -84,6 +84,8 @@ def test_a_truncation_of_one_is_the_base() -> None:
     torch.manual_seed(0)
     prior, z = LARS(Normal(2), truncation=1), torch.randn(5, 2)
     torch.testing.assert_close(prior().log_prob(z), Normal(2)().log_prob(z))
+    prior.fit(ring(100))
+    torch.testing.assert_close(prior().log_prob(z), Normal(2)().log_prob(z))
 
 
 def test_lars_draws_by_its_definition() -> None:
@@ -115,6 +117,27 @@ def test_a_base_that_learns_is_fitted_first() -> None:
     assert len(set(map(id, sampled.state_dict().values()))) == len(sampled.state_dict())
 
 
+def test_a_fit_leaves_the_fitted_base_as_it_is() -> None:
+    torch.manual_seed(0)
+    base, codes = RealNVP(2, num_layers=2, steps=50), ring(500)
+    prior = LARS(copy.deepcopy(base), hidden_features=(8,), steps=20)
+    prior.fit(codes, seed=3)
+    base.fit(codes, seed=3)
+    for mine, alone in zip(
+        prior.base.state_dict().values(), base.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, alone)
+
+
+def test_a_few_codes_are_passed_over_a_few_times() -> None:
+    torch.manual_seed(0)
+    codes, steps = ring(100), []
+    prior = LARS(Normal(2), hidden_features=(8,), epochs=4, batch_size=50)
+    prior.network.register_forward_hook(lambda *_: steps.append(torch.is_grad_enabled()))
+    prior.fit(codes)
+    assert sum(steps) == 2 * 8  # a batch of codes and draws of the base, 8 times
+
+
 def test_a_base_of_another_package_serves() -> None:
     zuko = pytest.importorskip("zuko")
     prior = LARS(zuko.flows.NSF(2, transforms=1, hidden_features=[8]), num_samples=100)
@@ -126,6 +149,8 @@ def test_what_is_refused() -> None:
         LARS(Masked(Normal(2)))
     with pytest.raises(ValueError, match="`sampling`"):
         NoiseContrastive(Normal(2), sampling="guess")
+    with pytest.raises(ValueError, match="`epochs`"):
+        LARS(Normal(2), epochs=0)
     assert LatentEnergy(Normal(2)).normalised is False
 
 
