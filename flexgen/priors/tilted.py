@@ -20,6 +20,7 @@ from flexgen.priors.staged import as_prior
 
 # Of the draws that Z is a mean over; the global generators are left as they are.
 _SEED = 0
+_PART = 4096
 
 
 class TiltedDistribution(Vectors):
@@ -103,6 +104,7 @@ class Tilted(Prior):
         self.register_buffer("loc", torch.zeros(base.latent_dim))
         self.register_buffer("scale", torch.ones(base.latent_dim))
         self._normaliser: tuple[Tensor, tuple[Tensor, float]] | None = None
+        self._draws: list[Tensor] = []
 
     @property
     def support(self) -> tuple[float, float] | None:  # type: ignore[override]
@@ -146,17 +148,21 @@ class Tilted(Prior):
         # By their values: a fused optimizer leaves the tensors' versions as they are.
         state = torch.cat([each.detach().flatten() for each in self.state_dict().values()])
         if self._normaliser is None or not torch.equal(self._normaliser[0], state):
-            cuda = [self.loc.device] if self.loc.is_cuda else []
-            with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-                torch.manual_seed(_SEED)
-                # In parts that fit in a processor's cache.
-                parts = torch.arange(self.num_samples).split(4096)
-                log_t = torch.cat([self.log_tilt(self.base.draw(len(part))) for part in parts])
-                log_t = log_t.double()
+            parts = self._draws or self._drawn()
+            with torch.no_grad():
+                log_t = torch.cat([self.log_tilt(part) for part in parts]).double()
                 log_z = log_t.logsumexp(0) - math.log(len(log_t))
                 error = (log_t - log_z).exp().std() / math.sqrt(len(log_t))
             self._normaliser = state, (log_z.to(self.loc), float(error))
         return self._normaliser[1]
+
+    def _drawn(self) -> list[Tensor]:
+        """The draws of π that Z is a mean over, in parts that fit in a processor's cache."""
+        cuda = [self.loc.device] if self.loc.is_cuda else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(_SEED)
+            parts = torch.arange(self.num_samples).split(_PART)
+            return [self.base.draw(len(part)) for part in parts]
 
     def cross_entropy(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():
@@ -175,11 +181,15 @@ class Tilted(Prior):
             self.base.fit(codes, draws=draws, seed=seed, progress=progress)
         self.loc.copy_(codes.mean(0))
         self.scale.copy_(codes.std(0, correction=0).clamp_min(1e-6))
-        steps = min(self.steps, math.ceil(self.epochs * len(codes) / self.how["batch_size"]))
-        report = maximise_likelihood(
-            self, codes.detach().to(self.loc), draws=draws, seed=seed, progress=progress,
-            steps=steps, surrogate=self.network_loss, **self.how,
-        )  # fmt: skip
+        self._draws = self._drawn()  # of a base that stays, for all looks at held-out codes
+        try:
+            report = maximise_likelihood(
+                self, codes.detach().to(self.loc), draws=draws, seed=seed, progress=progress,
+                steps=min(self.steps, math.ceil(self.epochs * len(codes) / self.how["batch_size"])),
+                surrogate=self.network_loss, **self.how,
+            )  # fmt: skip
+        finally:
+            self._draws = []
         return report | ({"log_z_error": self.log_normaliser()[1]} if self.normalised else {})
 
     def __getstate__(self) -> dict[str, object]:
