@@ -31,8 +31,9 @@ from flexgen.report.summary import Cell, Row, Table
 from flexgen.runs.compose import compose_prior
 
 PRIORS = (
-    "normal", "gaussian", "mixture", "realnvp", "realnvp_deep", "maf", "nsf", "nsf_deep",
-    "flow_matching", "lars", "noise_contrastive", "noise_contrastive prior@prior.base=mixture",
+    "normal", "gaussian", "mixture", "mixture num_components=50", "realnvp", "realnvp_deep", "maf",
+    "nsf", "nsf_deep", "zuko_nsf", "flow_matching", "lars", "noise_contrastive",
+    "noise_contrastive prior@prior.base=mixture", "vamp",
 )  # fmt: skip
 METRICS = ("nll/samples", "elbo/kl", "posterior/active_units", "less normal", "fit, seconds")
 AT_ONCE = 5
@@ -130,7 +131,8 @@ def write(found: dict[str, dict[int, dict[str, Any]]], out: Path) -> None:
     """The table as files and on the screen."""
     base = found["normal"]
     rows, lines = [], []
-    for name, of_seeds in found.items():
+    for words, of_seeds in found.items():
+        name = words.replace("prior@prior.base=", "on ").replace("num_components=", "of ")
         seeds = sorted(of_seeds)
         apart = [of_seeds[s]["nll"] - base[s]["nll"] for s in seeds if s in base]
         difference = torch.stack(apart).mean(0)
