@@ -148,7 +148,7 @@ class Tilted(Prior):
         # By their values: a fused optimizer leaves the tensors' versions as they are.
         state = torch.cat([each.detach().flatten() for each in self.state_dict().values()])
         if self._normaliser is None or not torch.equal(self._normaliser[0], state):
-            parts = self._draws or self._drawn()
+            parts = self._draws or self._draws_of_base()
             with torch.no_grad():
                 log_t = torch.cat([self.log_tilt(part) for part in parts]).double()
                 log_z = log_t.logsumexp(0) - math.log(len(log_t))
@@ -156,7 +156,7 @@ class Tilted(Prior):
             self._normaliser = state, (log_z.to(self.loc), float(error))
         return self._normaliser[1]
 
-    def _drawn(self) -> list[Tensor]:
+    def _draws_of_base(self) -> list[Tensor]:
         """The draws of π that Z is a mean over, in parts that fit in a processor's cache."""
         cuda = [self.loc.device] if self.loc.is_cuda else []
         with torch.random.fork_rng(devices=cuda):
@@ -181,7 +181,7 @@ class Tilted(Prior):
             self.base.fit(codes, draws=draws, seed=seed, progress=progress)
         self.loc.copy_(codes.mean(0))
         self.scale.copy_(codes.std(0, correction=0).clamp_min(1e-6))
-        self._draws = self._drawn()  # of a base that stays, for all looks at held-out codes
+        self._draws = self._draws_of_base()  # of a base that stays, for all looks at held-out codes
         try:
             report = maximise_likelihood(
                 self, codes.detach().to(self.loc), draws=draws, seed=seed, progress=progress,
@@ -215,7 +215,8 @@ class LARS(Tilted):
 
     Source: Bauer & Mnih, "Resampled priors for variational autoencoders", 2019, eq. 4 and 5 (a of
     two hidden layers of 100, T = 100). Departures: Z in training is a mean over fresh draws of π
-    alone, not a running mean with the codes among them; SiLU in the place of tanh.
+    alone, not a running mean with the codes among them; SiLU in the place of tanh; a fit to codes
+    leaves the base as it was fitted.
     """
 
     def __init__(self, base: nn.Module, *, truncation: int = 100, **options: Any) -> None:
