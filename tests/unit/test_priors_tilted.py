@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexgen.priors import LARS, LatentEnergy, Masked, Mixture, NoiseContrastive, Normal, RealNVP
+from flexgen.priors import (
+    LARS,
+    LatentEnergy,
+    Masked,
+    Mixture,
+    NoiseContrastive,
+    Normal,
+    RealNVP,
+    Uniform,
+)
 from flexgen.priors.tilted import Tilted
 
 BUILDS: dict[str, Callable[[], Tilted]] = {
@@ -64,6 +73,24 @@ def test_draws_are_of_that_density(fitted: Tilted) -> None:
     expected = float((log_weight.softmax(0) * pool.square().sum(1)).sum())
     assert float(squared.mean()) == pytest.approx(expected, rel=0.07 if fitted.normalised else 0.2)
     assert (squared < 0.5).float().mean() < 0.14  # 0.22 of N(0, I)
+
+
+def test_z_by_annealing_is_z(fitted: Tilted) -> None:
+    state = torch.get_rng_state()
+    log_z, error = fitted.annealed_log_normaliser(num_temperatures=50)
+    assert torch.equal(torch.get_rng_state(), state)
+    by_draws, of_draws = fitted.log_normaliser()
+    assert log_z == pytest.approx(float(by_draws), abs=3 * math.hypot(error, of_draws))
+    assert error < 0.05
+
+
+def test_z_by_annealing_inside_walls() -> None:
+    """∫ exp(2 z) over U(−1, 1) is sinh(2) / 2."""
+    prior = LatentEnergy(Uniform(1))
+    prior.logit = lambda z: 2 * z[..., 0]  # type: ignore[method-assign]
+    log_z, error = prior.annealed_log_normaliser(num_chains=4000, num_temperatures=30)
+    assert log_z == pytest.approx(math.log(math.sinh(2) / 2), abs=0.04)
+    assert error < 0.02
 
 
 def test_z_follows_the_weights_however_they_are_stepped(fitted: Tilted) -> None:
@@ -151,6 +178,8 @@ def test_what_is_refused() -> None:
         NoiseContrastive(Normal(2), sampling="guess")
     with pytest.raises(ValueError, match="`epochs`"):
         LARS(Normal(2), epochs=0)
+    with pytest.raises(ValueError, match="`step_size`"):
+        LARS(Normal(2)).annealed_log_normaliser(step_size=0)
     assert LatentEnergy(Normal(2)).normalised is False
 
 
